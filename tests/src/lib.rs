@@ -1,0 +1,1 @@
+//! The lab: mirrored mode in network namespaces, Windows included.

@@ -1,0 +1,2 @@
+//! wsl-mirror
+fn main() {}

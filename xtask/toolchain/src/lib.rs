@@ -1,0 +1,1 @@
+//! Finds the toolchain that can build for `bpfel-unknown-none`.
