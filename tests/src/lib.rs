@@ -1,1 +1,39 @@
-//! The lab: mirrored mode in network namespaces, Windows included.
+//! The lab: WSL2's mirrored networking in network namespaces, Windows included, with real engines in it.
+//!
+//! ```no_run
+//! use wsl_mirror_lab::{Container, Docker, DockerOptions, Lab, Service, tcp};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let lab = Lab::builder().build()?;
+//! let docker = Docker::start(&lab, &DockerOptions::default())?;
+//! docker.run(Container::new("web").serve(Service::TcpEcho { port: 7 }).publish("8080:7"))?;
+//! let reply = tcp::Client::new(lab.windows(), "127.0.0.1:8080").echo(b"hello");
+//! assert_eq!(reply, Err(tcp::Failure::ConnectTimedOut), "what wsl-mirror is there to heal");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything lives in unnamed namespaces that only descriptors of this process hold, so nothing is left
+//! behind, whatever ends the process, and any number of labs run side by side; `cgroups` has the one exception.
+//! Root is needed, and of programs: `ip`, `nft`, `iptables`, `conntrack`, `sysctl`'s files, a static busybox,
+//! dockerd.
+
+mod cgroups;
+mod docker;
+mod mirrored;
+mod namespace;
+pub mod nat;
+pub mod process;
+pub mod services;
+mod traffic;
+mod wsl_mirror;
+
+pub use docker::{Container, Docker, DockerOptions, Running, Service};
+pub use mirrored::{
+    GUEST_EPHEMERAL, GUEST_MAC, Gateway, LAN_ADDRESS, Lab, LabBuilder, REFLECTION_MAC, WINDOWS_MAC, loopback,
+};
+pub use namespace::{Namespace, SCRATCH};
+pub use traffic::{raw, servers, tcp, udp};
+
+/// `lab-helper`, statically linked (`build.rs`).
+pub(crate) static HELPER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lab-helper"));

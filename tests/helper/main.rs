@@ -1,0 +1,121 @@
+//! `lab-helper`: what the lab needs inside containers and around dockerd, as one static program.
+//!
+//! The services are not left to busybox: its `nc` loses data when one side closes first, and its `udpsvd`
+//! starts a process per datagram. HTTP is busybox's `httpd`, so that at least one service was not written by
+//! the same hands as its client.
+
+#[path = "../src/services.rs"]
+mod services;
+
+use std::{
+    env,
+    fs::File,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, UdpSocket},
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode, exit},
+    sync::atomic::AtomicBool,
+    thread,
+};
+
+use services::{Pattern, TcpService};
+
+const USAGE: &str = "usage: lab-helper serve SERVICE:PORT[:BYTES]… | lab-helper init PROGRAM [ARGUMENT…]
+services: http tcp-echo tcp-sink tcp-source udp-echo";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let result = match arguments.split_first() {
+        Some((verb, rest)) if verb == "serve" => serve(rest),
+        Some((verb, rest)) if verb == "init" => init(rest),
+        _ => Err(io::Error::other(USAGE)),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lab-helper: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs every service named, each on a thread; ends only when it is killed.
+fn serve(services: &[String]) -> io::Result<ExitCode> {
+    let mut threads = Vec::new();
+    for service in services {
+        let mut fields = service.split(':');
+        let (name, port, bytes) = (fields.next(), fields.next(), fields.next());
+        let bad = || io::Error::other(format!("bad service '{service}'\n{USAGE}"));
+        let port: u16 = port.and_then(|port| port.parse().ok()).ok_or_else(bad)?;
+        let bytes: Option<u64> = bytes.map(|bytes| bytes.parse().map_err(|_| bad())).transpose()?;
+        let tcp = match name {
+            Some("tcp-echo") => Some(TcpService::Echo),
+            Some("tcp-sink") => Some(TcpService::Sink),
+            Some("tcp-source") => Some(TcpService::Source { bytes: bytes.ok_or_else(bad)? }),
+            _ => None,
+        };
+        if let Some(tcp) = tcp {
+            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+            threads.push(thread::spawn(move || services::serve_tcp(&listener, tcp, &AtomicBool::new(false))));
+        } else if name == Some("udp-echo") {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+            threads.push(thread::spawn(move || services::serve_udp_echo(&socket, &AtomicBool::new(false))));
+        } else if name == Some("http") {
+            threads.push(http(port, bytes)?);
+        } else {
+            return Err(bad());
+        }
+    }
+    for thread in threads {
+        let _ = thread.join();
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// busybox's httpd over `/www`; with `bytes` also `/www/pattern`, that many bytes of the lab's pattern.
+fn http(port: u16, bytes: Option<u64>) -> io::Result<thread::JoinHandle<()>> {
+    if let Some(bytes) = bytes {
+        let mut file = File::create("/www/pattern")?;
+        Pattern::default().write(&mut file, bytes)?;
+        file.flush()?;
+    }
+    let mut httpd = Command::new("/bin/busybox")
+        .args(["httpd", "-f", "-h", "/www", "-p", &port.to_string()])
+        .process_group(0)
+        .spawn()?;
+    Ok(thread::spawn(move || {
+        let _ = httpd.wait();
+    }))
+}
+
+/// The first process of a PID namespace: starts `program`, reaps whatever is left to it, and ends, taking the
+/// whole namespace with it, as soon as its standard input does: the other end is held by the lab's process
+/// alone, so the kernel closes it however that process dies.
+fn init(program: &[String]) -> io::Result<ExitCode> {
+    let (program, arguments) = program.split_first().ok_or_else(|| io::Error::other(USAGE))?;
+    thread::spawn(|| {
+        let mut buffer = [0; 16];
+        while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
+        exit(0)
+    });
+    let child = Command::new(program)
+        .args(arguments)
+        .stdin(std::process::Stdio::null())
+        .spawn()
+        .map_err(|error| io::Error::other(format!("starting {program}: {error}")))?;
+    let child = child.id().cast_signed();
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a live i32 for the call to write to; there is no other precondition.
+        let reaped = unsafe { waitpid(-1, &raw mut status, 0) };
+        if reaped == child {
+            eprintln!("lab-helper: {program} ended, wait status {status:#x}");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+}
+
+// SAFETY: the C library's waitpid(2), with the types that it has on every Linux target.
+unsafe extern "C" {
+    fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
+}

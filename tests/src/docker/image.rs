@@ -1,0 +1,47 @@
+//! The image: busybox, `lab-helper`, and a page to serve. Made here: no registry is asked.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+use super::Docker;
+use crate::{
+    mirrored::helper_path,
+    process::{COMMAND_LIMIT, run},
+};
+
+/// What containers are run from.
+pub(super) const IMAGE: &str = "wsl-mirror-lab";
+/// What `http` serves as `/index.html`.
+pub(super) const PAGE: &str = "a page from the container\n";
+
+/// The static one of Debian's `busybox-static`; others keep it in /usr.
+const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox.static"];
+
+impl Docker {
+    pub(super) fn import_image(&self) -> Result<()> {
+        let root = format!("{}/image", self.directory());
+        let tar = format!("{root}.tar");
+        let build = || -> Result<()> {
+            for directory in ["bin", "www", "tmp", "etc"] {
+                fs::create_dir_all(format!("{root}/{directory}"))?;
+            }
+            let busybox = BUSYBOX.iter().find(|path| fs::exists(path).is_ok_and(|there| there));
+            let busybox = busybox.context("no busybox: install busybox-static")?;
+            fs::copy(busybox, format!("{root}/bin/busybox"))?;
+            fs::copy(helper_path(), format!("{root}/bin/lab-helper"))?;
+            // Links with names; busybox itself finds out from the name what it shall be.
+            for applet in ["sh", "ls", "cat", "ip", "ping", "nc", "wget", "netstat", "sleep", "true", "kill"]
+            {
+                std::os::unix::fs::symlink("busybox", format!("{root}/bin/{applet}"))?;
+            }
+            fs::write(format!("{root}/www/index.html"), PAGE)?;
+            Ok(())
+        };
+        self.guest().enter(build).context("making the image")?;
+        run(self.guest().command("tar").args(["-C", &root, "-cf", &tar, "."]), COMMAND_LIMIT)?.success()?;
+        self.cli(&["import", &tar, IMAGE]).context("importing the image")?;
+        self.guest().enter(|| fs::remove_dir_all(&root).and_then(|()| fs::remove_file(&tar)))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,132 @@
+//! The guest: what WSL does to it, in the order in which WSL does it.
+
+use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt as _};
+
+use anyhow::{Context as _, Result};
+
+use super::{GUEST_EPHEMERAL, LAN_ADDRESS, Lab, WINDOWS_MAC, mac_text};
+use crate::{HELPER, namespace::SCRATCH};
+
+/// Where `lab-helper` lies inside the guest.
+pub(crate) fn helper_path() -> String {
+    format!("{SCRATCH}/lab-helper")
+}
+
+impl Lab {
+    /// Puts `lab-helper` where the guest finds it.
+    pub(super) fn install_helper(&self) -> Result<()> {
+        let path = helper_path();
+        self.guest
+            .enter(|| {
+                fs::write(&path, HELPER)?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+            })
+            .with_context(|| format!("writing {path}"))
+    }
+
+    pub(super) fn set_up_guest(&self) -> Result<()> {
+        // A new namespace copies these from the machine's, and a Debian machine's are not a WSL kernel's.
+        self.guest.set_sysctls([
+            ("net/ipv4/conf/default/rp_filter", "0"),
+            ("net/ipv4/conf/eth0/rp_filter", "0"),
+            ("net/ipv4/conf/all/route_localnet", "0"),
+            ("net/ipv4/conf/default/route_localnet", "0"),
+            ("net/ipv4/ip_forward", "0"),
+        ])?;
+        // The address is there with dnsTunneling=true, the default.
+        self.guest.ip_batch("link set lo up\naddr add 10.255.255.254/32 dev lo\n")?;
+        self.guest.nft(&wsl_output_rules())?;
+        self.guest.set_sysctls([
+            ("net/ipv4/conf/eth0/accept_local", "1"),
+            ("net/ipv4/conf/eth0/route_localnet", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+        ])?;
+
+        // A rule that names an absent NIC waits for it: WSL's rules outlive loopback0, so they are made once.
+        let mut rules = String::from("rule del pref 0 lookup local\n");
+        for protocol in ["tcp", "udp"] {
+            writeln!(rules, "rule add pref 0 iif loopback0 ipproto {protocol} lookup local")?;
+        }
+        for table in [127, 128] {
+            for protocol in ["tcp", "udp"] {
+                writeln!(rules, "rule add pref 1 ipproto {protocol} lookup {table}")?;
+            }
+        }
+        rules += "rule add pref 2 lookup local\n";
+        self.guest.ip_batch(&rules)?;
+        if self.options.loopback0 {
+            self.set_up_guest_loopback0()?;
+        }
+
+        self.guest.ip_batch("link set eth0 up\n")?;
+        self.guest.nft(&wsl_postrouting_rules())?;
+        let mut eth0 = String::new();
+        for protocol in ["tcp", "udp"] {
+            writeln!(eth0, "rule add pref 0 iif eth0 ipproto {protocol} lookup local")?;
+        }
+        write!(
+            eth0,
+            "addr add {LAN_ADDRESS}/24 dev eth0 noprefixroute\n\
+             route add 192.168.50.0/24 dev eth0 proto kernel scope link metric 281\n\
+             route add default via 192.168.50.1 dev eth0 proto kernel metric 25\n",
+        )?;
+        if self.options.host_address_loopback {
+            let (gateway, mac) = (self.gateway(), mac_text(WINDOWS_MAC));
+            write!(
+                eth0,
+                "neigh add {gateway} lladdr {mac} nud permanent dev eth0\n\
+                 route add {LAN_ADDRESS}/32 via {gateway} dev eth0 src {LAN_ADDRESS} onlink proto kernel table 128\n",
+            )?;
+        }
+        self.guest.ip_batch(&eth0)?;
+        let ephemeral = format!("{} {}", GUEST_EPHEMERAL.start(), GUEST_EPHEMERAL.end());
+        self.guest.set_sysctls([
+            ("net/ipv4/conf/all/arp_filter", "1"),
+            ("net/ipv4/conf/default/arp_filter", "1"),
+            ("net/ipv4/ip_local_port_range", ephemeral.as_str()),
+        ])
+    }
+
+    /// What is lost with `loopback0` and made again when it comes back.
+    pub(super) fn set_up_guest_loopback0(&self) -> Result<()> {
+        self.guest.set_sysctls([
+            ("net/ipv4/conf/loopback0/accept_local", "1"),
+            ("net/ipv4/conf/loopback0/route_localnet", "1"),
+        ])?;
+        self.guest.ip_batch("link set loopback0 up\n")?;
+        self.guest.set_sysctls([("net/ipv4/conf/loopback0/rp_filter", "0")])?;
+        let (gateway, mac) = (self.gateway(), mac_text(WINDOWS_MAC));
+        self.guest.ip_batch(&format!(
+            "neigh add {gateway} lladdr {mac} nud permanent dev loopback0\n\
+             route add 127.0.0.1/32 via {gateway} dev loopback0 src 127.0.0.1 onlink proto kernel table 127\n",
+        ))
+    }
+}
+
+/// `WSLOUTPUT` overwrites any mark that a local process's packet carries.
+fn wsl_output_rules() -> String {
+    ["ip", "ip6"]
+        .map(|family| {
+            format!(
+                "add table {family} filter\n\
+                 add chain {family} filter WSLOUTPUT {{ type filter hook output priority filter; }}\n\
+                 add rule {family} filter WSLOUTPUT counter mark set 0x1\n\
+                 add table {family} nat\n\
+                 add chain {family} nat WSLPOSTROUTING {{ type nat hook postrouting priority srcnat - 1; }}\n",
+            )
+        })
+        .concat()
+}
+
+/// Forwarded traffic leaves by `eth0` from one of the guest's own ports, or Windows would not send replies.
+fn wsl_postrouting_rules() -> String {
+    let (low, high) = (GUEST_EPHEMERAL.start(), GUEST_EPHEMERAL.end());
+    [("ip", "udp"), ("ip", "tcp"), ("ip6", "udp"), ("ip6", "tcp")]
+        .map(|(family, protocol)| {
+            format!(
+                "add rule {family} nat WSLPOSTROUTING oif eth0 {protocol} sport 1-65535 mark != 0x1 counter \
+                 masquerade to :{low}-{high}\n",
+            )
+        })
+        .concat()
+}

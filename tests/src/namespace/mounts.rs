@@ -1,0 +1,81 @@
+//! The guest's mounts: what a WSL distribution has to itself, and a place for everything that shall vanish.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use rustix::{
+    fs::CWD,
+    io::Errno,
+    mount::{
+        MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change, move_mount,
+        open_tree,
+    },
+};
+
+/// Inside the guest: a directory in memory, seen by nobody else, gone with the namespace.
+pub const SCRATCH: &str = "/run/lab";
+
+/// Which mounts a mount namespace gets besides those that it inherits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mounts {
+    pub(crate) bpffs: bool,
+}
+
+impl Mounts {
+    /// Mounts everything; called on a thread that is in the new mount and network namespaces already.
+    pub(crate) fn mount_all(self) -> Result<()> {
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .context("making the mounts private")?;
+        // /run belongs to the distribution on WSL too; in it are xtables.lock and what engines put there.
+        mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), Some(c"mode=0755"))
+            .context("mounting a tmpfs on /run")?;
+        for directory in [SCRATCH, "/run/lock"] {
+            fs::create_dir_all(directory).with_context(|| format!("creating {directory}"))?;
+        }
+        mount_sysfs()?;
+        if self.bpffs {
+            mount("bpf", "/sys/fs/bpf", "bpf", MountFlags::empty(), Some(c"mode=0700"))
+                .context("mounting a bpffs on /sys/fs/bpf")?;
+        }
+        // dockerd writes /etc/docker/key.json, whatever it is told; the product has files in both.
+        for directory in ["/etc", "/var"] {
+            overlay(directory)?;
+        }
+        Ok(())
+    }
+}
+
+/// /sys/class/net shows the network namespace of whoever mounted it, so the guest needs its own sysfs; what
+/// is mounted below the old one for all (cgroups above all) is carried over.
+fn mount_sysfs() -> Result<()> {
+    let mut below = Vec::new();
+    for path in ["/sys/fs/cgroup", "/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/security"] {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        match open_tree(CWD, path, flags) {
+            Ok(tree) => below.push((path, tree)),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error).with_context(|| format!("cloning the mounts below {path}")),
+        }
+    }
+    mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None::<&std::ffi::CStr>)
+        .context("mounting a sysfs on /sys")?;
+    for (path, tree) in below {
+        move_mount(&tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .with_context(|| format!("mounting {path} again"))?;
+    }
+    Ok(())
+}
+
+/// What is written below `directory` goes to memory.
+fn overlay(directory: &str) -> Result<()> {
+    let own = Path::new(SCRATCH).join("written").join(directory.trim_start_matches('/'));
+    let (upper, work) = (own.join("upper"), own.join("work"));
+    for path in [&upper, &work] {
+        fs::create_dir_all(path).with_context(|| format!("creating {}", path.display()))?;
+    }
+    let options = format!("lowerdir={directory},upperdir={},workdir={}", upper.display(), work.display());
+    let options = std::ffi::CString::new(options).context("a path with a NUL byte")?;
+    mount("overlay", directory, "overlay", MountFlags::empty(), Some(options.as_c_str()))
+        .with_context(|| format!("mounting an overlay on {directory}"))
+}

@@ -1,0 +1,6 @@
+//! Clients and servers inside a namespace, down to single frames.
+
+pub mod raw;
+pub mod servers;
+pub mod tcp;
+pub mod udp;

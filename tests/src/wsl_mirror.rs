@@ -1,0 +1,52 @@
+//! The product under test.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    Lab,
+    process::{COMMAND_LIMIT, Finished, run},
+};
+
+/// The `wsl-mirror` to test: `WSL_MIRROR_BIN`, or the workspace's release build.
+pub(crate) fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("WSL_MIRROR_BIN") {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            bail!("WSL_MIRROR_BIN names {}, which is not a file", path.display());
+        }
+        return Ok(path.canonicalize()?);
+    }
+    let target =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new("target").to_owned(), PathBuf::from);
+    // Relative to the workspace, whatever directory the tests were started in.
+    let workspace = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let path = workspace.join(target).join("release/wsl-mirror");
+    if !path.is_file() {
+        bail!(
+            "no wsl-mirror at {}: build it (`cargo build --release`), or name one in WSL_MIRROR_BIN",
+            path.display()
+        );
+    }
+    Ok(path.canonicalize()?)
+}
+
+impl Lab {
+    /// `wsl-mirror` with these arguments, to be run in the guest.
+    pub fn wsl_mirror_command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.guest().command(binary()?);
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// Runs `wsl-mirror` in the guest to its end. That it fails is not an error here: see
+    /// [`Finished::success`].
+    pub fn wsl_mirror(&self, arguments: &[&str]) -> Result<Finished> {
+        run(&mut self.wsl_mirror_command(arguments)?, COMMAND_LIMIT)
+    }
+}
