@@ -1,2 +1,39 @@
-//! The tasks of the project.
-fn main() {}
+//! `cargo xtask <task>`: everything that one does with this repository besides editing it.
+
+mod cargo;
+mod commands;
+mod exit_code;
+mod libtest;
+mod progress;
+mod setup;
+mod table;
+
+use clap::{Parser, Subcommand};
+use exit_code::ExitCode;
+
+/// The project's tasks. Each sets up what it needs by itself.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Options {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    Setup(commands::Setup),
+    Build(commands::Build),
+    Test(commands::Test),
+}
+
+fn main() -> ExitCode {
+    let result = match Options::parse().task {
+        Task::Setup(setup) => setup.exec(),
+        Task::Build(build) => build.exec(),
+        Task::Test(test) => test.exec(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::Failed
+    })
+}

@@ -39,7 +39,8 @@ impl fmt::Display for Compiler {
 }
 
 impl Compiler {
-    /// A command that runs this cargo with this rustc, whichever cargo runs us.
+    /// A command that runs this cargo with this rustc, free of what the cargo that runs *us* put into the
+    /// environment: its rustc, its flags, its target directory.
     pub fn cargo_command(&self) -> Command {
         let mut command = Command::new(&self.cargo);
         for (name, _) in env::vars_os().filter(|(name, _)| !name.to_str().is_none_or(is_inherited)) {
@@ -50,15 +51,13 @@ impl Compiler {
             // Empty switches off a wrapper from the user's cargo configuration: a cache server gains
             // nothing on one small crate, and some do not know the target.
             .env("RUSTC_WRAPPER", "")
-            .env("RUSTC_WORKSPACE_WRAPPER", "")
-            // `-Z build-std` on a toolchain that is not nightly.
-            .env("RUSTC_BOOTSTRAP", "1");
+            .env("RUSTC_WORKSPACE_WRAPPER", "");
         command
     }
 }
 
 /// Oldest Rust that builds this workspace.
-fn oldest() -> Version {
+pub fn oldest() -> Version {
     Version::parse(env!("CARGO_PKG_RUST_VERSION")).unwrap_or(Version { major: 1, minor: 0 })
 }
 
@@ -175,7 +174,6 @@ mod tests {
         };
         assert_eq!(set("RUSTC").as_deref(), Some(OsStr::new("/t/bin/rustc")));
         assert_eq!(set("RUSTC_WRAPPER").as_deref(), Some(OsStr::new("")));
-        assert_eq!(set("RUSTC_BOOTSTRAP").as_deref(), Some(OsStr::new("1")));
         // Cargo runs this test with it set.
         assert!(command.get_envs().any(|(key, value)| key == "CARGO_MANIFEST_DIR" && value.is_none()));
     }

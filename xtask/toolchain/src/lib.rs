@@ -14,7 +14,7 @@ mod version;
 
 use std::{env, ffi::OsString, fmt, path::PathBuf, process::Command};
 
-pub use compiler::{CARGO_OVERRIDE, Compiler};
+pub use compiler::{CARGO_OVERRIDE, Compiler, oldest};
 pub use environment::is_inherited;
 pub use linker::{LINKER_OVERRIDE, LINKER_RELEASE, Linker, tools_dir};
 pub use version::{RustcVersion, Version, llvm_of_linker};
@@ -43,10 +43,12 @@ pub struct Toolchain {
 }
 
 impl Toolchain {
-    /// A command that runs the inner cargo, free of what the cargo that runs *us* put into the environment
-    /// (its rustc, its flags, its target directory), and with `-Z` options allowed on a stable toolchain.
+    /// A command that runs the inner cargo (see [`Compiler::cargo_command`]), with `-Z build-std` allowed on a
+    /// toolchain that is not nightly.
     pub fn cargo(&self) -> Command {
-        self.compiler.cargo_command()
+        let mut command = self.compiler.cargo_command();
+        command.env("RUSTC_BOOTSTRAP", "1");
+        command
     }
 
     /// The flags that the object needs from rustc, as cargo takes them in `CARGO_ENCODED_RUSTFLAGS`.
@@ -247,9 +249,8 @@ mod tests {
 
     #[test]
     fn without_a_compiler_the_compiler_is_what_is_missing() {
-        let missing =
-            choose(Machine { linkers: vec![linker("/bpf-linker", Some(22))], ..Machine::default() })
-                .expect_err("there is no compiler");
+        let machine = Machine { linkers: vec![linker("/bpf-linker", Some(22))], ..Machine::default() };
+        let Err(missing) = choose(machine) else { panic!("there is no compiler") };
         assert_eq!(missing.compiler, None);
         assert!(missing.by_hand().contains("rust-src"));
     }

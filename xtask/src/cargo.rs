@@ -1,0 +1,95 @@
+//! The cargo that runs us, run again.
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// How the product is built. The object inside is always optimised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    Debug,
+    Release,
+}
+
+/// The root of the repository, wherever in it the task was started.
+pub(crate) fn workspace() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}
+
+/// `cargo <subcommand>` in the root of the workspace.
+pub(crate) fn command(subcommand: &str) -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(cargo);
+    command.arg(subcommand).current_dir(workspace());
+    // `cargo run` describes this package to us; a build script that reads the environment must not be told
+    // that it is ours, and would be run again each time it is told differently.
+    for (name, _) in env::vars_os() {
+        let package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_PRIMARY_"];
+        if name.to_str().is_some_and(|name| package.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Builds `wsl-mirror` and returns where cargo put it.
+pub(crate) fn build_product(profile: Profile) -> Result<PathBuf> {
+    let mut cargo = command("build");
+    cargo.args(["--package", "wsl-mirror", "--message-format", "json-render-diagnostics"]);
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    let mut child =
+        cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting cargo build")?;
+    let mut binary = None;
+    for line in BufReader::new(child.stdout.take().context("cargo's output is piped")?).lines() {
+        let line = line.context("reading cargo's messages")?;
+        binary = executable(&line, "wsl-mirror").or(binary);
+    }
+    let status = child.wait().context("waiting for cargo build")?;
+    if !status.success() {
+        bail!("building wsl-mirror ended with {status}; the compiler's messages are above");
+    }
+    binary.context("cargo built wsl-mirror and did not say where it put the binary")
+}
+
+/// Where a binary was put, if this message of cargo's says so. Asking cargo is the only way that is right
+/// with every `target-dir` and `build.target` there is; its messages are one JSON object a line, of which one
+/// field is needed.
+fn executable(message: &str, name: &str) -> Option<PathBuf> {
+    if !message.starts_with(r#"{"reason":"compiler-artifact""#) {
+        return None;
+    }
+    let (_, rest) = message.split_once(r#""executable":""#)?;
+    let (path, _) = rest.split_once('"')?;
+    let path = PathBuf::from(path.replace(r"\\", r"\"));
+    (path.file_name()? == name).then_some(path)
+}
+
+/// Whether cargo has a subcommand that comes as a component of its own (`fmt`, `clippy`), and its version.
+pub(crate) fn component(subcommand: &str) -> Option<String> {
+    let output = command(subcommand).arg("--version").stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_binary_is_where_cargo_says() {
+        let message = r#"{"reason":"compiler-artifact","package_id":"p","target":{"kind":["bin"]},"executable":"/t/release/wsl-mirror","fresh":true}"#;
+        assert_eq!(executable(message, "wsl-mirror"), Some(PathBuf::from("/t/release/wsl-mirror")));
+        assert_eq!(executable(message, "xtask"), None);
+        assert_eq!(executable(r#"{"reason":"build-finished","success":true}"#, "wsl-mirror"), None);
+        let library = r#"{"reason":"compiler-artifact","executable":null,"fresh":true}"#;
+        assert_eq!(executable(library, "wsl-mirror"), None);
+    }
+}

@@ -1,0 +1,122 @@
+//! Finds what is missing for building or testing, and installs it.
+//!
+//! In rounds: the state of the machine is read, a plan is computed from it, the plan is carried out, and the
+//! state is read again, because one step decides about the next (which LLVM the linker needs is known when
+//! the compiler is there). It ends when nothing is missing or when a round has nothing to do.
+
+mod apt;
+mod perform;
+mod plan;
+mod state;
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, bail};
+use plan::{Plan, Step, plan};
+use state::State;
+use wsl_mirror_toolchain::Toolchain;
+
+/// What a task needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// A toolchain for the object.
+    Build,
+    /// That, and the programs that the lab runs.
+    Lab,
+}
+
+/// How it came out.
+pub(crate) enum Outcome {
+    /// Nothing is missing any more.
+    Ready(Box<Toolchain>),
+    /// Something is, and what to do about it was printed.
+    Missing,
+}
+
+/// More rounds than any machine needs: lists, compiler, linker, and one to see that all is well.
+const ROUNDS: usize = 6;
+
+/// Installs what is missing; silent and quick when nothing is.
+///
+/// # Errors
+/// When a step fails. What cannot be installed from here is no error but [`Outcome::Missing`].
+pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
+    let mut apt_updated = false;
+    let mut done: Vec<Step> = Vec::new();
+    for _ in 0..ROUNDS {
+        let state = State::read(needs, apt_updated);
+        if let (Ok(toolchain), []) = (&state.toolchain, &*state.missing_tools) {
+            return Ok(Outcome::Ready(Box::new(toolchain.clone())));
+        }
+        let Plan { steps, by_hand } = plan(&state);
+        // What a person has to do comes before minutes of work that would be of no use without it.
+        if !by_hand.is_empty() || steps.is_empty() {
+            eprint!("{}", missing(&state, &by_hand));
+            return Ok(Outcome::Missing);
+        }
+        if let Some(again) = steps.iter().find(|step| done.contains(step)) {
+            eprint!("{}", missing(&state, &[]));
+            bail!("setup: `{again}` was done, and what it is there for is still missing");
+        }
+        for step in steps {
+            match perform::perform(&step) {
+                Ok(()) => {}
+                // The lists of packages may be older than what the mirror has.
+                Err(error) if matches!(step, Step::Install { .. }) && !apt_updated => {
+                    eprintln!("setup: {error:#}\nsetup: trying again with new package lists");
+                    apt_updated = true;
+                    perform::perform(&Step::UpdateLists)?;
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+            apt_updated |= step == Step::UpdateLists;
+            if step != Step::UpdateLists {
+                done.push(step);
+            }
+        }
+    }
+    bail!("setup: something is still missing after {ROUNDS} rounds; `cargo xtask setup --dry-run` shows what")
+}
+
+/// What would be done, in words.
+pub(crate) fn describe(needs: Needs) -> String {
+    let state = State::read(needs, false);
+    let Plan { steps, by_hand } = plan(&state);
+    if steps.is_empty() && by_hand.is_empty() {
+        return "Nothing is missing.\n".to_owned();
+    }
+    let mut text = missing(&state, &by_hand);
+    if !steps.is_empty() {
+        text.push_str("Setup would:\n");
+        for step in &steps {
+            let _ = writeln!(text, "  {step}");
+        }
+        if steps.contains(&Step::UpdateLists) {
+            text.push_str("  then look again, and install what the new lists have\n");
+        }
+    }
+    if state.toolchain.as_ref().is_err_and(|missing| missing.compiler.is_none()) {
+        text.push_str("  and then bpf-linker for the LLVM of that compiler, unless there is one\n");
+    }
+    text
+}
+
+/// What is missing, and what a person can do about it.
+fn missing(state: &State, by_hand: &[String]) -> String {
+    let mut text = String::new();
+    if let Err(missing) = &state.toolchain {
+        let _ = writeln!(text, "Missing: {missing}");
+    }
+    if !state.missing_tools.is_empty() {
+        let names: Vec<_> = state.missing_tools.iter().map(|tool| tool.program).collect();
+        let _ = writeln!(text, "Missing for the lab: {}", names.join(", "));
+    }
+    if !by_hand.is_empty() {
+        text.push_str("To be done by hand:\n");
+        for line in by_hand.iter().flat_map(|text| text.lines()) {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    text
+}

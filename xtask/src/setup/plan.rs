@@ -1,0 +1,387 @@
+//! From what is missing to what is done about it. Nothing here looks at the machine.
+
+use std::{fmt, ops::RangeInclusive};
+
+use wsl_mirror_toolchain::{Compiler, LINKER_RELEASE, Missing, oldest};
+
+use super::{
+    apt::{Apt, OWN, WEB, llvm_package},
+    state::{BUSYBOX, State},
+};
+
+/// The LLVMs that our release of bpf-linker can be linked with; each is a feature of its crate.
+pub(super) const LINKER_LLVMS: RangeInclusive<u32> = 21..=23;
+
+/// One thing that setup does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// `apt-get update`.
+    UpdateLists,
+    /// `apt-get install`. With `replacing`, a package of the user's may go: only for what takes its place.
+    Install { packages: Vec<String>, replacing: bool },
+    /// A nightly with rust-src from rustup.
+    Rustup,
+    /// bpf-linker, linked with the distribution's LLVM.
+    BuildLinker { compiler: Compiler, llvm: u32 },
+    /// bpf-linker as its authors built it.
+    FetchLinker,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UpdateLists => write!(f, "update the package lists"),
+            Self::Install { packages, .. } => write!(f, "install {}", packages.join(" ")),
+            Self::Rustup => write!(f, "install Rust nightly with rust-src by rustup"),
+            Self::BuildLinker { llvm, .. } => write!(f, "build bpf-linker {LINKER_RELEASE} with LLVM {llvm}"),
+            Self::FetchLinker => write!(f, "install bpf-linker {LINKER_RELEASE} by cargo binstall"),
+        }
+    }
+}
+
+/// What setup does, and what it leaves to a person.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    pub(super) by_hand: Vec<String>,
+}
+
+/// What one round does about what is missing.
+pub(super) fn plan(state: &State) -> Plan {
+    let mut round = Round { state, plan: Plan::default(), packages: Vec::new(), unknown: false };
+    if let Err(missing) = &state.toolchain {
+        if state.overrides.is_empty() {
+            match &missing.compiler {
+                None => round.compiler(missing),
+                Some(compiler) => round.linker(missing, compiler),
+            }
+        } else {
+            round.plan.by_hand.push(format!(
+                "correct or unset {}, by which the toolchain was chosen",
+                state.overrides.join(" and ")
+            ));
+        }
+    }
+    round.lab();
+    round.finish()
+}
+
+/// A plan in the making.
+struct Round<'a> {
+    state: &'a State,
+    plan: Plan,
+    packages: Vec<String>,
+    /// apt does not know a package that it may know after an update.
+    unknown: bool,
+}
+
+impl Round<'_> {
+    fn compiler(&mut self, missing: &Missing) {
+        let from_apt = match &self.state.apt {
+            Some(apt) => compiler_packages(apt),
+            None => Err("this is no Debian".to_owned()),
+        };
+        match from_apt {
+            // Whoever has rustup and is not root is helped by rustup alone.
+            Ok(packages) if self.state.root || !self.state.rustup => {
+                self.packages.extend(packages.map(str::to_owned));
+            }
+            Ok(_) => self.plan.steps.push(Step::Rustup),
+            Err(_) if self.may_update() => self.unknown = true,
+            Err(_) if self.state.rustup => self.plan.steps.push(Step::Rustup),
+            Err(reason) => {
+                self.plan.by_hand.push(format!("a Rust toolchain ({reason}):\n{}", missing.by_hand()));
+            }
+        }
+    }
+
+    /// The oldest LLVM that is new enough: the one that the compiler was built with, if there is a choice.
+    fn linker(&mut self, missing: &Missing, compiler: &Compiler) {
+        let enough = || LINKER_LLVMS.filter(|llvm| *llvm >= compiler.llvm.major);
+        let build = |llvm| Step::BuildLinker { compiler: compiler.clone(), llvm };
+        if let Some(llvm) = enough().find(|llvm| self.state.llvm_dev.contains(llvm)) {
+            self.plan.steps.push(build(llvm));
+            return;
+        }
+        let from_apt =
+            self.state.apt.as_ref().and_then(|apt| enough().find(|llvm| apt.available(&llvm_package(*llvm))));
+        match from_apt {
+            Some(llvm) if self.state.root => {
+                self.packages.push(llvm_package(llvm));
+                self.plan.steps.push(build(llvm));
+            }
+            _ if self.state.binstall => self.plan.steps.push(Step::FetchLinker),
+            Some(llvm) => self.packages.push(llvm_package(llvm)),
+            None if self.may_update() => self.unknown = true,
+            None => self.plan.by_hand.push(missing.by_hand()),
+        }
+    }
+
+    fn lab(&mut self) {
+        let Some(apt) = &self.state.apt else {
+            let programs: Vec<_> = self.state.missing_tools.iter().map(|tool| tool.program).collect();
+            if !programs.is_empty() {
+                self.plan.by_hand.push(format!(
+                    "install {}, as your distribution packages them (busybox has to be static)",
+                    programs.join(", ")
+                ));
+            }
+            return;
+        };
+        for tool in &self.state.missing_tools {
+            // Where docker-cli is no package, the command comes with docker.io.
+            let package = match tool.package {
+                "docker-cli" if !apt.available("docker-cli") => "docker.io",
+                package => package,
+            };
+            if *tool == BUSYBOX && apt.installed("busybox") && self.state.root && apt.available(package) {
+                let packages = vec![package.to_owned()];
+                self.plan.steps.push(Step::Install { packages, replacing: true });
+            } else if apt.available(package) {
+                if !self.packages.iter().any(|wanted| wanted == package) {
+                    self.packages.push(package.to_owned());
+                }
+            } else if self.may_update() {
+                self.unknown = true;
+            } else {
+                self.plan.by_hand.push(format!("install {}: apt knows no package {package}", tool.program));
+            }
+        }
+    }
+
+    fn may_update(&self) -> bool {
+        self.state.root && self.state.apt.as_ref().is_some_and(|apt| !apt.updated)
+    }
+
+    fn finish(self) -> Plan {
+        let Self { state, mut plan, packages, unknown } = self;
+        if unknown {
+            // New lists may change everything else in this plan.
+            return Plan { steps: vec![Step::UpdateLists], by_hand: plan.by_hand };
+        }
+        if !packages.is_empty() {
+            if state.root {
+                plan.steps.insert(0, Step::Install { packages, replacing: false });
+            } else {
+                let packages = packages.join(" ");
+                plan.by_hand.push(format!("as root: apt-get install --no-install-recommends {packages}"));
+            }
+        }
+        plan
+    }
+}
+
+/// The packages that bring a compiler, or why none of apt's do. Debian's two sets exclude each other and
+/// rustup's package, and a user's compiler is not ours to remove.
+fn compiler_packages(apt: &Apt) -> Result<std::array::IntoIter<&'static str, 3>, String> {
+    let new_enough = |name: &str| apt.upstream(name).is_some_and(|version| version >= oldest());
+    if apt.installed("rustup") {
+        return Err("Debian's rustup is installed, which excludes Debian's rustc; \
+                    use `rustup toolchain install nightly --component rust-src`"
+            .to_owned());
+    }
+    let own_installed = ["rustc", "cargo"].into_iter().filter(|name| apt.installed(name)).collect::<Vec<_>>();
+    if own_installed.is_empty() && new_enough("rustc-web") {
+        return Ok(WEB.into_iter());
+    }
+    if !apt.installed("rustc-web") && new_enough("rustc") {
+        return Ok(OWN.into_iter());
+    }
+    Err(if own_installed.is_empty() {
+        format!("apt has no Rust {}; Debian 12 has it in bookworm-security, as rustc-web", oldest())
+    } else if new_enough("rustc-web") {
+        let own = own_installed.join(" and ");
+        format!(
+            "{own} of this release is installed, older than {}, and rustc-web excludes it; \
+             `apt-get remove {}` and run setup again, if you do not need it",
+            oldest(),
+            own_installed.join(" ")
+        )
+    } else {
+        format!("the {} of this release is older than {}", own_installed.join(" and "), oldest())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use wsl_mirror_toolchain::{Linker, Toolchain, Version};
+
+    use super::{
+        super::{
+            apt::Package,
+            state::{LAB, Tool},
+        },
+        *,
+    };
+
+    fn compiler() -> Compiler {
+        Compiler {
+            cargo: "/usr/bin/cargo".into(),
+            rustc: "/usr/bin/rustc".into(),
+            release: Version { major: 1, minor: 96 },
+            llvm: Version { major: 22, minor: 1 },
+        }
+    }
+
+    fn without(compiler: Option<Compiler>) -> Missing {
+        Missing { compiler, rejected_compilers: Vec::new(), rejected_linkers: Vec::new() }
+    }
+
+    fn apt<const N: usize>(candidates: [(&str, &str); N]) -> Apt {
+        let package = |version: &str| Package { installed: None, candidate: Some(version.to_owned()) };
+        Apt {
+            packages: candidates
+                .into_iter()
+                .map(|(name, version)| (name.to_owned(), package(version)))
+                .collect(),
+            updated: false,
+        }
+    }
+
+    fn bookworm() -> Apt {
+        apt([
+            ("rustc-web", "1.96.0+dfsg1-1~deb12u2"),
+            ("rustc", "1.63.0+dfsg1-2"),
+            ("llvm-22-dev", "1:22.1.8-1~deb12u1"),
+            ("docker.io", "20.10.24"),
+            ("iptables", "1.8.9"),
+            ("busybox-static", "1:1.35"),
+        ])
+    }
+
+    fn install(apt: &mut Apt, name: &str, version: &str) {
+        apt.packages.entry(name.to_owned()).or_default().installed = Some(version.to_owned());
+    }
+
+    /// A Debian with root, where everything is missing.
+    fn debian(apt: Apt) -> State {
+        State {
+            toolchain: Err(without(None)),
+            missing_tools: Vec::new(),
+            root: true,
+            apt: Some(apt),
+            rustup: false,
+            binstall: false,
+            llvm_dev: Vec::new(),
+            overrides: Vec::new(),
+        }
+    }
+
+    fn installs(packages: &[&str]) -> Step {
+        Step::Install { packages: packages.iter().map(ToString::to_string).collect(), replacing: false }
+    }
+
+    fn tools(programs: &[&str]) -> Vec<Tool> {
+        LAB.into_iter().filter(|tool| programs.contains(&tool.program)).collect()
+    }
+
+    #[test]
+    fn nothing_is_done_when_nothing_is_missing() {
+        let linker = Linker { path: "/bpf-linker".into(), llvm: None };
+        let state = State {
+            toolchain: Ok(Toolchain { compiler: compiler(), linker }),
+            apt: None,
+            ..debian(bookworm())
+        };
+        assert_eq!(plan(&state), Plan::default());
+    }
+
+    #[test]
+    fn on_debian_the_compiler_comes_first_then_the_linker_for_its_llvm() {
+        let state = debian(bookworm());
+        assert_eq!(plan(&state).steps, [installs(&WEB)]);
+        let state = State { toolchain: Err(without(Some(compiler()))), ..state };
+        let build = Step::BuildLinker { compiler: compiler(), llvm: 22 };
+        assert_eq!(plan(&state).steps, [installs(&["llvm-22-dev"]), build.clone()]);
+        let state = State { llvm_dev: vec![22], ..state };
+        assert_eq!(plan(&state).steps, [build]);
+    }
+
+    #[test]
+    fn a_machine_with_empty_lists_updates_them_once() {
+        let state = debian(Apt::default());
+        assert_eq!(plan(&state), Plan { steps: vec![Step::UpdateLists], by_hand: Vec::new() });
+        let plan = plan(&debian(Apt { updated: true, ..Apt::default() }));
+        assert_eq!(plan.steps, []);
+        assert!(plan.by_hand[0].contains("bookworm-security"), "{plan:?}");
+    }
+
+    #[test]
+    fn a_compiler_of_the_users_is_not_removed() {
+        let mut packages = bookworm();
+        install(&mut packages, "rustc", "1.63.0+dfsg1-2");
+        let plan = plan(&debian(Apt { updated: true, ..packages }));
+        assert_eq!(plan.steps, []);
+        assert!(plan.by_hand[0].contains("rustc-web excludes it; `apt-get remove rustc`"), "{plan:?}");
+    }
+
+    #[test]
+    fn a_release_that_is_new_enough_uses_its_own_compiler() {
+        let mut packages = apt([("rustc", "1.97.0+dfsg1-1")]);
+        assert_eq!(plan(&debian(packages.clone())).steps, [installs(&OWN)]);
+        install(&mut packages, "rustc", "1.97.0+dfsg1-1");
+        assert_eq!(plan(&debian(packages)).steps, [installs(&OWN)]);
+    }
+
+    #[test]
+    fn rustup_helps_where_apt_cannot() {
+        let trixie = Apt { updated: true, ..apt([("rustc", "1.85.0+dfsg3-1")]) };
+        let state = State { rustup: true, ..debian(trixie) };
+        assert_eq!(plan(&state).steps, [Step::Rustup]);
+        let user = State { rustup: true, root: false, ..debian(bookworm()) };
+        assert_eq!(plan(&user).steps, [Step::Rustup]);
+        let fedora = State { apt: None, ..state };
+        assert_eq!(plan(&fedora).steps, [Step::Rustup]);
+    }
+
+    #[test]
+    fn who_is_not_root_is_told_the_command() {
+        let state = State { root: false, missing_tools: tools(&["iptables"]), ..debian(bookworm()) };
+        let plan = plan(&state);
+        assert_eq!(plan.steps, []);
+        assert_eq!(
+            plan.by_hand,
+            ["as root: apt-get install --no-install-recommends rustc-web cargo-web rust-web-src iptables"]
+        );
+    }
+
+    #[test]
+    fn docker_is_one_package_or_two() {
+        let state = State { missing_tools: tools(&["dockerd", "docker"]), ..debian(bookworm()) };
+        let state = State { toolchain: Err(without(Some(compiler()))), llvm_dev: vec![22], ..state };
+        assert_eq!(plan(&state).steps[0], installs(&["docker.io"]));
+        let mut trixie = bookworm();
+        trixie
+            .packages
+            .insert("docker-cli".to_owned(), Package { installed: None, candidate: Some("26".to_owned()) });
+        assert_eq!(
+            plan(&State { apt: Some(trixie), ..state }).steps[0],
+            installs(&["docker.io", "docker-cli"])
+        );
+    }
+
+    #[test]
+    fn only_busybox_may_take_the_place_of_another_package() {
+        let mut packages = bookworm();
+        install(&mut packages, "busybox", "1:1.35");
+        let state = State { missing_tools: tools(&["iptables", "busybox"]), ..debian(packages) };
+        let mut wanted = WEB.to_vec();
+        wanted.push("iptables");
+        let replaces = Step::Install { packages: vec!["busybox-static".to_owned()], replacing: true };
+        assert_eq!(plan(&state).steps, [installs(&wanted), replaces]);
+    }
+
+    #[test]
+    fn a_toolchain_that_the_user_chose_is_not_replaced() {
+        let plan = plan(&State { overrides: vec!["WSL_MIRROR_BPF_CARGO"], ..debian(bookworm()) });
+        assert_eq!(plan.steps, []);
+        assert!(plan.by_hand[0].contains("WSL_MIRROR_BPF_CARGO"), "{plan:?}");
+    }
+
+    #[test]
+    fn without_apt_the_programs_are_named() {
+        let plan = plan(&State { apt: None, missing_tools: tools(&["nft"]), ..debian(bookworm()) });
+        assert!(plan.by_hand.iter().any(|text| text.contains("install nft")), "{plan:?}");
+        assert!(plan.by_hand.iter().any(|text| text.contains("rust-src")), "{plan:?}");
+    }
+}

@@ -1,0 +1,126 @@
+//! What the machine has, as far as the plan depends on it.
+
+use std::{
+    env, fs,
+    io::Read as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use wsl_mirror_toolchain::{CARGO_OVERRIDE, LINKER_OVERRIDE, Missing, Toolchain};
+
+use super::{Needs, apt::Apt};
+
+/// A program that the lab runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tool {
+    /// What is run.
+    pub(super) program: &'static str,
+    /// The package that brings it on Debian.
+    pub(super) package: &'static str,
+}
+
+/// What the lab runs: a real engine, the tools that look at what it did, and a static busybox to put into
+/// containers, which have no libraries.
+pub(super) const LAB: [Tool; 10] = [
+    Tool { program: "dockerd", package: "docker.io" },
+    // Part of docker.io up to bookworm, a package of its own from trixie on.
+    Tool { program: "docker", package: "docker-cli" },
+    Tool { program: "iptables", package: "iptables" },
+    Tool { program: "nft", package: "nftables" },
+    Tool { program: "ip", package: "iproute2" },
+    Tool { program: "tc", package: "iproute2" },
+    Tool { program: "conntrack", package: "conntrack" },
+    Tool { program: "bpftool", package: "bpftool" },
+    Tool { program: "sysctl", package: "procps" },
+    BUSYBOX,
+];
+
+/// Has to be static, unlike the others.
+pub(super) const BUSYBOX: Tool = Tool { program: "busybox", package: "busybox-static" };
+
+/// What was read; a value, so that a test can make one up.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    pub(super) toolchain: Result<Toolchain, Missing>,
+    /// Empty when the lab was not asked for.
+    pub(super) missing_tools: Vec<Tool>,
+    pub(super) root: bool,
+    /// `None` without apt, and when nothing is missing: asking it takes longer than all the rest.
+    pub(super) apt: Option<Apt>,
+    /// rustup, as rustup.rs installs it.
+    pub(super) rustup: bool,
+    pub(super) binstall: bool,
+    /// LLVMs that bpf-linker could be linked with.
+    pub(super) llvm_dev: Vec<u32>,
+    /// The variables by which the user chose a toolchain.
+    pub(super) overrides: Vec<&'static str>,
+}
+
+impl State {
+    pub(super) fn read(needs: Needs, apt_updated: bool) -> Self {
+        let toolchain = wsl_mirror_toolchain::find();
+        let lab = if needs == Needs::Lab { &LAB[..] } else { &[] };
+        let missing_tools: Vec<Tool> = lab.iter().copied().filter(|tool| !has(*tool)).collect();
+        let complete = toolchain.is_ok() && missing_tools.is_empty();
+        let apt = if complete { None } else { Apt::read(apt_updated) };
+        Self {
+            toolchain,
+            missing_tools,
+            // The owner of our own entry is our effective user.
+            root: fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0),
+            apt,
+            rustup: program("rustup").is_some(),
+            binstall: program("cargo-binstall").is_some(),
+            llvm_dev: super::plan::LINKER_LLVMS.filter(|llvm| has_llvm_dev(*llvm)).collect(),
+            overrides: [CARGO_OVERRIDE, LINKER_OVERRIDE]
+                .into_iter()
+                .filter(|name| env::var_os(name).is_some_and(|value| !value.is_empty()))
+                .collect(),
+        }
+    }
+}
+
+fn has(tool: Tool) -> bool {
+    program(tool.program).is_some_and(|path| tool != BUSYBOX || is_static(&path))
+}
+
+/// Looks for a program, in the system's folders too: they are not on every user's PATH.
+pub(super) fn program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+    env::split_paths(&path).chain(system).map(|folder| folder.join(name)).find(|path| {
+        path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    })
+}
+
+/// A dynamic program names its loader right behind its headers.
+fn is_static(path: &Path) -> bool {
+    let mut head = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(4096).read_to_end(&mut head));
+    read.is_ok() && !head.windows(4).any(|window| window == b"/ld-")
+}
+
+/// Where apt.llvm.org and Debian put an LLVM; the library's link comes with the -dev package.
+fn has_llvm_dev(llvm: u32) -> bool {
+    Path::new(&format!("/usr/lib/llvm-{llvm}/lib/libLLVM.so")).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_is_told_from_a_static_one() {
+        let file = env::temp_dir().join(format!("wsl-mirror-static-{}", std::process::id()));
+        let write = |bytes: &[u8]| fs::write(&file, bytes).unwrap_or_else(|error| panic!("writing: {error}"));
+        write(b"\x7fELF....\0/lib64/ld-linux-x86-64.so.2\0");
+        assert!(!is_static(&file));
+        write(b"\x7fELF....\0/lib/ld-musl-aarch64.so.1\0");
+        assert!(!is_static(&file));
+        write(b"\x7fELF....");
+        assert!(is_static(&file));
+        fs::remove_file(&file).unwrap_or_else(|error| panic!("removing: {error}"));
+        assert!(!is_static(&file), "what is not there is not static");
+    }
+}
