@@ -8,6 +8,7 @@ use std::{env, ffi::OsString, path::PathBuf, process::Command};
 fn main() {
     println!("cargo::rerun-if-changed=helper");
     println!("cargo::rerun-if-changed=src/services.rs");
+    println!("cargo::rerun-if-changed=src/cgroups/remove.rs");
     println!("cargo::rerun-if-changed=build.rs");
 
     let variable = |name: &str| -> OsString {

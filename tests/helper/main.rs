@@ -4,6 +4,8 @@
 //! starts a process per datagram. HTTP is busybox's `httpd`, so that at least one service was not written by
 //! the same hands as its client.
 
+#[path = "../src/cgroups/remove.rs"]
+mod cgroups;
 #[path = "../src/services.rs"]
 mod services;
 
@@ -13,18 +15,25 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, UdpSocket},
     os::unix::process::CommandExt as _,
-    process::{Command, ExitCode, exit},
+    process::{Command, ExitCode, Stdio},
     sync::atomic::AtomicBool,
     thread,
 };
 
 use services::{Pattern, TcpService};
 
-const USAGE: &str = "usage: lab-helper serve SERVICE:PORT[:BYTES]… | lab-helper init PROGRAM [ARGUMENT…]
+const USAGE: &str =
+    "usage: lab-helper serve SERVICE:PORT[:BYTES]… | lab-helper init CGROUP PROGRAM [ARGUMENT…]
 services: http tcp-echo tcp-sink tcp-source udp-echo";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
+    let mut arguments = env::args();
+    // Under that name it is WSL's program, asked for the networking mode.
+    if arguments.next().is_some_and(|name| name.rsplit('/').next() == Some("wslinfo")) {
+        println!("mirrored");
+        return ExitCode::SUCCESS;
+    }
+    let arguments: Vec<String> = arguments.collect();
     let result = match arguments.split_first() {
         Some((verb, rest)) if verb == "serve" => serve(rest),
         Some((verb, rest)) if verb == "init" => init(rest),
@@ -91,18 +100,21 @@ fn http(port: u16, bytes: Option<u64>) -> io::Result<thread::JoinHandle<()>> {
 /// The first process of a PID namespace: starts `program`, reaps whatever is left to it, and ends, taking the
 /// whole namespace with it, as soon as its standard input does: the other end is held by the lab's process
 /// alone, so the kernel closes it however that process dies.
-fn init(program: &[String]) -> io::Result<ExitCode> {
-    let (program, arguments) = program.split_first().ok_or_else(|| io::Error::other(USAGE))?;
+///
+/// Last of all it removes the cgroup, the one thing that would be left. If it is killed itself, the lab does
+/// that, or the next one.
+fn init(arguments: &[String]) -> io::Result<ExitCode> {
+    let [cgroup, program, arguments @ ..] = arguments else { return Err(io::Error::other(USAGE)) };
+    let child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .spawn()
+        .map_err(|error| io::Error::other(format!("starting {program}: {error}")))?;
     thread::spawn(|| {
         let mut buffer = [0; 16];
         while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
-        exit(0)
+        kill_all_others();
     });
-    let child = Command::new(program)
-        .args(arguments)
-        .stdin(std::process::Stdio::null())
-        .spawn()
-        .map_err(|error| io::Error::other(format!("starting {program}: {error}")))?;
     let child = child.id().cast_signed();
     loop {
         let mut status = 0;
@@ -110,12 +122,26 @@ fn init(program: &[String]) -> io::Result<ExitCode> {
         let reaped = unsafe { waitpid(-1, &raw mut status, 0) };
         if reaped == child {
             eprintln!("lab-helper: {program} ended, wait status {status:#x}");
-            return Ok(ExitCode::FAILURE);
+            kill_all_others();
+        } else if reaped < 0 {
+            break;
         }
+    }
+    cgroups::remove(cgroup);
+    Ok(ExitCode::FAILURE)
+}
+
+/// Kills every process of this PID namespace but process 1, the caller.
+fn kill_all_others() {
+    const SIGKILL: i32 = 9;
+    if std::process::id() == 1 {
+        // SAFETY: kill(2) has no precondition; as process 1 of a PID namespace, -1 means that namespace.
+        unsafe { kill(-1, SIGKILL) };
     }
 }
 
-// SAFETY: the C library's waitpid(2), with the types that it has on every Linux target.
+// SAFETY: the C library's waitpid(2) and kill(2), with the types that they have on every Linux target.
 unsafe extern "C" {
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
+    fn kill(pid: i32, signal: i32) -> i32;
 }

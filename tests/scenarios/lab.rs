@@ -327,6 +327,26 @@ fn labs_run_side_by_side_in_one_process() -> Result<()> {
     })
 }
 
+#[test]
+fn the_guest_has_a_wslinfo_unless_told_otherwise() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let mode = lab.guest().run("wslinfo", ["--networking-mode"])?.stdout;
+    assert_eq!(mode.trim(), "mirrored");
+    let without = Lab::builder().wslinfo(false).build()?;
+    assert!(without.guest().run("wslinfo", ["--networking-mode"]).is_err());
+    Ok(())
+}
+
+/// The machine's own files stand for another Linux here.
+#[test]
+fn docker_of_another_root_runs_too() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let docker = Docker::start(&lab, &DockerOptions { root: Some("/".into()), ..DockerOptions::default() })?;
+    docker.run(Container::new("echo").serve(Service::TcpEcho { port: 7 }).publish("8080:7"))?;
+    assert_eq!(tcp_echo(&lab, false, 8080), Ok(HELLO.to_vec()));
+    Ok(())
+}
+
 /// Not a promise, but whoever makes the lab slow shall notice: it is a fraction of a second on two cores.
 #[test]
 fn the_first_container_answers_within_three_seconds() -> Result<()> {

@@ -1,2 +1,225 @@
-//! A placeholder.
-fn main() {}
+//! Nothing is left of a lab, whatever ends the process that it belongs to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    io::{BufRead as _, BufReader},
+    os::{fd::AsRawFd as _, unix::process::ExitStatusExt as _},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use wsl_mirror_lab::{
+    Container, Docker, DockerOptions, Lab, Service,
+    process::{Background, run, wait_for},
+};
+
+/// A path to a network namespace that gets one end of two links, whose other ends the lab holds.
+const CANARY: &str = "WSL_MIRROR_LAB_CANARY";
+/// How long the kernel may take; it takes far less, but others use the machine too.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What the others kill: a lab with dockerd, a container, a program in the guest and a pinned map.
+#[test]
+#[ignore = "the other tests run it, in a process of its own"]
+fn a_lab_to_be_killed() -> Result<()> {
+    let Ok(canary) = env::var(CANARY) else { return Ok(()) };
+    let lab = Lab::builder().build()?;
+    let docker = Docker::start(&lab, &DockerOptions::default())?;
+    docker.run(Container::new("echo").serve(Service::TcpEcho { port: 7 }).publish("8080:7"))?;
+    let _background = Background::spawn(lab.guest().command("sleep").arg("1000"))?;
+    for (namespace, name) in [(lab.guest(), "guest"), (lab.windows(), "windows")] {
+        let link = ["link", "add", "canary", "type", "veth", "peer", "name", name, "netns", canary.as_str()];
+        namespace.run("ip", link)?;
+    }
+    let map = map_name(std::process::id());
+    let create =
+        ["map", "create", "/sys/fs/bpf/map", "type", "array", "key", "4", "value", "4", "entries", "1"];
+    lab.guest().run("bpftool", create.into_iter().chain(["name", map.as_str()]))?;
+    println!("\nREADY");
+    std::thread::sleep(Duration::from_mins(1));
+    bail!("nobody killed it")
+}
+
+fn map_name(pid: u32) -> String {
+    format!("lab_{pid}")
+}
+
+#[test]
+fn nothing_is_left_after_a_kill() -> Result<()> {
+    nothing_is_left_after(Signal::KILL)
+}
+
+#[test]
+fn nothing_is_left_after_ctrl_c() -> Result<()> {
+    nothing_is_left_after(Signal::INT)
+}
+
+fn nothing_is_left_after(signal: Signal) -> Result<()> {
+    // A lab of our own, for its guest's network namespace to keep the canaries in.
+    let ours = Lab::builder().build()?;
+    let canary = format!("/proc/{}/fd/{}", std::process::id(), ours.guest().netns_fd().as_raw_fd());
+    let mut victim = Command::new(env::current_exe()?)
+        .args(["--exact", "a_lab_to_be_killed", "--ignored", "--nocapture"])
+        .env(CANARY, canary)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting the victim")?;
+    let output = BufReader::new(victim.stdout.take().context("no pipe")?);
+    if !output.lines().map_while(Result::ok).any(|line| line == "READY") {
+        bail!("the victim ended before it was ready: {}", victim.wait()?);
+    }
+
+    let pid = victim.id();
+    let family = descendants(pid)?;
+    let names: BTreeSet<&str> = family.values().map(|process| process.name.as_str()).collect();
+    for name in ["lab-helper", "dockerd", "containerd", "containerd-shim", "docker-proxy", "sleep"] {
+        ensure!(names.contains(name), "no {name} among what the lab runs: {names:?}");
+    }
+    ensure!(canaries(&ours)? == ["guest", "windows"], "both canaries are there");
+    ensure!(bpf_maps()?.contains(&map_name(pid)), "the pinned map is there");
+    ensure!(!cgroups(pid).is_empty(), "there is a cgroup");
+
+    let started = Instant::now();
+    kill_process(Pid::from_child(&victim), signal)?;
+    ensure!(victim.wait()?.signal() == Some(signal.as_raw()), "it died of the signal");
+    let mut gone = Vec::new();
+    let mut expect_gone = |what: &str, left: &dyn Fn() -> Result<Vec<String>>| -> Result<()> {
+        let mut seen = Vec::new();
+        wait_for(&format!("the end of its {what}"), LIMIT, || {
+            seen = left()?;
+            Ok(seen.is_empty().then_some(()))
+        })
+        .with_context(|| format!("left: {seen:?}"))?;
+        gone.push(format!("{what} {:?}", started.elapsed()));
+        Ok(())
+    };
+    expect_gone("processes", &|| {
+        let alive = family.iter().filter(|(pid, process)| start_time(**pid) == Some(process.start_time));
+        Ok(alive.map(|(pid, process)| format!("{pid} {}", process.name)).collect())
+    })?;
+    expect_gone("network namespaces", &|| canaries(&ours))?;
+    expect_gone("mount namespace and bpffs", &|| {
+        Ok(bpf_maps()?.into_iter().filter(|name| *name == map_name(pid)).collect())
+    })?;
+    expect_gone("cgroups", &|| Ok(cgroups(pid)))?;
+    println!("gone after {signal:?}: {}", gone.join(", "));
+
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(!mounts.contains(wsl_mirror_lab::SCRATCH), "a mount of a lab is visible outside: {mounts}");
+    ensure!(!fs::exists(wsl_mirror_lab::SCRATCH)?, "there is a {} outside", wsl_mirror_lab::SCRATCH);
+    Ok(())
+}
+
+/// If even the process that cleans up is killed, the next lab does it.
+#[test]
+fn the_next_lab_removes_the_cgroups_of_dead_ones() -> Result<()> {
+    let root =
+        ["/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs", "/sys/fs/cgroup/pids/tasks"]
+            .into_iter()
+            .find(|path| fs::exists(path).is_ok_and(|there| there))
+            .context("no cgroup hierarchy")?;
+    let root = root.rsplit_once('/').context("a path")?.0;
+    // No process can have that id.
+    let dead = format!("{root}/wsl-mirror-lab-4194305-1-0");
+    let alive = format!("{root}/wsl-mirror-lab-{}-{}-99", std::process::id(), own_start_time()?);
+    fs::create_dir_all(format!("{dead}/container"))?;
+    fs::create_dir(&alive)?;
+    let _lab = Lab::builder().build()?;
+    let (dead_left, alive_left) = (fs::exists(&dead)?, fs::exists(&alive)?);
+    fs::remove_dir(&alive)?;
+    ensure!(!dead_left, "{dead} is still there");
+    ensure!(alive_left, "{alive} belongs to a lab that lives");
+    Ok(())
+}
+
+struct Process {
+    name: String,
+    parent: u32,
+    start_time: u64,
+}
+
+fn processes() -> Result<BTreeMap<u32, Process>> {
+    let mut processes = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Some(process) = process(pid) {
+            processes.insert(pid, process);
+        }
+    }
+    Ok(processes)
+}
+
+fn process(pid: u32) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+    let fields: Vec<_> = rest.split_whitespace().collect();
+    // Dead, and nobody's concern but its new parent's, which may take a second to notice.
+    if fields.first() == Some(&"Z") {
+        return None;
+    }
+    Some(Process {
+        name: name.to_owned(),
+        parent: fields.get(1)?.parse().ok()?,
+        start_time: fields.get(19)?.parse().ok()?,
+    })
+}
+
+fn start_time(pid: u32) -> Option<u64> {
+    process(pid).map(|process| process.start_time)
+}
+
+fn own_start_time() -> Result<u64> {
+    start_time(std::process::id()).context("reading our own start time")
+}
+
+/// All that `pid` has started, and what those have started.
+fn descendants(pid: u32) -> Result<BTreeMap<u32, Process>> {
+    let mut all = processes()?;
+    let mut family = BTreeSet::from([pid]);
+    loop {
+        let before = family.len();
+        family.extend(
+            all.iter()
+                .filter(|(_, process)| family.contains(&process.parent))
+                .map(|(pid, _)| *pid)
+                .collect::<Vec<_>>(),
+        );
+        if family.len() == before {
+            break;
+        }
+    }
+    all.retain(|candidate, _| *candidate != pid && family.contains(candidate));
+    Ok(all)
+}
+
+/// The ends of the victim's links that are in our namespace: they go when its namespaces do.
+fn canaries(ours: &Lab) -> Result<Vec<String>> {
+    let links = ours.guest().enter(|| fs::read_dir("/sys/class/net"))?;
+    let names = links.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut canaries: Vec<_> = names.filter(|name| ["guest", "windows"].contains(&name.as_str())).collect();
+    canaries.sort();
+    Ok(canaries)
+}
+
+/// The names of all maps of the machine.
+fn bpf_maps() -> Result<Vec<String>> {
+    let listed = run(Command::new("bpftool").args(["map", "list"]), LIMIT)?.success()?;
+    let words = listed.stdout.split_whitespace().collect::<Vec<_>>();
+    Ok(words.windows(2).filter(|pair| pair[0] == "name").map(|pair| pair[1].to_owned()).collect())
+}
+
+/// The cgroups of that process' labs.
+fn cgroups(pid: u32) -> Vec<String> {
+    let prefix = format!("wsl-mirror-lab-{pid}-");
+    let children = |path: &str| -> Vec<String> {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().to_string_lossy().into_owned()).collect()
+    };
+    let top = children("/sys/fs/cgroup");
+    let below = top.iter().flat_map(|path| children(path)).collect::<Vec<_>>();
+    top.into_iter().chain(below).filter(|path| path.contains(&prefix)).collect()
+}

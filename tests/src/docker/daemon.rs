@@ -1,10 +1,11 @@
 //! The daemon: in a PID and a mount namespace of its own, with all its files in the guest's memory.
 
 use std::{
+    ffi::{CStr, CString},
     fs::{self, File},
     io::{Read as _, Write as _},
     os::unix::{net::UnixStream, process::CommandExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -13,15 +14,14 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
-    mount::{MountFlags, mount},
-    process::setsid,
+    mount::{MountFlags, mount, mount_bind_recursive},
+    process::{chdir, chroot, setsid},
     thread::UnshareFlags,
 };
 
 use crate::{
     Lab, Namespace, SCRATCH,
-    mirrored::helper_path,
-    namespace::unshare,
+    namespace::{HELPER_PATH, unshare},
     process::{COMMAND_LIMIT, Finished, run, wait, wait_for},
 };
 
@@ -37,9 +37,12 @@ pub struct DockerOptions {
     pub extra_args: Vec<String>,
     /// More variables in dockerd's environment.
     pub environment: Vec<(String, String)>,
+    /// A folder with another Linux in it, whose dockerd (with its containerd, runc and iptables) is to be run
+    /// instead of this machine's. Nothing is written to it.
+    pub root: Option<PathBuf>,
     /// The daemon; on Debian the packaged one, whatever else is in the search path.
     pub dockerd: PathBuf,
-    /// The client that fits it.
+    /// The client, of this machine also when `root` is given.
     pub client: PathBuf,
 }
 
@@ -50,6 +53,7 @@ impl Default for DockerOptions {
             bip: None,
             extra_args: Vec::new(),
             environment: Vec::new(),
+            root: None,
             dockerd: "/usr/sbin/dockerd".into(),
             client: "/usr/bin/docker".into(),
         }
@@ -66,7 +70,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct Docker {
     guest: Namespace,
     options: DockerOptions,
-    cgroup_parent: String,
+    cgroup: String,
     /// In the guest: data, sockets, log.
     directory: String,
     /// `lab-helper init`; its standard input is what keeps it, and so dockerd, alive.
@@ -81,7 +85,7 @@ impl Docker {
         let mut docker = Self {
             guest: lab.guest().clone(),
             options: options.clone(),
-            cgroup_parent: lab.cgroup().parent(),
+            cgroup: lab.cgroup().name().to_owned(),
             directory: format!("{SCRATCH}/docker-{count}"),
             init: None,
         };
@@ -92,8 +96,8 @@ impl Docker {
         Ok(docker)
     }
 
-    /// Kills dockerd with its containers, as `systemctl kill` would, and starts it again on the same data:
-    /// networks and containers are known to it, none of them runs.
+    /// Kills dockerd with its containers, as a power cut would, and starts it again on the same data: networks
+    /// and containers are known to it, none of them runs.
     pub fn restart_daemon(&mut self) -> Result<()> {
         self.kill();
         self.start_daemon()
@@ -152,8 +156,8 @@ impl Docker {
             .guest
             .enter(|| File::options().create(true).append(true).open(format!("{directory}/log")))
             .context("creating dockerd's log")?;
-        let mut init = Command::new(helper_path());
-        init.arg("init").arg(&self.options.dockerd);
+        let mut init = Command::new(HELPER_PATH);
+        init.args(["init", &self.cgroup]).arg(&self.options.dockerd);
         init.args(["--host", &format!("unix://{}", self.socket())]);
         for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
             init.args([option, &format!("{directory}/{name}")]);
@@ -161,7 +165,12 @@ impl Docker {
         // vfs works on every file system, and these images are too small for overlays to be any faster.
         init.args(["--storage-driver", "vfs"]);
         // systemd, the default on cgroup v2, would have to be asked to make groups; this one makes directories.
-        init.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &self.cgroup_parent]);
+        init.args([
+            "--exec-opt",
+            "native.cgroupdriver=cgroupfs",
+            "--cgroup-parent",
+            &format!("/{}", self.cgroup),
+        ]);
         init.arg(format!("--userland-proxy={}", self.options.userland_proxy));
         if let Some(bip) = &self.options.bip {
             init.args(["--bip", bip]);
@@ -172,17 +181,24 @@ impl Docker {
         init.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).current_dir("/");
 
         let join = self.guest.joiner();
+        let root = self.options.root.as_deref().map(|root| OtherRoot::new(root, directory)).transpose()?;
+        if let Some(root) = &root {
+            self.guest.enter(|| root.create_directories())?;
+        }
         let enter = move || {
             // A Ctrl-C at the terminal is for us alone; dockerd then goes with us, at once.
             setsid()?;
             join()?;
             unshare(UnshareFlags::NEWNS)?;
             // This is process 1 of a new PID namespace, and dockerd asks /proc about its own kind.
-            mount(c"proc", c"/proc", c"proc", MountFlags::empty(), None::<&std::ffi::CStr>)?;
+            mount(c"proc", c"/proc", c"proc", MountFlags::empty(), None::<&CStr>)?;
+            if let Some(root) = &root {
+                root.enter()?;
+            }
             Ok(())
         };
-        // SAFETY: the closure only makes system calls, on descriptors and literals; it allocates nothing and
-        // takes no lock.
+        // SAFETY: the closure only makes system calls, on descriptors and strings that are there; it
+        // allocates nothing and takes no lock.
         unsafe { init.pre_exec(enter) };
         // The PID namespace of its children belongs to a thread: hence one for this child alone.
         let spawned = thread::scope(|scope| {
@@ -213,15 +229,20 @@ impl Docker {
     /// Kills dockerd's PID namespace and waits until the last process of it is gone.
     fn kill(&mut self) {
         let Some(mut init) = self.init.take() else { return };
-        // zap_pid_ns_processes(): process 1 is not reaped before all others are.
-        let _ = init.kill();
-        let _ = wait(&mut init, Duration::from_secs(10));
-        let _ = init.try_wait();
-        let leftover = [format!("{}/sock", self.directory), format!("{}/pid", self.directory)];
+        // As if we died: it then kills all others, and removes their cgroup before it goes.
+        drop(init.stdin.take());
+        if !wait(&mut init, Duration::from_secs(10)).unwrap_or(false) {
+            // zap_pid_ns_processes(): process 1 is not reaped before all others are.
+            let _ = init.kill();
+        }
+        let _ = init.wait();
+        // As /run after a reboot: the process ids in there would be taken for those of processes that live.
+        let directory = &self.directory;
         self.guest.enter(|| {
-            for path in leftover {
-                let _ = fs::remove_file(path);
+            for name in ["sock", "pid"] {
+                let _ = fs::remove_file(format!("{directory}/{name}"));
             }
+            let _ = fs::remove_dir_all(format!("{directory}/exec"));
         });
     }
 }
@@ -229,6 +250,51 @@ impl Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Another Linux' files below an overlay that takes what is written.
+struct OtherRoot {
+    own: PathBuf,
+    merged: CString,
+    options: CString,
+    /// From this machine to there: what must be the kernel's and the guest's.
+    shared: [(&'static CStr, CString); 4],
+}
+
+impl OtherRoot {
+    fn new(root: &Path, directory: &str) -> Result<Self> {
+        let text = |path: String| CString::new(path).context("a path with a NUL byte");
+        let own = Path::new(directory).join("root");
+        let (lower, at) = (root.display(), own.display());
+        let shared = |path: &'static CStr| -> Result<_> {
+            Ok((path, text(format!("{at}/merged{}", path.to_string_lossy()))?))
+        };
+        Ok(Self {
+            merged: text(format!("{at}/merged"))?,
+            options: text(format!("lowerdir={lower},upperdir={at}/upper,workdir={at}/work"))?,
+            shared: [shared(c"/proc")?, shared(c"/sys")?, shared(c"/dev")?, shared(c"/run")?],
+            own,
+        })
+    }
+
+    fn create_directories(&self) -> Result<()> {
+        for name in ["merged", "upper", "work"] {
+            let path = self.own.join(name);
+            fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Between fork and exec: system calls only.
+    fn enter(&self) -> rustix::io::Result<()> {
+        let merged = self.merged.as_c_str();
+        mount(c"overlay", merged, c"overlay", MountFlags::empty(), Some(self.options.as_c_str()))?;
+        for (from, to) in &self.shared {
+            mount_bind_recursive(*from, to.as_c_str())?;
+        }
+        chroot(merged)?;
+        chdir(c"/")
     }
 }
 

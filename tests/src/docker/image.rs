@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::Docker;
 use crate::{
-    mirrored::helper_path,
+    namespace::HELPER_PATH,
     process::{COMMAND_LIMIT, run},
 };
 
@@ -29,7 +29,7 @@ impl Docker {
             let busybox = BUSYBOX.iter().find(|path| fs::exists(path).is_ok_and(|there| there));
             let busybox = busybox.context("no busybox: install busybox-static")?;
             fs::copy(busybox, format!("{root}/bin/busybox"))?;
-            fs::copy(helper_path(), format!("{root}/bin/lab-helper"))?;
+            fs::copy(HELPER_PATH, format!("{root}/bin/lab-helper"))?;
             // Links with names; busybox itself finds out from the name what it shall be.
             for applet in ["sh", "ls", "cat", "ip", "ping", "nc", "wget", "netstat", "sleep", "true", "kill"]
             {

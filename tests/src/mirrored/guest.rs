@@ -1,29 +1,11 @@
 //! The guest: what WSL does to it, in the order in which WSL does it.
 
-use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt as _};
+use std::fmt::Write as _;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{GUEST_EPHEMERAL, LAN_ADDRESS, Lab, WINDOWS_MAC, mac_text};
-use crate::{HELPER, namespace::SCRATCH};
-
-/// Where `lab-helper` lies inside the guest.
-pub(crate) fn helper_path() -> String {
-    format!("{SCRATCH}/lab-helper")
-}
-
 impl Lab {
-    /// Puts `lab-helper` where the guest finds it.
-    pub(super) fn install_helper(&self) -> Result<()> {
-        let path = helper_path();
-        self.guest
-            .enter(|| {
-                fs::write(&path, HELPER)?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-            })
-            .with_context(|| format!("writing {path}"))
-    }
-
     pub(super) fn set_up_guest(&self) -> Result<()> {
         // A new namespace copies these from the machine's, and a Debian machine's are not a WSL kernel's.
         self.guest.set_sysctls([

@@ -3,8 +3,6 @@
 mod guest;
 mod windows;
 
-pub(crate) use guest::helper_path;
-
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
     ops::RangeInclusive,
@@ -60,7 +58,7 @@ pub fn loopback(port: u16) -> SocketAddrV4 {
 pub struct LabBuilder {
     gateway: Gateway,
     guest_ports: Vec<RangeInclusive<u16>>,
-    bpffs: bool,
+    mounts: Mounts,
     loopback0: bool,
     host_address_loopback: bool,
 }
@@ -84,7 +82,14 @@ impl LabBuilder {
     /// Whether the guest has a bpffs on /sys/fs/bpf; yes unless told.
     #[must_use]
     pub fn bpffs(mut self, mounted: bool) -> Self {
-        self.bpffs = mounted;
+        self.mounts.bpffs = mounted;
+        self
+    }
+
+    /// Whether there is a `/usr/bin/wslinfo`, which prints `mirrored`; yes unless told.
+    #[must_use]
+    pub fn wslinfo(mut self, present: bool) -> Self {
+        self.mounts.wslinfo = present;
         self
     }
 
@@ -107,9 +112,8 @@ impl LabBuilder {
     pub fn build(self) -> Result<Lab> {
         let cgroup = LabCgroup::new();
         let windows = Namespace::new("windows", None)?;
-        let guest = Namespace::new("guest", Some(Mounts { bpffs: self.bpffs }))?;
+        let guest = Namespace::new("guest", Some(self.mounts))?;
         let lab = Lab { options: self, guest, windows, cgroup };
-        lab.install_helper()?;
         lab.add_nics().context("making the NICs between guest and Windows")?;
         lab.set_up_guest().context("setting up the guest as WSL does")?;
         lab.set_up_windows().context("setting up the Windows stand-in")?;
@@ -132,7 +136,7 @@ impl Lab {
         LabBuilder {
             gateway: Gateway::Wsl29,
             guest_ports: vec![5353..=5353, 8000..=8999],
-            bpffs: true,
+            mounts: Mounts { bpffs: true, wslinfo: true },
             loopback0: true,
             host_address_loopback: false,
         }
@@ -155,7 +159,7 @@ impl Lab {
 
     /// A second distribution: the guest's network, but mounts (so a bpffs, /run, /etc and /var) of its own.
     pub fn another_distribution(&self) -> Result<Namespace> {
-        self.guest.with_other_mounts("other distribution", Mounts { bpffs: self.options.bpffs })
+        self.guest.with_other_mounts("other distribution", self.options.mounts)
     }
 
     pub(crate) fn cgroup(&self) -> &LabCgroup {

@@ -27,8 +27,8 @@ use rustix::{
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
 };
 
-pub(crate) use mounts::Mounts;
 pub use mounts::SCRATCH;
+pub(crate) use mounts::{HELPER_PATH, Mounts};
 
 use crate::process::{COMMAND_LIMIT, Finished, run, run_with_input};
 

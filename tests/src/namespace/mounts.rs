@@ -1,6 +1,6 @@
 //! The guest's mounts: what a WSL distribution has to itself, and a place for everything that shall vanish.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context as _, Result};
 use rustix::{
@@ -12,13 +12,21 @@ use rustix::{
     },
 };
 
+use crate::HELPER;
+
 /// Inside the guest: a directory in memory, seen by nobody else, gone with the namespace.
 pub const SCRATCH: &str = "/run/lab";
+
+/// Where `lab-helper` lies inside the guest.
+pub(crate) const HELPER_PATH: &str = "/run/lab/lab-helper";
 
 /// Which mounts a mount namespace gets besides those that it inherits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mounts {
+    /// One of its own on /sys/fs/bpf, or none.
     pub(crate) bpffs: bool,
+    /// `/usr/bin/wslinfo`, or none.
+    pub(crate) wslinfo: bool,
 }
 
 impl Mounts {
@@ -37,9 +45,14 @@ impl Mounts {
             mount("bpf", "/sys/fs/bpf", "bpf", MountFlags::empty(), Some(c"mode=0700"))
                 .context("mounting a bpffs on /sys/fs/bpf")?;
         }
+        install_helper(Path::new(HELPER_PATH))?;
         // dockerd writes /etc/docker/key.json, whatever it is told; the product has files in both.
         for directory in ["/etc", "/var"] {
             overlay(directory)?;
+        }
+        if self.wslinfo {
+            overlay("/usr")?;
+            install_helper(Path::new("/usr/bin/wslinfo"))?;
         }
         Ok(())
     }
@@ -65,6 +78,12 @@ fn mount_sysfs() -> Result<()> {
             .with_context(|| format!("mounting {path} again"))?;
     }
     Ok(())
+}
+
+fn install_helper(path: &Path) -> Result<()> {
+    fs::write(path, HELPER)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 /// What is written below `directory` goes to memory.

@@ -1,19 +1,19 @@
 //! The one thing that the kernel does not take away with a process: cgroup directories.
 //!
 //! A lab's engines put their containers below one cgroup whose name says which process it belongs to. It is
-//! removed on drop; what the labs of killed processes left is removed when the next lab starts.
+//! removed with the engine (by `lab-helper init`, so also when our process is killed) and with the lab; what
+//! is left nevertheless, because everything was killed at once, is removed when the next lab starts.
+
+mod remove;
 
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
     process,
     sync::atomic::{AtomicU32, Ordering},
-    thread,
-    time::{Duration, Instant},
 };
 
-const ROOT: &str = "/sys/fs/cgroup";
-const PREFIX: &str = "wsl-mirror-lab-";
+use remove::{PREFIX, lab_directories, name_of, remove, remove_tree};
 
 /// The name of a lab's own cgroup, below the root of whatever hierarchy.
 #[derive(Debug)]
@@ -32,21 +32,15 @@ impl LabCgroup {
         Self { name: format!("{PREFIX}{pid}-{start}-{count}") }
     }
 
-    /// What engines take for `--cgroup-parent`.
-    pub(crate) fn parent(&self) -> String {
-        format!("/{}", self.name)
+    /// The name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 }
 
 impl Drop for LabCgroup {
     fn drop(&mut self) {
-        for directory in lab_directories().filter(|path| path.ends_with(&self.name)) {
-            // A process that was just killed counts until it is reaped.
-            let deadline = Instant::now() + Duration::from_secs(2);
-            while remove_tree(&directory).is_err() && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(5));
-            }
-        }
+        remove(&self.name);
     }
 }
 
@@ -56,14 +50,6 @@ fn sweep() {
     for directory in lab_directories().filter(|path| owner_is_dead(path)) {
         let _ = remove_tree(&directory);
     }
-}
-
-/// The cgroups of all labs: at the root of the one hierarchy (cgroup v2), or of each (v1, its hierarchies
-/// mounted one below the other).
-fn lab_directories() -> impl Iterator<Item = PathBuf> {
-    let root = Path::new(ROOT);
-    let hierarchies = children(root).into_iter().chain([root.to_owned()]);
-    hierarchies.flat_map(|hierarchy| children(&hierarchy)).filter(|path| name_of(path).starts_with(PREFIX))
 }
 
 fn owner_is_dead(directory: &Path) -> bool {
@@ -77,24 +63,4 @@ fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name, in parentheses, may hold spaces; after it starts field 3, and starttime is field 22.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
-}
-
-fn remove_tree(directory: &Path) -> io::Result<()> {
-    for child in children(directory) {
-        remove_tree(&child)?;
-    }
-    match fs::remove_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn children(directory: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories.map(|entry| entry.path()).collect()
-}
-
-fn name_of(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
