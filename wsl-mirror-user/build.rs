@@ -9,7 +9,7 @@ use std::{
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Child, ExitCode, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -92,8 +92,18 @@ fn build(toolchain: &Toolchain, workspace: &Path, out_dir: &Path) -> Result<Path
     if workspace.join("Cargo.lock").exists() {
         cargo.arg("--locked");
     }
-    let status = cargo.status().with_context(|| format!("running {}", toolchain.compiler.cargo.display()))?;
-    if !status.success() {
+    let output = cargo
+        .stdout(Stdio::inherit())
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(Child::wait_with_output)
+        .with_context(|| format!("running {}", toolchain.compiler.cargo.display()))?;
+    let messages = String::from_utf8_lossy(&output.stderr);
+    eprint!("{messages}");
+    let status = output.status;
+    if status.success() {
+        warn(&messages);
+    } else {
         bail!(
             "building the eBPF object with {} and {} ended with {status}; the compiler's messages are above",
             toolchain.compiler,
@@ -101,6 +111,20 @@ fn build(toolchain: &Toolchain, workspace: &Path, out_dir: &Path) -> Result<Path
         );
     }
     Ok(target_dir.join(TARGET).join("release").join(EBPF))
+}
+
+/// Hands the inner compiler's warnings to the outer cargo, which shows nothing else of a build script that
+/// succeeded. rustc ends each message with an empty line.
+fn warn(messages: &str) {
+    for message in messages.split("\n\n") {
+        // Cargo's own lines stand before and after: its sum of them, and what it is doing.
+        let of_cargo =
+            |line: &&str| line.contains(" generated ") || line.trim_start().starts_with("Finished ");
+        let lines = message.lines().skip_while(|line| !line.starts_with("warning"));
+        for line in lines.filter(|line| !of_cargo(line)) {
+            println!("cargo:warning={line}");
+        }
+    }
 }
 
 /// The target directory of the build that runs this script, so that debug and release builds, `cargo check`

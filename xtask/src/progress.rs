@@ -28,7 +28,7 @@ pub(crate) fn step(name: &str, command: &mut Command, log: &Path) -> Result<()> 
             std::fs::create_dir_all(folder)?;
         }
         let mut file = OpenOptions::new().create(true).append(true).open(log)?;
-        writeln!(file, "\n== {name}\n$ {command:?}")?;
+        writeln!(file, "\n== {name}\n$ {}", shown(command))?;
         let start = file.seek(SeekFrom::End(0))?;
         Ok((file, start))
     };
@@ -68,12 +68,20 @@ pub(crate) fn step(name: &str, command: &mut Command, log: &Path) -> Result<()> 
     eprintln!("{back}setup: {name}: {end} after {:.1} s", started.elapsed().as_secs_f32());
     if !status.success() {
         bail!(
-            "{name}: {command:?} ended with {status}\n{}\n(all of it is in {})",
+            "{name}: `{}` ended with {status}\n{}\n(all of it is in {})",
+            shown(command),
             tail(log, start, TAIL),
             log.display()
         );
     }
     Ok(())
+}
+
+/// The command as one would type it, as far as it has no newline in it: a script is known by its step.
+fn shown(command: &Command) -> String {
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    let words = words.map(|word| word.to_string_lossy());
+    words.map(|word| if word.contains('\n') { "…".into() } else { word }).collect::<Vec<_>>().join(" ")
 }
 
 /// The last lines of the log, and nothing from before `start`, which other steps wrote.
@@ -106,7 +114,10 @@ mod tests {
             step("try", &mut fails, &log).map_or_else(|error| format!("{error:#}"), |()| String::new());
         std::fs::remove_file(&log).unwrap_or_else(|error| panic!("removing {}: {error}", log.display()));
         assert!(text.contains("before\nthe reason"), "{text}");
-        assert!(text.contains("exit status: 7"), "{text}");
+        assert!(
+            text.contains("`sh -c echo before; echo the reason >&2; exit 7` ended with exit status: 7"),
+            "{text}"
+        );
         assert!(text.contains(&log.display().to_string()), "{text}");
     }
 }

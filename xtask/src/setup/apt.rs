@@ -55,6 +55,13 @@ impl Apt {
         self.packages.get(name).is_some_and(|package| package.installed.is_some())
     }
 
+    /// Whether it is installed, and in the version that would be installed now.
+    pub(super) fn is_current(&self, name: &str) -> bool {
+        self.packages
+            .get(name)
+            .is_some_and(|package| package.installed.is_some() && package.installed == package.candidate)
+    }
+
     /// Whether it can be installed, or brought up to date.
     pub(super) fn available(&self, name: &str) -> bool {
         self.candidate(name).is_some()

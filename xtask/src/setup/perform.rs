@@ -33,8 +33,9 @@ for service in docker containerd; do
 done
 apt-get install "$@" || exit
 for service in $new; do
+    # What `systemctl disable` does, also where there is no systemctl; deb-systemd-helper leaves them.
     for unit in $service.service $service.socket; do
-        [ -e /lib/systemd/system/$unit ] && deb-systemd-helper disable $unit
+        find /etc/systemd/system -type l -lname "*/$unit" -delete
     done
     [ -e /etc/init.d/$service ] && update-rc.d $service disable
 done

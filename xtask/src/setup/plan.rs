@@ -84,7 +84,7 @@ impl Round<'_> {
         match from_apt {
             // Whoever has rustup and is not root is helped by rustup alone.
             Ok(packages) if self.state.root || !self.state.rustup => {
-                self.packages.extend(packages.map(str::to_owned));
+                self.packages.extend(packages.into_iter().map(str::to_owned));
             }
             Ok(_) => self.plan.steps.push(Step::Rustup),
             Err(_) if self.may_update() => self.unknown = true,
@@ -173,8 +173,10 @@ impl Round<'_> {
 
 /// The packages that bring a compiler, or why none of apt's do. Debian's two sets exclude each other and
 /// rustup's package, and a user's compiler is not ours to remove.
-fn compiler_packages(apt: &Apt) -> Result<std::array::IntoIter<&'static str, 3>, String> {
+fn compiler_packages(apt: &Apt) -> Result<Vec<&'static str>, String> {
     let new_enough = |name: &str| apt.upstream(name).is_some_and(|version| version >= oldest());
+    // Those of the three that are there already, and as new as the others will be, need no mention.
+    let to_install = |set: [&'static str; 3]| set.into_iter().filter(|name| !apt.is_current(name)).collect();
     if apt.installed("rustup") {
         return Err("Debian's rustup is installed, which excludes Debian's rustc; \
                     use `rustup toolchain install nightly --component rust-src`"
@@ -182,10 +184,10 @@ fn compiler_packages(apt: &Apt) -> Result<std::array::IntoIter<&'static str, 3>,
     }
     let own_installed = ["rustc", "cargo"].into_iter().filter(|name| apt.installed(name)).collect::<Vec<_>>();
     if own_installed.is_empty() && new_enough("rustc-web") {
-        return Ok(WEB.into_iter());
+        return Ok(to_install(WEB));
     }
     if !apt.installed("rustc-web") && new_enough("rustc") {
-        return Ok(OWN.into_iter());
+        return Ok(to_install(OWN));
     }
     Err(if own_installed.is_empty() {
         format!("apt has no Rust {}; Debian 12 has it in bookworm-security, as rustc-web", oldest())
@@ -320,7 +322,7 @@ mod tests {
         let mut packages = apt([("rustc", "1.97.0+dfsg1-1")]);
         assert_eq!(plan(&debian(packages.clone())).steps, [installs(&OWN)]);
         install(&mut packages, "rustc", "1.97.0+dfsg1-1");
-        assert_eq!(plan(&debian(packages)).steps, [installs(&OWN)]);
+        assert_eq!(plan(&debian(packages)).steps, [installs(&["cargo", "rust-src"])]);
     }
 
     #[test]
