@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, GUEST_EPHEMERAL, Gateway, LAN_ADDRESS, Lab, REFLECTION_MAC, Running,
     SCRATCH, Service, loopback, nat,
-    raw::{Frame, RawSocket},
+    raw::{self, Frame, RawSocket},
     servers, tcp, udp,
 };
 
@@ -278,8 +278,7 @@ fn conntrack_is_listed_and_flushed() -> Result<()> {
 fn a_frame_of_our_own_making_reaches_the_guest() -> Result<()> {
     let lab = Lab::builder().build()?;
     let sniffer = RawSocket::open(lab.guest(), "loopback0")?;
-    let mut frame = [wsl_mirror_lab::GUEST_MAC, wsl_mirror_lab::WINDOWS_MAC].concat();
-    frame.extend_from_slice(&[0x08, 0x00, 0x45, 0xff]);
+    let frame = raw::frame_from_windows(&[0x45, 0xff]);
     RawSocket::open(lab.windows(), "winlo0")?.send(&frame)?;
     let seen = sniffer.collect(Duration::from_millis(200), |seen| seen.bytes.starts_with(&frame))?;
     assert_eq!(seen.len(), 1);
@@ -306,6 +305,21 @@ fn each_distribution_has_its_own_files_and_bpffs_but_one_network() -> Result<()>
 
     let without = Lab::builder().bpffs(false).build()?;
     assert!(without.guest().enter(|| std::fs::create_dir("/sys/fs/bpf/one")).is_err());
+    Ok(())
+}
+
+#[test]
+fn lab_and_engine_go_in_any_order() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let docker = Docker::start(&lab, &DockerOptions::default())?;
+    let echo = docker.run(Container::new("echo").serve(Service::TcpEcho { port: 7 }))?;
+    let guest = lab.guest().clone();
+    drop(lab);
+    assert_eq!(tcp::Client::new(&guest, (echo.address, 7)).echo(HELLO), Ok(HELLO.to_vec()));
+    let started = Instant::now();
+    drop(docker);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    println!("dockerd and all of its were gone after {:?}", started.elapsed());
     Ok(())
 }
 

@@ -7,7 +7,10 @@ use std::{
     os::unix::{net::UnixStream, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -21,6 +24,7 @@ use rustix::{
 
 use crate::{
     Lab, Namespace, SCRATCH,
+    cgroups::LabCgroup,
     namespace::{HELPER_PATH, unshare},
     process::{COMMAND_LIMIT, Finished, run, wait, wait_for},
 };
@@ -70,7 +74,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct Docker {
     guest: Namespace,
     options: DockerOptions,
-    cgroup: String,
+    /// Shared with the lab, and removed after both are gone, in whatever order.
+    cgroup: Arc<LabCgroup>,
     /// In the guest: data, sockets, log.
     directory: String,
     /// `lab-helper init`; its standard input is what keeps it, and so dockerd, alive.
@@ -85,7 +90,7 @@ impl Docker {
         let mut docker = Self {
             guest: lab.guest().clone(),
             options: options.clone(),
-            cgroup: lab.cgroup().name().to_owned(),
+            cgroup: lab.cgroup(),
             directory: format!("{SCRATCH}/docker-{count}"),
             init: None,
         };
@@ -157,7 +162,7 @@ impl Docker {
             .enter(|| File::options().create(true).append(true).open(format!("{directory}/log")))
             .context("creating dockerd's log")?;
         let mut init = Command::new(HELPER_PATH);
-        init.args(["init", &self.cgroup]).arg(&self.options.dockerd);
+        init.args(["init", self.cgroup.name()]).arg(&self.options.dockerd);
         init.args(["--host", &format!("unix://{}", self.socket())]);
         for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
             init.args([option, &format!("{directory}/{name}")]);
@@ -169,7 +174,7 @@ impl Docker {
             "--exec-opt",
             "native.cgroupdriver=cgroupfs",
             "--cgroup-parent",
-            &format!("/{}", self.cgroup),
+            &format!("/{}", self.cgroup.name()),
         ]);
         init.arg(format!("--userland-proxy={}", self.options.userland_proxy));
         if let Some(bip) = &self.options.bip {

@@ -7,6 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
     ops::RangeInclusive,
     os::fd::AsRawFd as _,
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
@@ -110,7 +111,7 @@ impl LabBuilder {
 
     /// Makes it; takes some tens of milliseconds.
     pub fn build(self) -> Result<Lab> {
-        let cgroup = LabCgroup::new();
+        let cgroup = Arc::new(LabCgroup::new());
         let windows = Namespace::new("windows", None)?;
         let guest = Namespace::new("guest", Some(self.mounts))?;
         let lab = Lab { options: self, guest, windows, cgroup };
@@ -127,7 +128,7 @@ pub struct Lab {
     options: LabBuilder,
     guest: Namespace,
     windows: Namespace,
-    cgroup: LabCgroup,
+    cgroup: Arc<LabCgroup>,
 }
 
 impl Lab {
@@ -162,8 +163,8 @@ impl Lab {
         self.guest.with_other_mounts("other distribution", self.options.mounts)
     }
 
-    pub(crate) fn cgroup(&self) -> &LabCgroup {
-        &self.cgroup
+    pub(crate) fn cgroup(&self) -> Arc<LabCgroup> {
+        Arc::clone(&self.cgroup)
     }
 
     /// Deletes `loopback0` and makes it again under the same name and MAC, as a restart of Windows' Host

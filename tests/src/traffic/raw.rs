@@ -9,13 +9,18 @@ use std::{
 use anyhow::{Context as _, Result};
 use rustix::net::{AddressFamily, RawProtocol, SocketFlags, SocketType, sockopt};
 
-use crate::Namespace;
+use crate::{GUEST_MAC, Namespace, WINDOWS_MAC};
 
 /// A packet socket on one interface: sends whole Ethernet frames, and sees all that come and go there.
 #[derive(Debug)]
 pub struct RawSocket {
     socket: OwnedFd,
     interface: String,
+}
+
+/// An IPv4 packet, well-formed or not, in a frame as Windows sends it to `loopback0`.
+pub fn frame_from_windows(packet: &[u8]) -> Vec<u8> {
+    [GUEST_MAC.as_slice(), &WINDOWS_MAC, &[0x08, 0x00], packet].concat()
 }
 
 /// A frame that was seen.
