@@ -17,7 +17,7 @@ use crate::{
     namespace::{Mounts, Namespace},
 };
 
-/// The address that `loopback0` and `eth0` have in the guest: Hyper-V's prefix.
+/// The link-layer address of the guest's `loopback0`, with Hyper-V's prefix.
 pub const GUEST_MAC: [u8; 6] = [0x00, 0x15, 0x5d, 0x17, 0x96, 0x5a];
 /// What Windows answers to: the link-layer address of [`Gateway`].
 pub const WINDOWS_MAC: [u8; 6] = [0x00, 0x11, 0x22, 0x33, 0x44, 0x55];
