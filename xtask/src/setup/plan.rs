@@ -190,12 +190,15 @@ fn compiler_packages(apt: &Apt) -> Result<Vec<&'static str>, String> {
         return Ok(to_install(OWN));
     }
     Err(if own_installed.is_empty() {
-        format!("apt has no Rust {}; Debian 12 has it in bookworm-security, as rustc-web", oldest())
+        format!(
+            "apt has no Rust {}; Debian 12 and 13 have it in their security updates, as rustc-web",
+            oldest()
+        )
     } else if new_enough("rustc-web") {
         let own = own_installed.join(" and ");
         format!(
-            "{own} of this release is installed, older than {}, and rustc-web excludes it; \
-             `apt-get remove {}` and run setup again, if you do not need it",
+            "this release's {own}, older than {}, excludes rustc-web; \
+             `apt-get remove {}` if you do not need it, and run setup again",
             oldest(),
             own_installed.join(" ")
         )
@@ -305,7 +308,7 @@ mod tests {
         assert_eq!(plan(&state), Plan { steps: vec![Step::UpdateLists], by_hand: Vec::new() });
         let plan = plan(&debian(Apt { updated: true, ..Apt::default() }));
         assert_eq!(plan.steps, []);
-        assert!(plan.by_hand[0].contains("bookworm-security"), "{plan:?}");
+        assert!(plan.by_hand[0].contains("security updates"), "{plan:?}");
     }
 
     #[test]
@@ -314,7 +317,7 @@ mod tests {
         install(&mut packages, "rustc", "1.63.0+dfsg1-2");
         let plan = plan(&debian(Apt { updated: true, ..packages }));
         assert_eq!(plan.steps, []);
-        assert!(plan.by_hand[0].contains("rustc-web excludes it; `apt-get remove rustc`"), "{plan:?}");
+        assert!(plan.by_hand[0].contains("excludes rustc-web; `apt-get remove rustc`"), "{plan:?}");
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl Missing {
         match &self.compiler {
             None => format!(
                 "  with rustup:     rustup toolchain install nightly --component rust-src\n  \
-                   on Debian 12:    apt-get install rustc-web cargo-web rust-web-src\n  \
+                   on Debian:       apt-get install rustc-web cargo-web rust-web-src (12 and 13, security updates)\n  \
                    and bpf-linker:  {linker}"
             ),
             Some(compiler) => format!(
