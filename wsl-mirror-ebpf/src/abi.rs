@@ -1,0 +1,447 @@
+//! Map keys and values, verdicts and reasons.
+//!
+//! Everything here is `#[repr(C)]` without implicit padding, because its bytes are compared (hash keys),
+//! shown (`bpftool map dump`) and written by hand (`bpftool map update`). Ports are in host order throughout:
+//! 8080 is shown as 8080. A change to anything in a map is a new layout: [`LAYOUT`] and with it the pin
+//! directory change.
+
+/// The version of this file's layout; part of the pin path (`/sys/fs/bpf/wsl-mirror/v1`).
+pub const LAYOUT: u32 = 1;
+
+/// The bit of `skb->mark` that steered packets get unless the configuration names others.
+///
+/// Bits that others use: 0x1 (WSL's own `WSLOUTPUT` chain), 0x2000 (netavark, CNI portmap), 0x4000 and 0x8000
+/// (kube-proxy), 0xf00 (Cilium), 0xff0000 (Tailscale).
+pub const DEFAULT_MARK: u32 = 0x1000;
+
+/// A transport protocol that can be steered, by its IP protocol number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Protocol {
+    /// IPPROTO_TCP.
+    Tcp = 6,
+    /// IPPROTO_UDP.
+    Udp = 17,
+}
+
+impl Protocol {
+    /// Both, in the order in which they are listed.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The protocol with this IP protocol number.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
+    /// `tcp` or `udp`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// What a port shall get.
+///
+/// In maps it is a byte, because the world may write any byte there (`bpftool map update`): a value that is
+/// no policy counts as [`Policy::Unset`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Policy {
+    /// Nobody said anything here: ask the next one.
+    Unset = 0,
+    /// Leave the port alone: it is exempt.
+    Pass = 1,
+    /// Steer flows to whoever listens on the port.
+    Steer = 2,
+}
+
+impl Policy {
+    /// The policy that this byte stands for.
+    #[inline(always)]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Pass,
+            2 => Self::Steer,
+            _ => Self::Unset,
+        }
+    }
+
+    /// `unset`, `pass` or `steer`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unset => "unset",
+            Self::Pass => "pass",
+            Self::Steer => "steer",
+        }
+    }
+}
+
+/// Value of `SETTINGS` (array, one element): what the loader tells the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Settings {
+    /// [`LAYOUT`] of the loader that wrote this. 0: nobody has written yet; every packet passes.
+    pub layout: u32,
+    /// The bits that are set in `skb->mark` of a steered packet. No other bit is touched.
+    pub mark: u32,
+    /// A [`Policy`]: what ports get that `PORT_POLICY` says nothing about.
+    pub default_policy: u32,
+    /// A [`Hook`]: how the program is attached.
+    pub hook: u32,
+    /// Index of the interface that it is attached to.
+    pub ifindex: u32,
+    /// Index of the interface on which the loader made the `clsact` qdisc, 0 if it made none: `unload` takes
+    /// away what we made and nothing else.
+    pub clsact_ifindex: u32,
+    /// Name of the interface, filled up with zeros.
+    pub interface: [u8; 16],
+}
+
+impl Settings {
+    /// The name of the interface, as far as it is UTF-8.
+    pub fn interface_name(&self) -> &str {
+        let len = self.interface.iter().position(|byte| *byte == 0).unwrap_or(self.interface.len());
+        core::str::from_utf8(&self.interface[..len]).unwrap_or_default()
+    }
+}
+
+/// How the program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hook {
+    /// A tcx link on ingress (Linux 6.6 and later).
+    Tcx = 1,
+    /// A `cls_bpf` filter in direct-action mode on the ingress side of a clsact qdisc.
+    ClsBpf = 2,
+}
+
+impl Hook {
+    /// The hook that this number stands for.
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::Tcx),
+            2 => Some(Self::ClsBpf),
+            _ => None,
+        }
+    }
+
+    /// `tcx` or `cls_bpf`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::ClsBpf => "cls_bpf",
+        }
+    }
+}
+
+/// Key of `PORT_POLICY` and `PORT_STATS`: a port of one protocol.
+///
+/// By hand, for bpftool: `06 00 90 1f` is TCP port 8080 (0x1f90, little endian).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct PortKey {
+    /// IP protocol number: 6 TCP, 17 UDP.
+    pub protocol: u8,
+    /// Always 0.
+    pub zero: u8,
+    /// Host order.
+    pub port: u16,
+}
+
+impl PortKey {
+    /// The key of this port.
+    #[inline(always)]
+    pub const fn new(protocol: Protocol, port: u16) -> Self {
+        Self { protocol: protocol as u8, zero: 0, port }
+    }
+}
+
+/// Value of `PORT_POLICY` (hash): what the user wrote about a port, by where it was written.
+///
+/// Each writer has its own field, so that neither undoes the other; the command line is the stronger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PortPolicy {
+    /// A [`Policy`] written by `wsl-mirror exempt` (or by bpftool).
+    pub cli: u8,
+    /// A [`Policy`] written by `wsl-mirror load` from the configuration file.
+    pub config: u8,
+}
+
+impl PortPolicy {
+    /// The policy in force: the command line's, else the file's.
+    #[inline(always)]
+    pub const fn effective(self) -> Policy {
+        match Policy::from_byte(self.cli) {
+            Policy::Unset => Policy::from_byte(self.config),
+            said => said,
+        }
+    }
+
+    /// Whether nobody says anything about the port any more.
+    pub const fn is_unset(self) -> bool {
+        matches!(self.effective(), Policy::Unset)
+    }
+}
+
+/// Value of `PORT_STATS` (per-CPU LRU hash): what happened on a port. Packets towards the port only: replies
+/// leave through the egress side of the interface, which this program does not see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PortStats {
+    /// Flows that were steered (their conntrack entry was made by us).
+    pub steered_flows: u64,
+    /// Packets of steered flows.
+    pub steered_packets: u64,
+    /// Packets that passed untouched.
+    pub passed_packets: u64,
+    /// Packets that passed because one of our calls failed.
+    pub failed_packets: u64,
+}
+
+/// Key of `FLOWS` (LRU hash): the client's side of a steered flow. The server's address is always 127.0.0.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The client's address, 127.x.y.z, in the order in which one writes it.
+    pub client: [u8; 4],
+    /// Host order.
+    pub client_port: u16,
+    /// Host order.
+    pub server_port: u16,
+    /// IP protocol number: 6 TCP, 17 UDP.
+    pub protocol: u8,
+    /// Always 0.
+    pub zero: [u8; 3],
+}
+
+/// Value of `FLOWS`: that a flow was steered when it started, so that its later packets are known as ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowState {
+    /// Which conntrack entry we made for the flow: the low half of its address, enough to notice that
+    /// another entry has taken its place.
+    pub conntrack: u32,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{FlowKey, FlowState, PortKey, PortPolicy, PortStats, Settings, Verdicts};
+
+    // SAFETY (each): `repr(C)`, integers only, no padding, every bit pattern is a value.
+    unsafe impl aya::Pod for Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortPolicy {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortStats {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Verdicts {}
+}
+
+/// What a packet got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Untouched, on to the next program.
+    Pass,
+    /// Untouched, on to the next program, because one of our own calls failed.
+    Failed,
+    /// Marked, with a conntrack entry that engines' DNAT rules leave alone.
+    Steer,
+}
+
+impl Verdict {
+    /// All, in the order in which they are listed.
+    pub const ALL: [Self; 3] = [Self::Steer, Self::Pass, Self::Failed];
+
+    /// `pass`, `failed` or `steer`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Failed => "failed",
+            Self::Steer => "steer",
+        }
+    }
+}
+
+/// Defines [`Reason`] and [`Verdicts`] from one list, so that a counter cannot exist without a reason, nor
+/// a reason without a name and a sentence.
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident => $name:ident, $verdict:ident;)+) => {
+        /// Why a packet got its verdict.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// All, in the order of their counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The counter's name: what `bpftool map dump` shows.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($name),)+ }
+            }
+
+            /// One sentence for people.
+            pub const fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+
+            /// The verdict that it is a reason for.
+            #[inline(always)]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$variant => Verdict::$verdict,)+ }
+            }
+        }
+
+        /// Value of `VERDICTS` (per-CPU array, one element): packets by reason.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[repr(C)]
+        pub struct Verdicts {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Verdicts {
+            /// The counter of this reason.
+            #[inline(always)]
+            pub fn counter(&mut self, reason: Reason) -> &mut u64 {
+                match reason { $(Reason::$variant => &mut self.$name,)+ }
+            }
+
+            /// The counter of this reason.
+            pub const fn get(&self, reason: Reason) -> u64 {
+                match reason { $(Reason::$variant => self.$name,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// the flow began and was steered
+    New => steer_new, Steer;
+    /// a flow began on the addresses of a finished one, whose conntrack entry was replaced
+    Reused => steer_reused, Steer;
+    /// an engine's DNAT had caught the flow before it was established; it was taken back
+    Healed => steer_healed, Steer;
+    /// an established flow had lost its conntrack entry (conntrack -F); it got a new one
+    PickedUp => steer_picked_up, Steer;
+    /// a packet of a flow that was steered
+    Established => steer_established, Steer;
+    /// the flow was steered, but there was no room to remember it: its later packets go unmarked
+    Unremembered => steer_unremembered, Steer;
+
+    /// not IPv4 (ARP, IPv6, …)
+    NotIpv4 => pass_not_ipv4, Pass;
+    /// carries a VLAN tag
+    Vlan => pass_vlan, Pass;
+    /// the frame is addressed to somebody else
+    NotToUs => pass_not_to_us, Pass;
+    /// shorter than its headers say
+    Truncated => pass_truncated, Pass;
+    /// IP or transport header with impossible values
+    BadHeader => pass_bad_header, Pass;
+    /// neither TCP nor UDP
+    NotTcpUdp => pass_not_tcp_udp, Pass;
+    /// not from 127.0.0.0/8 to 127.0.0.1
+    NotLoopback => pass_not_loopback, Pass;
+    /// a later fragment: it carries no ports and goes where its first fragment goes
+    LaterFragment => pass_later_fragment, Pass;
+    /// source or destination port 0
+    PortZero => pass_port_zero, Pass;
+    /// a reply of a flow that Linux opened
+    Reply => pass_reply, Pass;
+    /// a flow that began without us and needs no help: Linux to Linux, or older than wsl-mirror
+    NotOurs => pass_not_ours, Pass;
+    /// an engine carries the flow by DNAT
+    EngineNat => pass_engine_nat, Pass;
+    /// the port is exempt
+    Exempt => pass_exempt, Pass;
+    /// the default policy leaves the port alone
+    DefaultPolicy => pass_default_policy, Pass;
+    /// nobody listens on the port
+    NoListener => pass_no_listener, Pass;
+    /// a segment of an unknown connection, and no local socket belongs to it
+    NoSocket => pass_no_socket, Pass;
+    /// a segment of an unknown connection that cannot begin one (RST, FIN, SYN+ACK, …)
+    Stray => pass_stray, Pass;
+
+    /// nobody has written SETTINGS yet
+    NoSettings => failed_no_settings, Failed;
+    /// bpf_skb_pull_data failed: the headers could not be made readable
+    PullFailed => failed_pull, Failed;
+    /// bpf_skb_ct_lookup failed with something else than "not found"
+    LookupFailed => failed_lookup, Failed;
+    /// a finished or caught conntrack entry could not be taken away
+    ExpireFailed => failed_expire, Failed;
+    /// bpf_skb_ct_alloc failed: the conntrack table is full or memory is short
+    AllocFailed => failed_alloc, Failed;
+    /// bpf_ct_set_nat_info failed
+    NatFailed => failed_nat, Failed;
+    /// bpf_ct_insert_entry failed: another CPU was first, or the hash chain is too long
+    InsertFailed => failed_insert, Failed;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_counter_named_after_its_verdict() {
+        let mut all = Verdicts::default();
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            *all.counter(*reason) += index as u64 + 1;
+            assert!(
+                reason.name().starts_with(reason.verdict().name()),
+                "{} is a reason for {}",
+                reason.name(),
+                reason.verdict().name()
+            );
+        }
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(all.get(*reason), index as u64 + 1, "{} shares a counter", reason.name());
+        }
+        assert_eq!(size_of::<Verdicts>(), Reason::ALL.len() * 8);
+    }
+
+    #[test]
+    fn what_the_command_line_says_is_stronger_than_the_file() {
+        let policy = |cli, config| PortPolicy { cli, config }.effective();
+        assert_eq!(policy(0, 0), Policy::Unset);
+        assert_eq!(policy(0, 1), Policy::Pass);
+        assert_eq!(policy(2, 1), Policy::Steer);
+        assert_eq!(policy(1, 2), Policy::Pass);
+    }
+
+    #[test]
+    fn a_byte_that_is_no_policy_says_nothing() {
+        for byte in 3..=u8::MAX {
+            assert_eq!(PortPolicy { cli: byte, config: 1 }.effective(), Policy::Pass);
+            assert_eq!(PortPolicy { cli: byte, config: byte }.effective(), Policy::Unset);
+        }
+    }
+
+    #[test]
+    fn layouts_have_no_padding_and_the_documented_bytes() {
+        assert_eq!(size_of::<PortKey>(), 4);
+        assert_eq!(size_of::<PortPolicy>(), 2);
+        assert_eq!(size_of::<FlowKey>(), 12);
+        assert_eq!(size_of::<Settings>(), 40);
+        let PortKey { protocol, zero, port } = PortKey::new(Protocol::Tcp, 8080);
+        assert_eq!((protocol, zero, port.to_le_bytes()), (0x06, 0x00, [0x90, 0x1f]));
+    }
+}

@@ -1,0 +1,246 @@
+//! Conntrack entries: find, take away, make.
+//!
+//! The kfuncs are called by placeholder; see [`wsl_mirror_ebpf::kernel`].
+
+use core::arch::asm;
+use core::mem::transmute;
+
+use aya_ebpf::bindings::bpf_sock_tuple;
+use aya_ebpf::cty::c_void;
+use wsl_mirror_ebpf::abi::{Protocol, Reason};
+use wsl_mirror_ebpf::kernel::{Field, Kfunc};
+use wsl_mirror_ebpf::packet::Packet;
+use wsl_mirror_ebpf::verdict::{Conntrack, Entry};
+
+use crate::frame::Skb;
+use crate::tuple::Tuple;
+
+/// How long an entry lives until the stack has seen the packet, in milliseconds; then the stack's own timeouts
+/// apply. Long enough for a busy machine, short enough that packets which are dropped on the way leave no
+/// litter in the table.
+const NEWBORN_MS: u32 = 5_000;
+
+/// `NF_NAT_MANIP_DST`.
+const MANIP_DST: u32 = 1;
+const ENOENT: i32 = 2;
+
+/// `struct bpf_ct_opts`, in the 12-byte form that every kernel accepts.
+#[repr(C)]
+struct Options {
+    netns_id: i32,
+    error: i32,
+    protocol: u8,
+    direction: u8,
+    reserved: [u8; 2],
+}
+
+impl Options {
+    const SIZE: u32 = size_of::<Self>() as u32;
+
+    #[inline(always)]
+    const fn of(packet: &Packet) -> Self {
+        // -1: the namespace of the interface that the packet came in on.
+        Self { netns_id: -1, error: 0, protocol: packet.protocol as u8, direction: 0, reserved: [0; 2] }
+    }
+}
+
+/// `struct nf_conn`, in the table.
+#[repr(C)]
+struct NfConn([u8; 0]);
+/// `struct nf_conn`, not in the table yet.
+#[repr(C)]
+struct NfConnInit([u8; 0]);
+
+type Find<T> = unsafe extern "C" fn(*mut c_void, *mut bpf_sock_tuple, u32, *mut Options, u32) -> *mut T;
+
+#[inline(always)]
+unsafe fn ct_lookup(skb: &Skb, tuple: &mut Tuple, options: &mut Options) -> *mut NfConn {
+    // SAFETY: the loader replaces the placeholder with the kfunc of this signature.
+    let call: Find<NfConn> = unsafe { transmute(Kfunc::Lookup.placeholder() as usize) };
+    // SAFETY: the pointers are valid for the lengths that are passed with them.
+    unsafe { call(skb.as_ptr(), tuple.as_mut_ptr(), Tuple::SIZE, options, Options::SIZE) }
+}
+
+#[inline(always)]
+unsafe fn ct_alloc(skb: &Skb, tuple: &mut Tuple, options: &mut Options) -> *mut NfConnInit {
+    // SAFETY: as above.
+    let call: Find<NfConnInit> = unsafe { transmute(Kfunc::Alloc.placeholder() as usize) };
+    // SAFETY: as above.
+    unsafe { call(skb.as_ptr(), tuple.as_mut_ptr(), Tuple::SIZE, options, Options::SIZE) }
+}
+
+#[inline(always)]
+unsafe fn ct_set_nat_info(entry: *mut NfConnInit, address: &mut [u8; 16], port: u16, manip: u32) -> i32 {
+    // SAFETY: as above.
+    let call: unsafe extern "C" fn(*mut NfConnInit, *mut [u8; 16], i32, u32) -> i32 =
+        unsafe { transmute(Kfunc::SetNatInfo.placeholder() as usize) };
+    // SAFETY: `union nf_inet_addr` is 16 bytes long.
+    unsafe { call(entry, address, i32::from(port), manip) }
+}
+
+#[inline(always)]
+unsafe fn ct_set_timeout(entry: *mut NfConnInit, milliseconds: u32) {
+    // SAFETY: as above.
+    let call: unsafe extern "C" fn(*mut NfConnInit, u32) =
+        unsafe { transmute(Kfunc::SetTimeout.placeholder() as usize) };
+    // SAFETY: the entry came from `ct_alloc`.
+    unsafe { call(entry, milliseconds) }
+}
+
+#[inline(always)]
+unsafe fn ct_insert(entry: *mut NfConnInit) -> *mut NfConn {
+    // SAFETY: as above.
+    let call: unsafe extern "C" fn(*mut NfConnInit) -> *mut NfConn =
+        unsafe { transmute(Kfunc::Insert.placeholder() as usize) };
+    // SAFETY: the entry came from `ct_alloc` and is not used again.
+    unsafe { call(entry) }
+}
+
+#[inline(always)]
+unsafe fn ct_change_timeout(entry: *mut NfConn, milliseconds: u32) -> i32 {
+    // SAFETY: as above.
+    let call: unsafe extern "C" fn(*mut NfConn, u32) -> i32 =
+        unsafe { transmute(Kfunc::ChangeTimeout.placeholder() as usize) };
+    // SAFETY: the entry is held.
+    unsafe { call(entry, milliseconds) }
+}
+
+#[inline(always)]
+unsafe fn ct_release(entry: *mut NfConn) {
+    // SAFETY: as above.
+    let call: unsafe extern "C" fn(*mut NfConn) =
+        unsafe { transmute(Kfunc::Release.placeholder() as usize) };
+    // SAFETY: the entry is held, and not used again.
+    unsafe { call(entry) }
+}
+
+/// `nf_conn.status`. One instruction, whose offset the loader replaces: the compiler must neither split the
+/// address computation off nor merge loads.
+#[inline(always)]
+unsafe fn status(entry: *const NfConn) -> u64 {
+    let value: u64;
+    // SAFETY: reads one field of an entry that is held; no memory is written.
+    unsafe {
+        asm!("{value} = *(u64 *)({entry} + {offset})",
+            value = lateout(reg) value, entry = in(reg) entry,
+            offset = const Field::Status.placeholder(), options(readonly, nostack));
+    }
+    value
+}
+
+/// `nf_conn.proto.tcp.state`; likewise.
+#[inline(always)]
+unsafe fn tcp_state(entry: *const NfConn) -> u8 {
+    let value: u64;
+    // SAFETY: as above.
+    unsafe {
+        asm!("{value} = *(u8 *)({entry} + {offset})",
+            value = lateout(reg) value, entry = in(reg) entry,
+            offset = const Field::TcpState.placeholder(), options(readonly, nostack));
+    }
+    value as u8
+}
+
+/// Gives the entry back and returns what tells it from the flow's next one: see
+/// [`wsl_mirror_ebpf::abi::FlowState`].
+#[inline(always)]
+fn release(entry: *mut NfConn) -> u32 {
+    // SAFETY: the entry is held, and not used as one again.
+    unsafe { ct_release(entry) };
+    let mut address = entry as u64;
+    // Only now may one calculate with the address: the verifier forbids it while it is a pointer. Written by
+    // hand, because the compiler would do it earlier.
+    // SAFETY: only changes the register.
+    unsafe {
+        asm!("{address} <<= 32", "{address} >>= 32", address = inout(reg) address, options(nomem, nostack));
+    }
+    address as u32
+}
+
+/// What the verdict needs to know of an entry that is held. `is_reply` and `id` are filled in by the caller.
+#[inline(always)]
+fn look_at(entry: *const NfConn, packet: &Packet, options: &Options) -> Entry {
+    Entry {
+        is_reply: options.direction != 0,
+        // SAFETY: the entry is held.
+        status: unsafe { status(entry) },
+        tcp_state: match packet.protocol {
+            // SAFETY: the entry is held.
+            Protocol::Tcp => unsafe { tcp_state(entry) },
+            Protocol::Udp => 0,
+        },
+        id: 0,
+    }
+}
+
+/// Finds the packet's entry.
+#[inline(always)]
+pub fn find(skb: &Skb, packet: &Packet) -> Conntrack {
+    let mut options = Options::of(packet);
+    // SAFETY: the tuple and the options outlive the call.
+    let entry = unsafe { ct_lookup(skb, &mut Tuple::of(packet), &mut options) };
+    if entry.is_null() {
+        return if options.error == -ENOENT { Conntrack::Missing } else { Conntrack::Failed };
+    }
+    let mut found = look_at(entry, packet, &options);
+    found.id = release(entry);
+    Conntrack::Found(found)
+}
+
+/// Takes away the packet's entry, unless another CPU has put a new one in its place by now: a lifetime of
+/// nothing makes it expired, and the next lookup collects what is expired (`nf_ct_gc_expired` in
+/// `____nf_conntrack_find`).
+#[inline(always)]
+pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
+    let mut options = Options::of(packet);
+    // SAFETY: the tuple and the options outlive the call.
+    let entry = unsafe { ct_lookup(skb, &mut Tuple::of(packet), &mut options) };
+    if entry.is_null() {
+        return Ok(());
+    }
+    let changed = match look_at(entry, packet, &options).replaceable(packet) {
+        // SAFETY: not null, and held until the release below.
+        Some(_) => unsafe { ct_change_timeout(entry, 0) },
+        None => -1,
+    };
+    release(entry);
+    if changed != 0 {
+        return Err(());
+    }
+    // SAFETY: the tuple and the options outlive the call.
+    let still = unsafe { ct_lookup(skb, &mut Tuple::of(packet), &mut options) };
+    if still.is_null() {
+        return Ok(());
+    }
+    release(still);
+    Err(())
+}
+
+/// Makes an entry for the packet's flow whose destination NAT is already done, to the address and port where
+/// it goes anyway: nat PREROUTING then skips the rules of every engine, and nothing else changes
+/// (`nf_nat_inet_fn`, `nf_nat_initialized`).
+#[inline(always)]
+pub fn create(skb: &Skb, packet: &Packet) -> Result<u32, Reason> {
+    let mut options = Options::of(packet);
+    // SAFETY: the tuple and the options outlive the call.
+    let entry = unsafe { ct_alloc(skb, &mut Tuple::of(packet), &mut options) };
+    if entry.is_null() {
+        return Err(Reason::AllocFailed);
+    }
+    let mut address = [0u8; 16];
+    address[0] = 127;
+    address[3] = 1;
+    // The real port: with 0 the kernel may choose another one.
+    // SAFETY: the entry is not null and in no table yet.
+    let translated = unsafe { ct_set_nat_info(entry, &mut address, packet.server_port, MANIP_DST) };
+    // SAFETY: as above.
+    unsafe { ct_set_timeout(entry, NEWBORN_MS) };
+    // Even if the translation failed: an entry of this kind can only be got rid of by inserting it.
+    // SAFETY: as above; it is not used again.
+    let entry = unsafe { ct_insert(entry) };
+    if entry.is_null() {
+        return Err(Reason::InsertFailed);
+    }
+    let id = release(entry);
+    if translated == 0 { Ok(id) } else { Err(Reason::NatFailed) }
+}

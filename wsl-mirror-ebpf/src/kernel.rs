@@ -1,0 +1,92 @@
+//! The kernel functions that the program calls and the kernel fields that it reads, by placeholder.
+//!
+//! rustc emits no debug information for extern functions, so an object written in Rust cannot carry the
+//! `.ksyms` relocations by which other loaders resolve kfuncs. Instead the program calls helper numbers that
+//! no kernel has ([`Kfunc::placeholder`]) and loads from offsets that no structure has
+//! ([`Field::placeholder`]); the loader looks both up in the running kernel's BTF and writes the real numbers
+//! into the instructions before the verifier sees them. An object that was not treated so is refused by
+//! every kernel: nothing can go wrong unnoticed.
+
+/// The first placeholder; helper numbers are a few hundred.
+const KFUNC_BASE: u32 = 0x7f00_0000;
+/// The first placeholder offset; `struct nf_conn` is some 250 bytes long.
+const FIELD_BASE: u16 = 0x7a00;
+
+/// A conntrack kfunc (`net/netfilter/nf_conntrack_bpf.c`, `nf_nat_bpf.c`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kfunc {
+    /// Finds the entry of a tuple. Since Linux 5.18.
+    Lookup = 1,
+    /// Makes an entry that is in no table yet. Since Linux 6.0.
+    Alloc = 2,
+    /// Makes the entry's address translation. Since Linux 6.1.
+    SetNatInfo = 3,
+    /// Sets the lifetime of an entry that is in no table yet. Since Linux 6.0.
+    SetTimeout = 4,
+    /// Puts an entry into the table. Since Linux 6.0.
+    Insert = 5,
+    /// Sets the lifetime of an entry in the table. Since Linux 6.0.
+    ChangeTimeout = 6,
+    /// Gives back a reference. Since Linux 5.18.
+    Release = 7,
+}
+
+impl Kfunc {
+    /// All of them; the program needs each.
+    pub const ALL: [Self; 7] = [
+        Self::Lookup,
+        Self::Alloc,
+        Self::SetNatInfo,
+        Self::SetTimeout,
+        Self::Insert,
+        Self::ChangeTimeout,
+        Self::Release,
+    ];
+
+    /// The kernel's name for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lookup => "bpf_skb_ct_lookup",
+            Self::Alloc => "bpf_skb_ct_alloc",
+            Self::SetNatInfo => "bpf_ct_set_nat_info",
+            Self::SetTimeout => "bpf_ct_set_timeout",
+            Self::Insert => "bpf_ct_insert_entry",
+            Self::ChangeTimeout => "bpf_ct_change_timeout",
+            Self::Release => "bpf_ct_release",
+        }
+    }
+
+    /// The helper number by which the object calls it.
+    pub const fn placeholder(self) -> u32 {
+        KFUNC_BASE + self as u32
+    }
+}
+
+/// A field of `struct nf_conn` that the program reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Field {
+    /// `status`: the `IPS_*` bits, an unsigned long.
+    Status = 0x10,
+    /// `proto.tcp.state`: `enum tcp_conntrack`, a byte.
+    TcpState = 0x20,
+}
+
+impl Field {
+    /// All of them; the program needs each.
+    pub const ALL: [Self; 2] = [Self::Status, Self::TcpState];
+
+    /// The way to it from `struct nf_conn`.
+    pub const fn path(self) -> &'static [&'static str] {
+        match self {
+            Self::Status => &["status"],
+            Self::TcpState => &["proto", "tcp", "state"],
+        }
+    }
+
+    /// The offset from which the object loads it.
+    pub const fn placeholder(self) -> u16 {
+        FIELD_BASE + self as u16
+    }
+}

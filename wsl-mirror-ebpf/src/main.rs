@@ -1,0 +1,216 @@
+//! The tc program: `wsl_mirror`, first on the ingress side of `loopback0`.
+//!
+//! It is the edge: it reads the packet, asks the kernel and acts, and leaves every decision to
+//! [`wsl_mirror_ebpf::verdict::decide`]. It always returns `TCX_NEXT`, so that whoever else is on the hook
+//! still runs.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+// rustc calls every feature gate of a stable toolchain's bootstrap build unstable; there is no stable way to
+// write one BPF instruction by hand.
+#![allow(unstable_features)]
+#![expect(missing_docs, reason = "the classifier macro writes a public function that nobody can document")]
+
+mod conntrack;
+mod frame;
+mod sockets;
+mod tuple;
+
+use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray};
+use aya_ebpf::macros::{btf_map, classifier};
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::debug;
+use wsl_mirror_ebpf::abi::{
+    FlowKey, FlowState, LAYOUT, Policy, PortKey, PortPolicy, PortStats, Reason, Settings, Verdict, Verdicts,
+};
+use wsl_mirror_ebpf::packet::{self, MAX_HEADERS, Packet};
+use wsl_mirror_ebpf::verdict::{Conntrack, Kernel, decide};
+
+use crate::frame::Skb;
+
+/// `TCX_NEXT`; for cls_bpf `TC_ACT_UNSPEC`, which has the same value and meaning.
+const NEXT: i32 = -1;
+
+/// `BPF_F_NO_PREALLOC`: entries take memory only once they exist.
+const NO_PREALLOC: usize = 1;
+
+#[btf_map]
+static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// Large enough for every port of both protocols: exempting `1-65535` cannot fill it.
+#[btf_map]
+static PORT_POLICY: HashMap<PortKey, PortPolicy, 131_072, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static VERDICTS: PerCpuArray<Verdicts, 1> = PerCpuArray::new();
+
+#[btf_map]
+static PORT_STATS: LruPerCpuHashMap<PortKey, PortStats, 4096> = LruPerCpuHashMap::new();
+
+#[btf_map]
+static FLOWS: LruHashMap<FlowKey, FlowState, 32_768> = LruHashMap::new();
+
+/// The program.
+#[classifier]
+pub fn wsl_mirror(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let reason = match packet::parse(&skb) {
+        // The headers may only be out of reach: pull them into the linear part and look again.
+        Err(Reason::Truncated) if !skb.is_linear() => {
+            if skb.pull(MAX_HEADERS).is_err() {
+                Err(Reason::PullFailed)
+            } else {
+                packet::parse(&skb)
+            }
+        }
+        parsed => parsed,
+    };
+    match reason {
+        Err(reason) => count(reason),
+        Ok(packet) => steer(&mut skb, &packet),
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn steer(skb: &mut Skb, packet: &Packet) {
+    let Some(settings) = SETTINGS.get(0).filter(|settings| settings.layout == LAYOUT) else {
+        return count(Reason::NoSettings);
+    };
+    let reason = decide(packet, &mut Here { skb, settings });
+    if matches!(reason.verdict(), Verdict::Steer) {
+        skb.add_mark(settings.mark);
+    }
+    count(reason);
+    if !matches!(reason, Reason::Reply) {
+        count_port(packet, reason);
+    }
+    if !matches!(reason, Reason::Established | Reason::Reply | Reason::NotOurs | Reason::EngineNat) {
+        debug!(
+            skb.context(),
+            "{:i}:{} -> 127.0.0.1:{} protocol {}: reason {}",
+            packet.client,
+            packet.client_port,
+            packet.server_port,
+            packet.protocol as u8,
+            reason as u32
+        );
+    }
+}
+
+/// The packet's surroundings, for [`decide`].
+struct Here<'a> {
+    skb: &'a mut Skb,
+    settings: &'a Settings,
+}
+
+impl Kernel for Here<'_> {
+    #[inline(always)]
+    fn conntrack(&mut self, packet: &Packet) -> Conntrack {
+        conntrack::find(self.skb, packet)
+    }
+
+    #[inline(always)]
+    fn remembered(&mut self, packet: &Packet) -> Option<u32> {
+        let flow = FLOWS.get_ptr(packet.flow())?;
+        // SAFETY: the element stays readable until the program ends (RCU); a concurrent writer may change
+        // it, and an aligned u32 is read whole.
+        Some(unsafe { (*flow).conntrack })
+    }
+
+    #[inline(always)]
+    fn written_policy(&mut self, packet: &Packet) -> Policy {
+        let Some(policy) = PORT_POLICY.get_ptr(port_key(packet)) else { return Policy::Unset };
+        // SAFETY: as above; each field is one byte and stands for itself.
+        unsafe { *policy }.effective()
+    }
+
+    #[inline(always)]
+    fn default_policy(&mut self) -> Policy {
+        Policy::from_byte(self.settings.default_policy as u8)
+    }
+
+    #[inline(always)]
+    fn has_listener(&mut self, packet: &Packet) -> bool {
+        sockets::has_listener(self.skb, packet)
+    }
+
+    #[inline(always)]
+    fn has_connection(&mut self, packet: &Packet) -> bool {
+        sockets::has_connection(self.skb, packet)
+    }
+
+    #[inline(always)]
+    fn expire(&mut self, packet: &Packet) -> Result<(), ()> {
+        conntrack::expire(self.skb, packet)
+    }
+
+    #[inline(always)]
+    fn create(&mut self, packet: &Packet) -> Result<u32, Reason> {
+        conntrack::create(self.skb, packet)
+    }
+
+    #[inline(always)]
+    fn remember(&mut self, packet: &Packet, id: u32) -> Result<(), ()> {
+        FLOWS
+            .insert(packet.flow(), FlowState { conntrack: id }, u64::from(BPF_ANY))
+            .map_err(|_| ())
+    }
+}
+
+#[inline(always)]
+fn port_key(packet: &Packet) -> PortKey {
+    PortKey::new(packet.protocol, packet.server_port)
+}
+
+#[inline(always)]
+fn count(reason: Reason) {
+    let Some(verdicts) = VERDICTS.get_ptr_mut(0) else { return };
+    // SAFETY: `Verdicts` has one u64 for each reason, in the order of the reasons (tested in abi.rs), and
+    // each CPU has its own. A tail of 30 comparisons is what `Verdicts::counter` would become here.
+    unsafe {
+        let counter = verdicts.cast::<u64>().add(reason as usize);
+        *counter += 1;
+    }
+}
+
+#[inline(always)]
+fn count_port(packet: &Packet, reason: Reason) {
+    let key = port_key(packet);
+    let Some(stats) = PORT_STATS.get_ptr_mut(&key) else {
+        let mut first = PortStats::default();
+        add(&mut first, reason);
+        // No room: the port goes uncounted, nothing else depends on it.
+        let _ = PORT_STATS.insert(&key, first, u64::from(BPF_ANY));
+        return;
+    };
+    // SAFETY: each CPU has its own value.
+    add(unsafe { &mut *stats }, reason);
+}
+
+#[inline(always)]
+fn add(stats: &mut PortStats, reason: Reason) {
+    match reason.verdict() {
+        Verdict::Steer => {
+            stats.steered_packets += 1;
+            if !matches!(reason, Reason::Established) {
+                stats.steered_flows += 1;
+            }
+        }
+        Verdict::Pass => stats.passed_packets += 1,
+        Verdict::Failed => stats.failed_packets += 1,
+    }
+}
+
+/// The kernel lets only GPL-compatible programs call conntrack's kfuncs.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+

@@ -1,0 +1,184 @@
+//! From bytes to a packet that can be steered, or the reason why it cannot.
+
+use crate::abi::{FlowKey, Protocol, Reason};
+
+const ETHERNET: usize = 14;
+const IPV4_MIN: usize = 20;
+const TCP_MIN: usize = 20;
+const UDP: usize = 8;
+/// As much of a frame as [`parse`] ever looks at: Ethernet, IPv4 with all its options, TCP without options.
+pub const MAX_HEADERS: usize = ETHERNET + 60 + TCP_MIN;
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+
+/// IPv4's "more fragments" and fragment offset.
+const MORE_FRAGMENTS: u16 = 0x2000;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// Bytes of a frame that were checked to be there.
+pub trait Bytes {
+    /// The byte at `offset`.
+    fn u8(&self, offset: usize) -> u8;
+    /// The two bytes at `offset`, big endian.
+    fn u16(&self, offset: usize) -> u16;
+}
+
+/// A frame as it came in, from its Ethernet header on.
+pub trait Frame {
+    /// What [`Frame::at`] hands out.
+    type Bytes: Bytes;
+    /// The `len` bytes from `offset` on, if they are there and can be read.
+    fn at(&self, offset: usize, len: usize) -> Option<Self::Bytes>;
+    /// Length of the whole frame in bytes, readable or not.
+    fn len(&self) -> usize;
+    /// Whether the kernel took a VLAN tag off the frame (`skb->vlan_tci`): then the bytes do not show it.
+    fn has_vlan_tag(&self) -> bool;
+    /// Whether the frame's MAC address is that of the interface (`PACKET_HOST`).
+    fn is_to_us(&self) -> bool;
+}
+
+/// The flags of a TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// FIN.
+    pub const FIN: u8 = 0x01;
+    /// SYN.
+    pub const SYN: u8 = 0x02;
+    /// RST.
+    pub const RST: u8 = 0x04;
+    /// ACK.
+    pub const ACK: u8 = 0x10;
+    const KIND: u8 = Self::FIN | Self::SYN | Self::RST | Self::ACK;
+}
+
+/// What a packet can mean to its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It may begin a flow: a bare SYN (no ACK, RST, FIN).
+    Syn,
+    /// It belongs to a flow that has begun: a plain ACK, with or without data. Conntrack would make an entry
+    /// even for the first such segment that it sees (`nf_conntrack_tcp_loose`).
+    Ack,
+    /// It neither begins a flow nor would conntrack make an entry for it.
+    Other,
+    /// UDP: each packet may be the first.
+    Datagram,
+}
+
+/// An IPv4 TCP or UDP packet from 127.0.0.0/8 to 127.0.0.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The sender's address.
+    pub client: [u8; 4],
+    /// The sender's port, host order.
+    pub client_port: u16,
+    /// The destination port, host order.
+    pub server_port: u16,
+    /// What it can mean to its flow.
+    pub role: Role,
+}
+
+impl Packet {
+    /// The packet's flow, as `FLOWS` has it.
+    #[inline(always)]
+    pub const fn flow(&self) -> FlowKey {
+        FlowKey {
+            client: self.client,
+            client_port: self.client_port,
+            server_port: self.server_port,
+            protocol: self.protocol as u8,
+            zero: [0; 3],
+        }
+    }
+}
+
+/// Reads a frame's headers.
+///
+/// Checks what it needs in order not to act on something that the stack would drop or understand otherwise
+/// (`ip_rcv_core`, `nf_conntrack_tcp_packet`); checksums are left to the stack.
+///
+/// # Errors
+/// The reason why the frame passes. [`Reason::Truncated`] also stands for bytes that are there but cannot be
+/// read yet: the program then pulls them in and asks again.
+#[inline(always)]
+pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
+    // The kernel moves an outer VLAN tag out of the bytes before tc sees the frame (skb_vlan_untag), and the
+    // packet then belongs to the VLAN's interface.
+    if frame.has_vlan_tag() {
+        return Err(Reason::Vlan);
+    }
+    let Some(ethernet) = frame.at(0, ETHERNET) else { return Err(Reason::Truncated) };
+    match ethernet.u16(12) {
+        ETH_P_IP => {}
+        ETH_P_8021Q | ETH_P_8021AD => return Err(Reason::Vlan),
+        _ => return Err(Reason::NotIpv4),
+    }
+    if !frame.is_to_us() {
+        return Err(Reason::NotToUs);
+    }
+    let Some(ip) = frame.at(ETHERNET, IPV4_MIN) else { return Err(Reason::Truncated) };
+    let version_ihl = ip.u8(0);
+    let header = usize::from(version_ihl & 0x0f) * 4;
+    if version_ihl >> 4 != 4 || header < IPV4_MIN {
+        return Err(Reason::BadHeader);
+    }
+    let Some(protocol) = Protocol::from_number(ip.u8(9)) else { return Err(Reason::NotTcpUdp) };
+    let client = [ip.u8(12), ip.u8(13), ip.u8(14), ip.u8(15)];
+    if client[0] != 127 || ip.u16(16) != 0x7f00 || ip.u16(18) != 0x0001 {
+        return Err(Reason::NotLoopback);
+    }
+    let fragment = ip.u16(6);
+    if fragment & FRAGMENT_OFFSET != 0 {
+        return Err(Reason::LaterFragment);
+    }
+    let transport_min = match protocol {
+        Protocol::Tcp => TCP_MIN,
+        Protocol::Udp => UDP,
+    };
+    let on_wire = frame.len().saturating_sub(ETHERNET);
+    let total = match usize::from(ip.u16(2)) {
+        // BIG TCP: a super-packet that is longer than the field can say carries 0 there.
+        0 if on_wire > usize::from(u16::MAX) => on_wire,
+        total => total,
+    };
+    if total < header + transport_min {
+        return Err(Reason::BadHeader);
+    }
+    if on_wire < total {
+        return Err(Reason::Truncated);
+    }
+    let Some(transport) = frame.at(ETHERNET + header, transport_min) else { return Err(Reason::Truncated) };
+    let (client_port, server_port) = (transport.u16(0), transport.u16(2));
+    if client_port == 0 || server_port == 0 {
+        return Err(Reason::PortZero);
+    }
+    let role = match protocol {
+        Protocol::Tcp => {
+            let data_offset = usize::from(transport.u8(12) >> 4) * 4;
+            if data_offset < TCP_MIN || header + data_offset > total {
+                return Err(Reason::BadHeader);
+            }
+            match transport.u8(13) & TcpFlags::KIND {
+                TcpFlags::SYN => Role::Syn,
+                TcpFlags::ACK => Role::Ack,
+                _ => Role::Other,
+            }
+        }
+        Protocol::Udp => {
+            let length = usize::from(transport.u16(4));
+            // A first fragment says the length of the whole datagram; a GSO super-packet may say that of
+            // one segment.
+            if length < UDP || (fragment & MORE_FRAGMENTS == 0 && header + length > total) {
+                return Err(Reason::BadHeader);
+            }
+            Role::Datagram
+        }
+    };
+    Ok(Packet { protocol, client, client_port, server_port, role })
+}

@@ -1,0 +1,61 @@
+//! `wsl-mirror load`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::config::{Config, LogLevel};
+use crate::datapath::{apply, plan, state};
+use crate::exit::{Exit, Failure};
+use crate::host::{interface, lock::Lock, require_root};
+use crate::output;
+
+/// Arguments of `load`.
+#[derive(Debug, Args)]
+pub struct Load {
+    /// The configuration [default: /etc/wsl-mirror.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The interface that carries Windows' 127.0.0.1 [default: loopback0, or what the configuration says]
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    /// What the program logs, for `wsl-mirror log` [default: off, or what the configuration says]
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<LogLevel>,
+    /// Only print what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Load {
+    /// Loads, or replaces what is loaded.
+    pub fn exec(self) -> Result<Exit> {
+        let config = self.effective_config()?;
+        require_root("load an eBPF program")?;
+        let _lock = Lock::take()?;
+        let state = state::read(&config.interface, config.hook)?;
+        let steps = plan::plan(&state, &config)?;
+        if self.dry_run {
+            for step in &steps {
+                output::line(&step.to_string())?;
+            }
+            return Ok(Exit::Success);
+        }
+        apply::apply(&steps, &config.interface)?;
+        Ok(Exit::Success)
+    }
+
+    /// The file's configuration, with what the command line says in its place.
+    fn effective_config(&self) -> Result<Config> {
+        let mut config = Config::read(self.config.as_deref())?;
+        if let Some(name) = &self.interface {
+            if !interface::is_valid_name(name) {
+                return Err(Failure::new(Exit::NoInterface, format!("no interface can be called {name:?}")));
+            }
+            config.interface.clone_from(name);
+        }
+        config.log = self.log.unwrap_or(config.log);
+        Ok(config)
+    }
+}

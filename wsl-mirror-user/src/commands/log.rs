@@ -1,0 +1,73 @@
+//! `wsl-mirror log`
+
+use anyhow::{Context as _, Result};
+use aya_log::EbpfLogger;
+use clap::Args;
+use tokio::io::unix::AsyncFd;
+use wsl_mirror_ebpf::abi::Reason;
+
+use crate::datapath::pins::Pins;
+use crate::datapath::state;
+use crate::exit::{Exit, Failure};
+use crate::host::require_root;
+use crate::output;
+
+/// Arguments of `log`.
+#[derive(Debug, Args)]
+pub struct Log {}
+
+impl Log {
+    /// Shows the program's messages until Ctrl-C.
+    pub fn exec(self) -> Result<Exit> {
+        require_root("read the program's log")?;
+        let program = state::running_program(&Pins::read()?)?
+            .ok_or_else(|| Failure::new(Exit::NotLoaded, "nothing is loaded: run `wsl-mirror load --log debug`"))?;
+        let logger = EbpfLogger::init_from_id_with_logger(program, Lines)
+            .with_context(|| format!("cannot read the log of program {program}"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        runtime.block_on(follow(logger))?;
+        Ok(Exit::Success)
+    }
+}
+
+async fn follow(logger: EbpfLogger<Lines>) -> Result<()> {
+    // SAFETY: the logger's descriptor is the ring's, and the logger closes it only when it is dropped.
+    let mut ring = unsafe { AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE) }
+        .map_err(std::io::Error::from)?;
+    ring.get_mut().flush();
+    loop {
+        tokio::select! {
+            ready = ring.readable_mut() => {
+                let mut ready = ready?;
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+            done = tokio::signal::ctrl_c() => return Ok(done?),
+        }
+    }
+}
+
+/// Puts the reason's name in the place of its number, with which a message ends.
+fn with_reason(message: &str) -> String {
+    let named = message.rsplit_once(' ').and_then(|(rest, number)| {
+        let reason = Reason::ALL.get(number.parse::<usize>().ok()?)?;
+        Some(format!("{rest} {}", reason.name()))
+    });
+    named.unwrap_or_else(|| message.to_owned())
+}
+
+/// Writes each message on a line of its own.
+struct Lines;
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        // Whoever reads us may have gone away: that ends us at the next signal, not here.
+        let _ = output::line(&with_reason(&record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}

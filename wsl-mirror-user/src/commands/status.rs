@@ -1,0 +1,308 @@
+//! `wsl-mirror status`
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use aya::programs::{ProgramInfo, loaded_programs};
+use clap::Args;
+use serde::Serialize;
+use wsl_mirror_ebpf::abi::{Hook, Policy, PortKey, PortStats, Protocol, Reason, Settings, Verdicts};
+
+use crate::datapath::maps::{self, PolicyMap, SettingsMap};
+use crate::datapath::pins::Pins;
+use crate::datapath::state::{self, Attachment};
+use crate::exit::Exit;
+use crate::host::require_root;
+use crate::output::{self, BAD, GOOD, HEADING};
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    /// Shows it; the exit code tells whether packets are steered.
+    pub fn exec(self) -> Result<Exit> {
+        require_root("read eBPF maps")?;
+        let report = Report::read()?;
+        if self.json {
+            output::json(&report)?;
+        } else {
+            output::line(&report.to_text())?;
+        }
+        Ok(report.exit())
+    }
+}
+
+/// What `--json` prints. Fields are added, never renamed or removed.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Whether pins of ours are there.
+    loaded: bool,
+    /// Whether packets are steered.
+    steering: bool,
+    #[serde(flatten)]
+    details: Option<Details>,
+}
+
+#[derive(Debug, Serialize)]
+struct Details {
+    /// `alive`, `interface_gone`, `interface_made_anew` or `detached`.
+    attachment: &'static str,
+    interface: String,
+    ifindex: u32,
+    /// `tcx` or `cls_bpf`.
+    hook: &'static str,
+    program: Option<Program>,
+    /// The bits that steered packets get.
+    mark: u32,
+    /// `steer` or `pass`.
+    default_policy: &'static str,
+    /// How many entries of `PORT_POLICY` exempt a port; `wsl-mirror exempt list` shows them.
+    exempt_ports: usize,
+    /// Every reason, in the order of its counter.
+    verdicts: Vec<Verdict>,
+    ports: Vec<Port>,
+}
+
+#[derive(Debug, Serialize)]
+struct Program {
+    id: u32,
+    name: String,
+    /// Of the instructions, as bpftool shows it.
+    tag: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Verdict {
+    verdict: &'static str,
+    reason: &'static str,
+    packets: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Port {
+    port: u16,
+    protocol: &'static str,
+    steered_flows: u64,
+    steered_packets: u64,
+    passed_packets: u64,
+    failed_packets: u64,
+}
+
+impl Report {
+    const NOTHING: Self = Self { loaded: false, steering: false, details: None };
+
+    fn read() -> Result<Self> {
+        let pins = Pins::read()?;
+        if !pins.has("SETTINGS") {
+            return Ok(Self::NOTHING);
+        }
+        pins.require_our_layout()?;
+        let settings = SettingsMap::pinned()?.get()?;
+        let attachment = state::attachment(&settings, state::linked_program(&pins)?)?;
+        let program = match attachment {
+            Attachment::Alive(id) => program(id),
+            _ => None,
+        };
+        let policies = PolicyMap::pinned()?.all()?;
+        let exempt_ports = policies.values().filter(|policy| policy.effective() == Policy::Pass).count();
+        let details =
+            Details::new(&settings, attachment, program, exempt_ports, &maps::verdicts()?, &maps::port_stats()?);
+        Ok(Self { loaded: true, steering: attachment.is_alive(), details: Some(details) })
+    }
+
+    fn exit(&self) -> Exit {
+        match (self.loaded, self.steering) {
+            (_, true) => Exit::Success,
+            (true, false) => Exit::NotAttached,
+            (false, false) => Exit::NotLoaded,
+        }
+    }
+
+    fn to_text(&self) -> String {
+        match &self.details {
+            None => format!("{BAD}not loaded{BAD:#}: `wsl-mirror load` loads it"),
+            Some(details) => details.to_text(self.steering),
+        }
+    }
+}
+
+impl Details {
+    fn new(
+        settings: &Settings,
+        attachment: Attachment,
+        program: Option<Program>,
+        exempt_ports: usize,
+        verdicts: &Verdicts,
+        ports: &BTreeMap<PortKey, PortStats>,
+    ) -> Self {
+        Self {
+            attachment: match attachment {
+                Attachment::Alive(_) => "alive",
+                Attachment::InterfaceGone => "interface_gone",
+                Attachment::InterfaceMadeAnew => "interface_made_anew",
+                Attachment::Detached => "detached",
+            },
+            interface: settings.interface_name().to_owned(),
+            ifindex: settings.ifindex,
+            hook: Hook::from_number(settings.hook).map_or("unknown", Hook::name),
+            program,
+            mark: settings.mark,
+            default_policy: Policy::from_byte(u8::try_from(settings.default_policy).unwrap_or_default()).name(),
+            exempt_ports,
+            verdicts: Reason::ALL
+                .iter()
+                .map(|reason| Verdict {
+                    verdict: reason.verdict().name(),
+                    reason: reason.name(),
+                    packets: verdicts.get(*reason),
+                })
+                .collect(),
+            ports: ports.iter().filter_map(|(key, stats)| Port::new(*key, *stats)).collect(),
+        }
+    }
+
+    fn to_text(&self, steering: bool) -> String {
+        let state = if steering {
+            format!("{GOOD}steering{GOOD:#} {} (index {}) by {}", self.interface, self.ifindex, self.hook)
+        } else {
+            let (interface, index) = (&self.interface, self.ifindex);
+            let why = match self.attachment {
+                "interface_gone" => format!("there is no interface {interface} any more"),
+                "interface_made_anew" => format!("{interface} was removed and made again (it was index {index})"),
+                _ => format!("the program is not on {interface} any more"),
+            };
+            format!("{BAD}not steering{BAD:#}: {why}; `wsl-mirror load` attaches the program again")
+        };
+        let mut text = vec![state];
+        if let Some(program) = &self.program {
+            text.push(format!("program  {} id {} tag {}", program.name, program.id, program.tag));
+        }
+        text.push(format!("mark     {:#x}", self.mark));
+        text.push(format!("default  {}", self.default_policy));
+        text.push(format!("exempt   {} (`wsl-mirror exempt list`)", count(self.exempt_ports, "port")));
+
+        let seen: Vec<_> = self.verdicts.iter().filter(|verdict| verdict.packets != 0).collect();
+        if !seen.is_empty() {
+            let meaning = |name| Reason::ALL.iter().find(|reason| reason.name() == name).map(|r| r.describe());
+            text.push(format!("\n{HEADING}packets so far{HEADING:#}"));
+            text.push(output::table(
+                ["reason", "packets", "meaning"],
+                &[1],
+                seen.iter().map(|verdict| {
+                    let meaning = meaning(verdict.reason).unwrap_or_default();
+                    [verdict.reason.to_owned(), verdict.packets.to_string(), meaning.to_owned()]
+                }),
+            ));
+        }
+        if !self.ports.is_empty() {
+            text.push(format!("\n{HEADING}ports so far{HEADING:#}"));
+            text.push(output::table(
+                ["port", "flows steered", "packets steered", "passed", "failed"],
+                &[1, 2, 3, 4],
+                self.ports.iter().map(|port| {
+                    [
+                        format!("{}/{}", port.port, port.protocol),
+                        port.steered_flows.to_string(),
+                        port.steered_packets.to_string(),
+                        port.passed_packets.to_string(),
+                        port.failed_packets.to_string(),
+                    ]
+                }),
+            ));
+        }
+        text.join("\n")
+    }
+}
+
+impl Port {
+    fn new(key: PortKey, stats: PortStats) -> Option<Self> {
+        Some(Self {
+            port: key.port,
+            protocol: Protocol::from_number(key.protocol)?.name(),
+            steered_flows: stats.steered_flows,
+            steered_packets: stats.steered_packets,
+            passed_packets: stats.passed_packets,
+            failed_packets: stats.failed_packets,
+        })
+    }
+}
+
+/// `1 port`, `2 ports`.
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// What the kernel says about a program; it may have been replaced since its id was read.
+fn program(id: u32) -> Option<Program> {
+    let info: ProgramInfo = loaded_programs().flatten().find(|info| info.id() == id)?;
+    Some(Program {
+        id,
+        name: info.name_as_str().unwrap_or_default().to_owned(),
+        tag: format!("{:016x}", info.tag().swap_bytes()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn details() -> Details {
+        let mut interface = [0; 16];
+        interface[..9].copy_from_slice(b"loopback0");
+        let settings = Settings {
+            layout: 1,
+            mark: 0x1000,
+            default_policy: Policy::Steer as u32,
+            hook: Hook::Tcx as u32,
+            ifindex: 7,
+            clsact_ifindex: 0,
+            interface,
+        };
+        let mut verdicts = Verdicts::default();
+        *verdicts.counter(Reason::New) = 3;
+        let key = PortKey::new(Protocol::Tcp, 8080);
+        let stats = PortStats { steered_flows: 3, steered_packets: 30, passed_packets: 1, failed_packets: 0 };
+        let program = Some(Program { id: 42, name: "wsl_mirror".into(), tag: "00ff".into() });
+        Details::new(&settings, Attachment::Alive(42), program, 2, &verdicts, &BTreeMap::from([(key, stats)]))
+    }
+
+    #[test]
+    fn json_keeps_its_shape() {
+        let report = Report { loaded: true, steering: true, details: Some(details()) };
+        let json = serde_json::to_value(&report).unwrap();
+        let expected_without_verdicts = serde_json::json!({
+            "loaded": true, "steering": true, "attachment": "alive", "interface": "loopback0", "ifindex": 7,
+            "hook": "tcx", "program": {"id": 42, "name": "wsl_mirror", "tag": "00ff"}, "mark": 4096,
+            "default_policy": "steer", "exempt_ports": 2,
+            "ports": [{"port": 8080, "protocol": "tcp", "steered_flows": 3, "steered_packets": 30,
+                       "passed_packets": 1, "failed_packets": 0}],
+        });
+        let mut without = json.clone();
+        without.as_object_mut().unwrap().remove("verdicts");
+        assert_eq!(without, expected_without_verdicts);
+        assert_eq!(json["verdicts"].as_array().unwrap().len(), Reason::ALL.len());
+        assert_eq!(json["verdicts"][0], serde_json::json!({"verdict": "steer", "reason": "steer_new", "packets": 3}));
+        let nothing = serde_json::to_value(Report::NOTHING).unwrap();
+        assert_eq!(nothing, serde_json::json!({"loaded": false, "steering": false}));
+    }
+
+    #[test]
+    fn people_see_only_the_reasons_that_occurred() {
+        let text = details().to_text(true);
+        assert!(text.contains("steer_new") && text.contains("8080/tcp"), "{text}");
+        assert!(!text.contains("pass_vlan"), "{text}");
+    }
+
+    #[test]
+    fn the_exit_code_tells_whether_packets_are_steered() {
+        let exit = |loaded, steering| Report { loaded, steering, details: None }.exit();
+        assert_eq!(exit(true, true), Exit::Success);
+        assert_eq!(exit(true, false), Exit::NotAttached);
+        assert_eq!(exit(false, false), Exit::NotLoaded);
+    }
+}

@@ -1,0 +1,24 @@
+//! `wsl-mirror unload`
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::datapath::unload;
+use crate::exit::Exit;
+use crate::host::{lock::Lock, require_root};
+
+/// Arguments of `unload`.
+#[derive(Debug, Args)]
+pub struct Unload {}
+
+impl Unload {
+    /// Takes everything away. Flows that were steered go on: their conntrack entries stay.
+    pub fn exec(self) -> Result<Exit> {
+        require_root("unload an eBPF program")?;
+        let _lock = Lock::take()?;
+        if !unload::unload()? {
+            eprintln!("wsl-mirror: nothing is loaded");
+        }
+        Ok(Exit::Success)
+    }
+}

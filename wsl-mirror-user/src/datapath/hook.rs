@@ -1,0 +1,144 @@
+//! What hangs on the ingress side of an interface: tcx links and `cls_bpf` filters.
+
+use std::future::Future;
+
+use anyhow::{Context as _, Result};
+use aya::programs::tc::{SchedClassifierLink, TcHandle};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::tc::{self, TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
+
+use crate::exit::{Exit, OrExit as _};
+
+/// Where our `cls_bpf` filter stands: always here, so that a second run finds the first one's. Lower numbers
+/// run first.
+pub const FILTER_PRIORITY: u16 = 1;
+/// Its handle within the priority.
+pub const FILTER_HANDLE: TcHandle = TcHandle::new(0x77, 0x736d);
+/// The program's name in the object and, cut to 15 bytes, in the kernel.
+pub const PROGRAM_NAME: &str = "wsl_mirror";
+
+/// The tcx programs on an interface, in the order in which they run; `None` if the kernel has no tcx.
+pub fn tcx_programs(interface: &str) -> Result<Option<Vec<u32>>> {
+    match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
+        Ok((_, programs)) => Ok(Some(programs.iter().map(aya::programs::ProgramInfo::id).collect())),
+        // A kernel without tcx does not know the attach type (bpf_prog_query).
+        Err(ProgramError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) =>
+        {
+            Ok(None)
+        }
+        Err(error) => {
+            Err(error).or_exit(Exit::Kernel, || format!("cannot ask which tcx programs are on {interface}"))
+        }
+    }
+}
+
+/// What there is of the older hook on an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clsact {
+    /// Whether the interface has a clsact qdisc, whoever made it.
+    pub exists: bool,
+    /// The id of the program in our filter, if the filter is there.
+    pub our_program: Option<u32>,
+    /// Whether filters are there that are not ours.
+    pub has_others: bool,
+}
+
+/// Looks at the older hook of the interface of this index.
+pub fn clsact(ifindex: u32) -> Result<Clsact> {
+    let wanted = i32::try_from(ifindex).context("impossible interface index")?;
+    netlink(|handle| async move {
+        let mut found = Clsact::default();
+        let mut qdiscs = handle.qdisc().get().index(wanted).execute();
+        while let Some(qdisc) = qdiscs.try_next().await? {
+            found.exists |= qdisc.header.index == wanted && kind(&qdisc) == Some("clsact");
+        }
+        if !found.exists {
+            return Ok(found);
+        }
+        for ingress in [true, false] {
+            let request = handle.traffic_filter(wanted).get();
+            let request = if ingress { request.ingress() } else { request.egress() };
+            let mut filters = request.execute();
+            while let Some(filter) = filters.try_next().await? {
+                // The kernel lists each priority once more without a filter.
+                if filter.header.handle == tc::TcHandle::UNSPEC {
+                    continue;
+                }
+                let ours = ingress
+                    && filter.header.info >> 16 == u32::from(FILTER_PRIORITY)
+                    && u32::from(filter.header.handle) == u32::from(FILTER_HANDLE)
+                    && kind(&filter) == Some("bpf");
+                if ours {
+                    found.our_program = program_id(&filter);
+                } else {
+                    found.has_others = true;
+                }
+            }
+        }
+        Ok(found)
+    })
+    .or_exit(Exit::Kernel, || format!("cannot list the tc filters of interface {ifindex}"))
+}
+
+/// Takes away our filter.
+pub fn remove_filter(interface: &str) -> Result<()> {
+    use aya::programs::links::Link as _;
+    SchedClassifierLink::attached(interface, TcAttachType::Ingress, FILTER_PRIORITY, FILTER_HANDLE, None)
+        .map_err(anyhow::Error::from)
+        .and_then(|link| link.detach().map_err(anyhow::Error::from))
+        .or_exit(Exit::Kernel, || format!("cannot remove our tc filter from {interface}"))
+}
+
+/// Makes a clsact qdisc.
+pub fn add_clsact(interface: &str) -> Result<()> {
+    aya::programs::tc::qdisc_add_clsact(interface).or_exit(Exit::Kernel, || {
+        format!(
+            "cannot make a clsact qdisc on {interface}; WSL has it as the modules sch_ingress and cls_bpf: \
+             `modprobe -a sch_ingress cls_bpf`"
+        )
+    })
+}
+
+/// Takes a clsact qdisc away.
+pub fn remove_clsact(ifindex: u32) -> Result<()> {
+    let index = i32::try_from(ifindex).context("impossible interface index")?;
+    netlink(|handle| async move {
+        let mut request = handle.qdisc().del(index);
+        let header = &mut request.message_mut().header;
+        header.parent = tc::TcHandle::CLSACT;
+        header.handle = tc::TcHandle { major: 0xffff, minor: 0 };
+        Ok(request.execute().await?)
+    })
+    .or_exit(Exit::Kernel, || format!("cannot remove the clsact qdisc from interface {ifindex}"))
+}
+
+fn kind(message: &TcMessage) -> Option<&str> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    })
+}
+
+fn program_id(filter: &TcMessage) -> Option<u32> {
+    filter.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => options.iter().find_map(|option| match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+/// Runs a conversation with the kernel over rtnetlink.
+fn netlink<T, F: Future<Output = Result<T>>>(talk: impl FnOnce(rtnetlink::Handle) -> F) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let connection = tokio::spawn(connection);
+        let result = talk(handle).await;
+        connection.abort();
+        result
+    })
+}

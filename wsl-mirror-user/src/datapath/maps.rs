@@ -1,0 +1,129 @@
+//! The pinned maps, typed.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
+use wsl_mirror_ebpf::abi::{PortKey, PortPolicy, PortStats, Reason, Settings, Verdicts};
+
+use super::pins;
+use crate::exit::{Exit, OrExit as _};
+
+/// `BPF_ANY`.
+const ANY: u64 = 0;
+
+fn open(name: &str) -> Result<MapData> {
+    let path = pins::path(name);
+    MapData::from_pin(&path).or_exit(Exit::Kernel, || format!("cannot open the pinned map {}", path.display()))
+}
+
+/// `SETTINGS`.
+pub struct SettingsMap(Array<MapData, Settings>);
+
+impl SettingsMap {
+    /// The pinned one.
+    pub fn pinned() -> Result<Self> {
+        Self::from_map(Map::Array(open("SETTINGS")?))
+    }
+
+    /// One that need not be pinned yet.
+    pub fn from_map(map: Map) -> Result<Self> {
+        Ok(Self(map.try_into().context("SETTINGS is not the kind of map that we made")?))
+    }
+
+    /// What the program goes by now.
+    pub fn get(&self) -> Result<Settings> {
+        self.0.get(&0, 0).or_exit(Exit::Kernel, || "cannot read the map SETTINGS".into())
+    }
+
+    /// What the program shall go by.
+    pub fn set(&mut self, settings: Settings) -> Result<()> {
+        self.0.set(0, settings, ANY).or_exit(Exit::Kernel, || "cannot write the map SETTINGS".into())
+    }
+}
+
+/// `PORT_POLICY`.
+pub struct PolicyMap(HashMap<MapData, PortKey, PortPolicy>);
+
+impl PolicyMap {
+    /// The pinned one.
+    pub fn pinned() -> Result<Self> {
+        Self::from_map(Map::HashMap(open("PORT_POLICY")?))
+    }
+
+    /// One that need not be pinned yet.
+    pub fn from_map(map: Map) -> Result<Self> {
+        Ok(Self(map.try_into().context("PORT_POLICY is not the kind of map that we made")?))
+    }
+
+    /// Everything that is written, in order.
+    pub fn all(&self) -> Result<BTreeMap<PortKey, PortPolicy>> {
+        self.0.iter().collect::<Result<_, _>>().or_exit(Exit::Kernel, || "cannot read the map PORT_POLICY".into())
+    }
+
+    /// What is written about a port.
+    pub fn get(&self, key: PortKey) -> Result<PortPolicy> {
+        match self.0.get(&key, 0) {
+            Ok(policy) => Ok(policy),
+            Err(MapError::KeyNotFound) => Ok(PortPolicy::default()),
+            Err(error) => Err(error).or_exit(Exit::Kernel, || "cannot read the map PORT_POLICY".into()),
+        }
+    }
+
+    /// Replaces what is written about a port. An entry that says nothing is removed.
+    pub fn set(&mut self, key: PortKey, policy: PortPolicy) -> Result<()> {
+        let done = if policy == PortPolicy::default() {
+            match self.0.remove(&key) {
+                Err(MapError::KeyNotFound) => Ok(()),
+                // hash maps answer a removal of nothing with ENOENT, which aya hands on as it is
+                Err(MapError::SyscallError(error))
+                    if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    Ok(())
+                }
+                done => done,
+            }
+        } else {
+            self.0.insert(key, policy, ANY)
+        };
+        done.or_exit(Exit::Kernel, || format!("cannot write port {} to the map PORT_POLICY", key.port))
+    }
+}
+
+/// `VERDICTS`, summed over the CPUs.
+pub fn verdicts() -> Result<Verdicts> {
+    let map: PerCpuArray<MapData, Verdicts> =
+        Map::PerCpuArray(open("VERDICTS")?).try_into().context("VERDICTS is not the kind of map that we made")?;
+    let values = map.get(&0, 0).or_exit(Exit::Kernel, || "cannot read the map VERDICTS".into())?;
+    let mut sum = Verdicts::default();
+    for value in values.iter() {
+        for reason in Reason::ALL {
+            *sum.counter(*reason) += value.get(*reason);
+        }
+    }
+    Ok(sum)
+}
+
+/// `PORT_STATS`, summed over the CPUs.
+pub fn port_stats() -> Result<BTreeMap<PortKey, PortStats>> {
+    let map: PerCpuHashMap<MapData, PortKey, PortStats> = Map::PerCpuLruHashMap(open("PORT_STATS")?)
+        .try_into()
+        .context("PORT_STATS is not the kind of map that we made")?;
+    let mut ports = BTreeMap::new();
+    for entry in map.iter() {
+        let (key, values) = match entry {
+            Ok(entry) => entry,
+            // Evicted between being listed and being read.
+            Err(MapError::KeyNotFound) => continue,
+            Err(error) => return Err(error).or_exit(Exit::Kernel, || "cannot read the map PORT_STATS".into()),
+        };
+        let sum = values.iter().fold(PortStats::default(), |sum, value| PortStats {
+            steered_flows: sum.steered_flows + value.steered_flows,
+            steered_packets: sum.steered_packets + value.steered_packets,
+            passed_packets: sum.passed_packets + value.passed_packets,
+            failed_packets: sum.failed_packets + value.failed_packets,
+        });
+        ports.insert(key, sum);
+    }
+    Ok(ports)
+}

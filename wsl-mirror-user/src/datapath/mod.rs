@@ -1,0 +1,12 @@
+//! The program in the kernel: state read → plan computed → plan carried out.
+
+pub mod apply;
+pub mod btf;
+pub mod hook;
+pub mod maps;
+pub mod object;
+pub mod pins;
+pub mod plan;
+pub mod relocate;
+pub mod state;
+pub mod unload;

@@ -1,0 +1,102 @@
+//! The object that this binary carries, made fit for the running kernel.
+
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::btf::Btf;
+use super::relocate::{Missing, Targets, relocate};
+use crate::exit::{Exit, Failure, OrExit as _};
+
+/// The object as it was built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WSL_MIRROR_OBJECT"));
+
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+/// Where the kernel shows a loaded conntrack module: its BTF, and the module itself.
+const MODULE: [&str; 2] = ["/sys/kernel/btf/nf_conntrack", "/sys/module/nf_conntrack/initstate"];
+
+/// The object as it was built: for what does not depend on the kernel.
+pub fn pristine() -> &'static [u8] {
+    OBJECT
+}
+
+/// The object with the running kernel's kfuncs and offsets in it.
+pub fn for_this_kernel() -> Result<Vec<u8>> {
+    let blob = std::fs::read(VMLINUX).map_err(no_btf)?;
+    let targets = match Btf::parse(&blob).map(|btf| Targets::resolve(&btf)) {
+        Ok(Ok(targets)) => targets,
+        Ok(Err(missing)) => return Err(unsupported(&missing, conntrack_is_module())),
+        Err(malformed) => {
+            return Err(malformed).or_exit(Exit::NoBtf, || format!("cannot read the kernel's BTF ({VMLINUX})"));
+        }
+    };
+    let mut object = OBJECT.to_vec();
+    relocate(&mut object, &targets).context("cannot fit the eBPF object to this kernel")?;
+    Ok(object)
+}
+
+fn no_btf(error: io::Error) -> anyhow::Error {
+    if error.kind() == io::ErrorKind::NotFound {
+        Failure::new(
+            Exit::NoBtf,
+            format!(
+                "the kernel has no BTF ({VMLINUX} does not exist): CONFIG_DEBUG_INFO_BTF is needed. WSL's own \
+                 kernels from 2.5 on have it; if .wslconfig names another `kernel`, remove that line or build \
+                 it with BTF"
+            ),
+        )
+    } else {
+        anyhow::Error::new(error)
+            .context(Failure { exit: Exit::NoBtf, message: format!("cannot read the kernel's BTF ({VMLINUX})") })
+    }
+}
+
+fn conntrack_is_module() -> bool {
+    MODULE.iter().any(|path| Path::new(path).exists())
+}
+
+fn unsupported(missing: &Missing, is_module: bool) -> anyhow::Error {
+    let mut lacks: Vec<String> = missing.kfuncs.iter().map(|name| (*name).to_owned()).collect();
+    lacks.extend(missing.fields.iter().cloned());
+    let lacks = lacks.join(", ");
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if is_module {
+        Failure::new(
+            Exit::ConntrackModule,
+            format!(
+                "the kernel's conntrack is a module (nf_conntrack), and of a module the functions that wsl-mirror \
+                 needs are out of reach: {lacks}. Kernel {release} has to be built with CONFIG_NF_CONNTRACK=y \
+                 and CONFIG_NF_NAT=y, as WSL's own kernels are; if .wslconfig names another `kernel`, remove \
+                 that line"
+            ),
+        )
+    } else {
+        Failure::new(
+            Exit::NoKfuncs,
+            format!(
+                "kernel {release} lacks what wsl-mirror calls in conntrack: {lacks}. Linux 6.1 or later with \
+                 CONFIG_NF_CONNTRACK=y and CONFIG_NF_NAT=y has it; `wsl --update` brings WSL's newest kernel"
+            ),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::exit_of;
+
+    #[test]
+    fn what_the_kernel_lacks_is_named_with_what_to_do() {
+        let missing = Missing { kfuncs: vec!["bpf_skb_ct_alloc"], fields: vec!["nf_conn.status".into()] };
+        let module = unsupported(&missing, true);
+        assert_eq!(exit_of(&module), Exit::ConntrackModule);
+        assert!(module.to_string().contains("CONFIG_NF_CONNTRACK=y"));
+        let absent = unsupported(&missing, false);
+        assert_eq!(exit_of(&absent), Exit::NoKfuncs);
+        for part in ["bpf_skb_ct_alloc", "nf_conn.status", "6.1"] {
+            assert!(absent.to_string().contains(part), "{absent}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The pins: where they are, and what is there.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use aya::maps::MapInfo;
+use wsl_mirror_ebpf::abi::LAYOUT;
+
+use super::object;
+use crate::exit::{Exit, Failure};
+use crate::host::bpffs;
+
+/// Our directory in bpffs.
+pub const DIRECTORY: &str = "/sys/fs/bpf/wsl-mirror";
+/// The program that runs.
+pub const PROGRAM: &str = "program";
+/// The link that holds it on the interface (tcx only).
+pub const LINK: &str = "link";
+/// A pin that is about to replace another one; left over if we were killed in between. bpffs wants no dots in
+/// names (`bpf_lookup`).
+const NEW: &str = "_new";
+
+/// The maps that are pinned, each under its own name.
+pub const MAPS: [&str; 6] = ["SETTINGS", "PORT_POLICY", "VERDICTS", "PORT_STATS", "FLOWS", "AYA_LOGS"];
+
+/// The directory of this release's layout.
+pub fn directory() -> PathBuf {
+    Path::new(DIRECTORY).join(layout_name())
+}
+
+fn layout_name() -> String {
+    format!("v{LAYOUT}")
+}
+
+/// The path of a pin.
+pub fn path(name: &str) -> PathBuf {
+    directory().join(name)
+}
+
+/// The path under which a pin's successor is made.
+pub fn path_of_new(name: &str) -> PathBuf {
+    directory().join(format!("{name}{NEW}"))
+}
+
+/// What is pinned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// Whether [`DIRECTORY`] exists.
+    pub has_directory: bool,
+    /// Whether [`directory`] exists.
+    pub has_layout: bool,
+    /// The names in it, leftovers apart.
+    pub names: Vec<String>,
+    /// What a killed `load` left over.
+    pub leftovers: Vec<String>,
+}
+
+impl Pins {
+    /// Looks at the pin path. Refuses what somebody else could have made, and what we do not know.
+    pub fn read() -> Result<Self> {
+        let mut pins = Self::default();
+        if !bpffs::is_mounted() {
+            return Ok(pins);
+        }
+        bpffs::require_safe(Path::new(bpffs::ROOT))?;
+        let Some(layouts) = bpffs::list(Path::new(DIRECTORY)).or_else(|error| {
+            // Somebody else's file of our name says more than "cannot list".
+            bpffs::require_safe(Path::new(DIRECTORY)).and(Err(error))
+        })?
+        else {
+            return Ok(pins);
+        };
+        bpffs::require_safe(Path::new(DIRECTORY))?;
+        pins.has_directory = true;
+        if let Some(foreign) = layouts.iter().find(|name| **name != layout_name()) {
+            return Err(foreign_layout(foreign));
+        }
+        let Some(names) = bpffs::list(&directory())? else { return Ok(pins) };
+        bpffs::require_safe(&directory())?;
+        pins.has_layout = true;
+        for name in names {
+            if name.strip_suffix(NEW).is_some_and(is_known) {
+                pins.leftovers.push(name);
+            } else if is_known(&name) {
+                pins.names.push(name);
+            } else {
+                return Err(unknown_layout(&format!("{} is none of our pins", path(&name).display())));
+            }
+        }
+        Ok(pins)
+    }
+
+    /// Whether nothing of ours is there at all.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether this is pinned.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|pinned| pinned == name)
+    }
+
+    /// Fails if a pinned map is not laid out as the object that this binary carries wants it: aya would use it
+    /// all the same. Names every difference at once.
+    pub fn require_our_layout(&self) -> Result<()> {
+        let object = aya_obj::Object::parse(object::pristine()).context("the eBPF object is damaged")?;
+        let mut differences = Vec::new();
+        for name in MAPS.iter().filter(|name| self.has(name)) {
+            let pinned = MapInfo::from_pin(path(name))
+                .map_err(|error| unknown_layout(&format!("{} is no map: {error}", path(name).display())))?;
+            let wanted = object.maps.get(*name).with_context(|| format!("the eBPF object has no map {name}"))?;
+            let is = (pinned.key_size(), pinned.value_size(), pinned.max_entries());
+            let should = (wanted.key_size(), wanted.value_size(), wanted.max_entries());
+            let kind = pinned.map_type().map(|kind| kind as u32).unwrap_or_default();
+            if kind != wanted.map_type() || is != should {
+                differences.push(format!(
+                    "{name} is (type {kind}, key {} B, value {} B, {} entries), expected (type {}, key {} B, \
+                     value {} B, {} entries)",
+                    is.0,
+                    is.1,
+                    is.2,
+                    wanted.map_type(),
+                    should.0,
+                    should.1,
+                    should.2
+                ));
+            }
+        }
+        if differences.is_empty() { Ok(()) } else { Err(unknown_layout(&differences.join("; "))) }
+    }
+}
+
+fn is_known(name: &str) -> bool {
+    name == PROGRAM || name == LINK || MAPS.contains(&name)
+}
+
+fn foreign_layout(name: &str) -> anyhow::Error {
+    let newer = name.strip_prefix('v').and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > LAYOUT);
+    if newer {
+        Failure::new(
+            Exit::UnknownLayout,
+            format!(
+                "{DIRECTORY}/{name} was made by a newer release of wsl-mirror than this one (layout {}): use that \
+                 release, or its `wsl-mirror unload` first",
+                layout_name()
+            ),
+        )
+    } else {
+        unknown_layout(&format!("{DIRECTORY}/{name} is none of our layouts"))
+    }
+}
+
+fn unknown_layout(what: &str) -> anyhow::Error {
+    Failure::new(
+        Exit::UnknownLayout,
+        format!(
+            "the pins are not laid out as this release of wsl-mirror does it: {what}. If no other release is in \
+             use, remove them (`rm -r {DIRECTORY}`; that ends the steering) and load again"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_layout_is_told_from_an_unknown_one() {
+        assert!(foreign_layout("v2").to_string().contains("newer release"));
+        assert!(!foreign_layout("v0").to_string().contains("newer release"));
+        assert!(!foreign_layout("vista").to_string().contains("newer release"));
+    }
+
+    #[test]
+    fn every_map_of_the_object_but_its_constants_is_pinned() {
+        let object = aya_obj::Object::parse(object::pristine()).unwrap();
+        let mut maps: Vec<_> = object.maps.keys().filter(|name| !name.starts_with('.')).collect();
+        maps.sort();
+        let mut pinned = MAPS.to_vec();
+        pinned.sort_unstable();
+        assert_eq!(maps, pinned);
+    }
+}

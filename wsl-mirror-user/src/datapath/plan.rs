@@ -1,0 +1,384 @@
+//! From what is there and what is wanted to the steps in between. Pure: [`super::apply`] carries them out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use anyhow::Result;
+use wsl_mirror_ebpf::abi::{Hook, LAYOUT, Policy, PortKey, PortPolicy, Settings};
+
+use super::hook::Clsact;
+use super::pins::{self, MAPS, Pins};
+use crate::config::{Config, HookChoice, LogLevel};
+use crate::exit::{Exit, Failure};
+use crate::host::interface::NAME_MAX;
+
+/// What is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Whether bpffs is mounted.
+    pub has_bpffs: bool,
+    /// What is pinned.
+    pub pins: Pins,
+    /// `SETTINGS`, if pinned.
+    pub settings: Option<Settings>,
+    /// `PORT_POLICY`, if pinned.
+    pub policies: BTreeMap<PortKey, PortPolicy>,
+    /// The interface that is asked for.
+    pub interface: Interface,
+    /// The id of the program in the pinned link.
+    pub linked_program: Option<u32>,
+    /// Whether the interface that is steered according to `SETTINGS` still is the one that was steered then.
+    pub steered_is_alive: bool,
+}
+
+/// The interface that is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// The ids of its tcx programs; `None` if the kernel has no tcx.
+    pub tcx_programs: Option<Vec<u32>>,
+    /// The older hook; only looked at where it matters.
+    pub clsact: Clsact,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Mount bpffs.
+    MountBpffs,
+    /// Make our directories.
+    MakeDirectories,
+    /// Remove what a killed `load` left.
+    RemoveLeftover(String),
+    /// Load maps and program; those maps that are pinned are used again.
+    LoadProgram {
+        /// Names of the pinned maps.
+        reused: Vec<&'static str>,
+        /// What the program logs.
+        log: LogLevel,
+    },
+    /// Write what the configuration says about ports.
+    WritePolicies(Vec<Change>),
+    /// Write `SETTINGS`.
+    WriteSettings {
+        /// What is there, if anything is.
+        old: Option<Settings>,
+        /// What shall be there.
+        new: Settings,
+    },
+    /// Pin a new map.
+    PinMap(&'static str),
+    /// Pin the new program beside the old one.
+    PinProgram,
+    /// Attach the program: a new tcx link, first in the chain, pinned.
+    AttachLink,
+    /// Replace the program in the pinned link, in one stroke.
+    ReplaceInLink,
+    /// Make a clsact qdisc.
+    AddClsact,
+    /// Add our `cls_bpf` filter.
+    AddFilter,
+    /// Replace the program in our filter, in one stroke.
+    ReplaceInFilter,
+    /// Put the new program's pin in the place of the old one's.
+    SwapProgramPin,
+}
+
+/// A port's entry in `PORT_POLICY`, before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The port.
+    pub key: PortKey,
+    /// What is there.
+    pub old: PortPolicy,
+    /// What shall be there.
+    pub new: PortPolicy,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MountBpffs => write!(f, "mount bpffs at {}, for root only", crate::host::bpffs::ROOT),
+            Self::MakeDirectories => write!(f, "make {}", pins::directory().display()),
+            Self::RemoveLeftover(name) => write!(f, "remove {}, left by a killed load", pins::path(name).display()),
+            Self::LoadProgram { reused, .. } if reused.is_empty() => f.write_str("load the program with new maps"),
+            Self::LoadProgram { reused, .. } => {
+                write!(f, "load the program with the pinned maps {}", reused.join(", "))
+            }
+            Self::WritePolicies(changes) => write!(f, "write {} ports to PORT_POLICY", changes.len()),
+            Self::WriteSettings { new, .. } => write!(
+                f,
+                "write SETTINGS: mark {:#x}, default {}",
+                new.mark,
+                Policy::from_byte(u8::try_from(new.default_policy).unwrap_or_default()).name()
+            ),
+            Self::PinMap(name) => write!(f, "pin the map {name}"),
+            Self::PinProgram => write!(f, "pin the new program as {}", pins::path_of_new(pins::PROGRAM).display()),
+            Self::AttachLink => f.write_str("attach the program by a tcx link, first on ingress, and pin the link"),
+            Self::ReplaceInLink => f.write_str("replace the program in the pinned link"),
+            Self::AddClsact => f.write_str("make a clsact qdisc"),
+            Self::AddFilter => f.write_str("attach the program as a cls_bpf filter on ingress"),
+            Self::ReplaceInFilter => f.write_str("replace the program in our cls_bpf filter"),
+            Self::SwapProgramPin => write!(f, "rename that pin to {}", pins::path(pins::PROGRAM).display()),
+        }
+    }
+}
+
+/// Computes the steps from `state` to what `config` wants.
+pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
+    let hook = choose_hook(state, config)?;
+    refuse_second_interface(state, hook)?;
+
+    let mut steps = Vec::new();
+    if !state.has_bpffs {
+        steps.push(Step::MountBpffs);
+    }
+    if !state.pins.has_layout {
+        steps.push(Step::MakeDirectories);
+    }
+    steps.extend(state.pins.leftovers.iter().cloned().map(Step::RemoveLeftover));
+    let (reused, fresh): (Vec<_>, Vec<_>) = MAPS.iter().partition(|name| state.pins.has(name));
+    steps.push(Step::LoadProgram { reused, log: config.log });
+
+    let changes = policy_changes(&state.policies, &config.exempt_keys());
+    if !changes.is_empty() {
+        steps.push(Step::WritePolicies(changes));
+    }
+    let adds_clsact = hook == Hook::ClsBpf && !state.interface.clsact.exists;
+    let new = settings(state, config, hook, adds_clsact);
+    if state.settings != Some(new) {
+        steps.push(Step::WriteSettings { old: state.settings, new });
+    }
+    steps.extend(fresh.into_iter().map(Step::PinMap));
+    steps.push(Step::PinProgram);
+    if adds_clsact {
+        steps.push(Step::AddClsact);
+    }
+    steps.push(match hook {
+        Hook::Tcx if is_linked(state) => Step::ReplaceInLink,
+        Hook::Tcx => Step::AttachLink,
+        Hook::ClsBpf if state.interface.clsact.our_program.is_some() => Step::ReplaceInFilter,
+        Hook::ClsBpf => Step::AddFilter,
+    });
+    steps.push(Step::SwapProgramPin);
+    Ok(steps)
+}
+
+/// Whether the pinned link holds a program on the interface that is asked for. A link whose interface went away
+/// can still be opened; one of an older interface of the same name too.
+fn is_linked(state: &State) -> bool {
+    match (&state.interface.tcx_programs, state.linked_program) {
+        (Some(on_interface), Some(linked)) => on_interface.contains(&linked),
+        _ => false,
+    }
+}
+
+fn choose_hook(state: &State, config: &Config) -> Result<Hook> {
+    match (config.hook, state.interface.tcx_programs.is_some()) {
+        (HookChoice::Auto | HookChoice::Tcx, true) => Ok(Hook::Tcx),
+        (HookChoice::Auto, false) | (HookChoice::ClsBpf, _) => Ok(Hook::ClsBpf),
+        (HookChoice::Tcx, false) => Err(Failure::new(
+            Exit::Kernel,
+            "the configuration says hook = \"tcx\", but this kernel has no tcx (Linux 6.6 and later have it): \
+             say \"auto\" or \"cls_bpf\"",
+        )),
+    }
+}
+
+/// One set of pins steers one interface by one hook: to change either, unload first.
+fn refuse_second_interface(state: &State, hook: Hook) -> Result<()> {
+    let Some(settings) = state.settings.filter(|settings| settings.layout == LAYOUT) else { return Ok(()) };
+    if !state.steered_is_alive {
+        return Ok(());
+    }
+    let steered = settings.interface_name();
+    if steered != state.interface.name {
+        return Err(Failure::new(
+            Exit::OtherInterface,
+            format!(
+                "wsl-mirror steers {steered} already; to steer {} instead, run `wsl-mirror unload` first",
+                state.interface.name
+            ),
+        ));
+    }
+    match Hook::from_number(settings.hook) {
+        Some(current) if current != hook => Err(Failure::new(
+            Exit::OtherInterface,
+            format!(
+                "wsl-mirror is attached to {steered} by {} already; to attach it by {} instead, run \
+                 `wsl-mirror unload` first",
+                current.name(),
+                hook.name()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn settings(state: &State, config: &Config, hook: Hook, adds_clsact: bool) -> Settings {
+    let mut interface = [0; NAME_MAX];
+    let name = state.interface.name.as_bytes();
+    let len = name.len().min(NAME_MAX - 1);
+    interface[..len].copy_from_slice(&name[..len]);
+    let index = state.interface.index;
+    let made_before = state.settings.is_some_and(|settings| settings.clsact_ifindex == index);
+    Settings {
+        layout: LAYOUT,
+        mark: config.mark,
+        default_policy: Policy::from(config.default) as u32,
+        hook: hook as u32,
+        ifindex: index,
+        clsact_ifindex: if adds_clsact || (hook == Hook::ClsBpf && made_before) { index } else { 0 },
+        interface,
+    }
+}
+
+/// What has to change so that the `config` field of every port is what the file says, and nothing else.
+fn policy_changes(there: &BTreeMap<PortKey, PortPolicy>, exempt: &BTreeSet<PortKey>) -> Vec<Change> {
+    let known = there.keys().copied().chain(exempt.iter().copied()).collect::<BTreeSet<_>>();
+    known
+        .into_iter()
+        .filter_map(|key| {
+            let old = there.get(&key).copied().unwrap_or_default();
+            let config = if exempt.contains(&key) { Policy::Pass } else { Policy::Unset };
+            let new = PortPolicy { config: config as u8, ..old };
+            (new != old).then_some(Change { key, old, new })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::exit_of;
+    use wsl_mirror_ebpf::abi::Protocol;
+
+    fn fresh() -> State {
+        State {
+            has_bpffs: true,
+            interface: Interface {
+                name: "loopback0".into(),
+                index: 7,
+                tcx_programs: Some(Vec::new()),
+                clsact: Clsact::default(),
+            },
+            ..State::default()
+        }
+    }
+
+    fn loaded() -> State {
+        let config = Config::default();
+        let mut state = fresh();
+        state.settings = Some(settings(&state, &config, Hook::Tcx, false));
+        state.pins = Pins {
+            has_directory: true,
+            has_layout: true,
+            names: MAPS.iter().copied().chain([pins::PROGRAM, pins::LINK]).map(str::to_owned).collect(),
+            leftovers: Vec::new(),
+        };
+        state.linked_program = Some(42);
+        state.interface.tcx_programs = Some(vec![42, 99]);
+        state.steered_is_alive = true;
+        state
+    }
+
+    #[test]
+    fn a_first_load_makes_everything_and_attaches_last() {
+        let mut state = fresh();
+        state.has_bpffs = false;
+        let steps = plan(&state, &Config::default()).unwrap();
+        assert_eq!(steps[..2], [Step::MountBpffs, Step::MakeDirectories]);
+        assert_eq!(steps[2], Step::LoadProgram { reused: vec![], log: LogLevel::Off });
+        assert_eq!(steps.iter().filter(|step| matches!(step, Step::PinMap(_))).count(), MAPS.len());
+        assert_eq!(steps[steps.len() - 2..], [Step::AttachLink, Step::SwapProgramPin]);
+    }
+
+    #[test]
+    fn a_second_load_keeps_the_maps_and_replaces_the_program_in_the_link() {
+        let steps = plan(&loaded(), &Config::default()).unwrap();
+        let expected = [
+            Step::LoadProgram { reused: MAPS.to_vec(), log: LogLevel::Off },
+            Step::PinProgram,
+            Step::ReplaceInLink,
+            Step::SwapProgramPin,
+        ];
+        assert_eq!(steps, expected);
+    }
+
+    #[test]
+    fn an_interface_made_anew_under_the_same_name_gets_a_new_link() {
+        let mut state = loaded();
+        state.interface.index = 8;
+        state.interface.tcx_programs = Some(vec![99]);
+        state.steered_is_alive = false;
+        let steps = plan(&state, &Config::default()).unwrap();
+        assert!(steps.contains(&Step::AttachLink), "{steps:?}");
+        assert!(steps.iter().any(|s| matches!(s, Step::WriteSettings { new, .. } if new.ifindex == 8)));
+    }
+
+    #[test]
+    fn a_second_interface_is_refused_while_the_first_one_is_steered() {
+        let mut state = loaded();
+        state.interface.name = "eth0".into();
+        state.interface.tcx_programs = Some(Vec::new());
+        assert_eq!(exit_of(&plan(&state, &Config::default()).unwrap_err()), Exit::OtherInterface);
+        state.steered_is_alive = false;
+        assert!(plan(&state, &Config::default()).is_ok());
+    }
+
+    #[test]
+    fn another_hook_is_refused_while_the_first_one_is_in_use() {
+        let config = Config { hook: HookChoice::ClsBpf, ..Config::default() };
+        assert_eq!(exit_of(&plan(&loaded(), &config).unwrap_err()), Exit::OtherInterface);
+        assert!(plan(&fresh(), &config).unwrap().contains(&Step::AddClsact));
+    }
+
+    #[test]
+    fn without_tcx_the_filter_is_used_unless_tcx_is_demanded() {
+        let mut state = fresh();
+        state.interface.tcx_programs = None;
+        let steps = plan(&state, &Config::default()).unwrap();
+        assert_eq!(steps[steps.len() - 3..], [Step::AddClsact, Step::AddFilter, Step::SwapProgramPin]);
+        let demanded = Config { hook: HookChoice::Tcx, ..Config::default() };
+        assert_eq!(exit_of(&plan(&state, &demanded).unwrap_err()), Exit::Kernel);
+    }
+
+    #[test]
+    fn a_clsact_qdisc_is_ours_only_if_we_made_it() {
+        let config = Config { hook: HookChoice::ClsBpf, ..Config::default() };
+        let made_by = |steps: Vec<Step>| {
+            steps.iter().find_map(|step| match step {
+                Step::WriteSettings { new, .. } => Some(new.clsact_ifindex),
+                _ => None,
+            })
+        };
+        assert_eq!(made_by(plan(&fresh(), &config).unwrap()), Some(7));
+        let mut theirs = fresh();
+        theirs.interface.clsact.exists = true;
+        assert_eq!(made_by(plan(&theirs, &config).unwrap()), Some(0));
+        // A second load finds the qdisc that the first one made, and still knows that.
+        let mut second = theirs;
+        second.settings = Some(settings(&second, &config, Hook::ClsBpf, true));
+        second.interface.clsact.our_program = Some(42);
+        let steps = plan(&second, &config).unwrap();
+        assert!(steps.contains(&Step::ReplaceInFilter));
+        assert_eq!(made_by(steps), None, "nothing to write: it stands there");
+    }
+
+    #[test]
+    fn the_file_changes_its_own_field_only() {
+        let key = |port| PortKey::new(Protocol::Tcp, port);
+        let there = BTreeMap::from([
+            (key(1), PortPolicy { cli: 1, config: 0 }),
+            (key(2), PortPolicy { cli: 1, config: 1 }),
+            (key(3), PortPolicy { cli: 0, config: 1 }),
+            (key(4), PortPolicy { cli: 0, config: 1 }),
+        ]);
+        let changes = policy_changes(&there, &BTreeSet::from([key(1), key(4), key(5)]));
+        let after: Vec<_> = changes.iter().map(|change| (change.key.port, change.new.cli, change.new.config)).collect();
+        assert_eq!(after, [(1, 1, 1), (2, 1, 0), (3, 0, 0), (5, 0, 1)]);
+    }
+}

@@ -1,0 +1,102 @@
+//! Reads what is there.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use aya::programs::links::{FdLink, PinnedLink};
+use wsl_mirror_ebpf::abi::{Hook, Settings};
+
+use super::hook;
+use super::maps::{PolicyMap, SettingsMap};
+use super::pins::{self, Pins};
+use super::plan::{Interface, State};
+use crate::config::HookChoice;
+use crate::exit::{Exit, OrExit as _};
+use crate::host::{bpffs, interface};
+
+/// Reads everything that a plan for `interface` depends on.
+pub fn read(name: &str, choice: HookChoice) -> Result<State> {
+    let pins = Pins::read()?;
+    pins.require_our_layout()?;
+    let settings = if pins.has("SETTINGS") { Some(SettingsMap::pinned()?.get()?) } else { None };
+    let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
+    let index = interface::require_index(name)?;
+    let tcx_programs = hook::tcx_programs(name)?;
+    let asks_for_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
+    let clsact = if asks_for_filter { hook::clsact(index)? } else { hook::Clsact::default() };
+    let linked_program = linked_program(&pins)?;
+    Ok(State {
+        has_bpffs: bpffs::is_mounted(),
+        steered_is_alive: settings
+            .as_ref()
+            .is_some_and(|settings| attachment(settings, linked_program).is_ok_and(|found| found.is_alive())),
+        pins,
+        settings,
+        policies,
+        interface: Interface { name: name.to_owned(), index, tcx_programs, clsact },
+        linked_program,
+    })
+}
+
+/// The id of the program in the pinned link.
+pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
+    if !pins.has(pins::LINK) {
+        return Ok(None);
+    }
+    let path = pins::path(pins::LINK);
+    let link = PinnedLink::from_pin(&path)
+        .or_exit(Exit::Kernel, || format!("cannot open the pinned link {}", path.display()))?;
+    let info = FdLink::from(link)
+        .info()
+        .or_exit(Exit::Kernel, || format!("cannot ask about the pinned link {}", path.display()))?;
+    Ok(Some(info.program_id()))
+}
+
+/// Where the program hangs, according to `SETTINGS` and to the interface itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// The program with this id runs for each packet.
+    Alive(u32),
+    /// There is no interface of that name any more.
+    InterfaceGone,
+    /// There is one, but it is another one: it was removed and made again.
+    InterfaceMadeAnew,
+    /// The interface is the same, but our program is not on it.
+    Detached,
+}
+
+impl Attachment {
+    /// Whether packets are steered.
+    pub const fn is_alive(self) -> bool {
+        matches!(self, Self::Alive(_))
+    }
+}
+
+/// Asks the interface whether our program is on it.
+pub fn attachment(settings: &Settings, linked_program: Option<u32>) -> Result<Attachment> {
+    let name = settings.interface_name();
+    let Some(index) = interface::index(name) else { return Ok(Attachment::InterfaceGone) };
+    if index != settings.ifindex {
+        return Ok(Attachment::InterfaceMadeAnew);
+    }
+    let ours = match Hook::from_number(settings.hook) {
+        Some(Hook::ClsBpf) => hook::clsact(index)?.our_program,
+        Some(Hook::Tcx) | None => {
+            let programs = hook::tcx_programs(name)?.unwrap_or_default();
+            linked_program.filter(|linked| programs.contains(linked))
+        }
+    };
+    Ok(ours.map_or(Attachment::Detached, Attachment::Alive))
+}
+
+/// The id of the program that runs now, whatever hook it hangs on.
+pub fn running_program(pins: &Pins) -> Result<Option<u32>> {
+    if !pins.has("SETTINGS") {
+        return Ok(None);
+    }
+    let settings = SettingsMap::pinned()?.get()?;
+    Ok(match attachment(&settings, linked_program(pins)?)? {
+        Attachment::Alive(program) => Some(program),
+        _ => None,
+    })
+}

@@ -1,0 +1,86 @@
+//! Takes away everything that `load` made, and nothing else.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use wsl_mirror_ebpf::abi::Hook;
+
+use super::maps::SettingsMap;
+use super::pins::{self, MAPS, Pins};
+use super::state::{Attachment, attachment};
+use super::{apply, hook};
+use crate::exit::{Exit, Failure};
+use crate::host::bpffs;
+
+/// Takes everything away; goes on after an error and reports every one. Says whether there was anything.
+pub fn unload() -> Result<bool> {
+    let pins = Pins::read()?;
+    if pins.is_empty() {
+        return Ok(false);
+    }
+    let mut errors = Errors::default();
+    // What ends the steering first: afterwards nothing depends on the rest.
+    if pins.has(pins::LINK) {
+        errors.note(apply::remove(&pins::path(pins::LINK)));
+    }
+    if pins.has("SETTINGS") {
+        errors.note(detach_filter());
+    }
+    let rest = MAPS.iter().copied().chain([pins::PROGRAM]).filter(|name| pins.has(name));
+    for name in rest.chain(pins.leftovers.iter().map(String::as_str)) {
+        errors.note(apply::remove(&pins::path(name)));
+    }
+    for (there, path) in
+        [(pins.has_layout, pins::directory()), (pins.has_directory, Path::new(pins::DIRECTORY).to_owned())]
+    {
+        if there {
+            let removed = std::fs::remove_dir(&path);
+            errors.note(removed.with_context(|| format!("cannot remove {}", path.display())));
+        }
+    }
+    errors.note(bpffs::unmount_ours());
+    errors.into_result()?;
+    Ok(true)
+}
+
+/// Removes our `cls_bpf` filter, and the qdisc if we made it and nobody else uses it now.
+fn detach_filter() -> Result<()> {
+    let settings = SettingsMap::pinned()?.get()?;
+    if Hook::from_number(settings.hook) != Some(Hook::ClsBpf) {
+        return Ok(());
+    }
+    if !matches!(attachment(&settings, None)?, Attachment::Alive(_) | Attachment::Detached) {
+        return Ok(()); // the interface took both along
+    }
+    if hook::clsact(settings.ifindex)?.our_program.is_some() {
+        hook::remove_filter(settings.interface_name())?;
+    }
+    let left = hook::clsact(settings.ifindex)?;
+    if settings.clsact_ifindex == settings.ifindex && left.exists && !left.has_others {
+        hook::remove_clsact(settings.ifindex)?;
+    }
+    Ok(())
+}
+
+/// Every error of a teardown that goes on.
+#[derive(Default)]
+struct Errors(Vec<anyhow::Error>);
+
+impl Errors {
+    fn note<T>(&mut self, result: Result<T>) {
+        self.0.extend(result.err());
+    }
+
+    fn into_result(self) -> Result<()> {
+        match self.0.len() {
+            0 => Ok(()),
+            n => {
+                let all: Vec<String> = self.0.iter().map(|error| format!("{error:#}")).collect();
+                Err(Failure::new(
+                    Exit::Kernel,
+                    format!("{n} things could not be taken away: {}", all.join("; ")),
+                ))
+            }
+        }
+    }
+}

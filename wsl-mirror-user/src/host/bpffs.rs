@@ -1,0 +1,160 @@
+//! The BPF file system: where it is, who could write to it, and making it.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use rustix::fs::{CWD, statfs};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::exit::{Exit, Failure, OrExit as _};
+
+/// Where everybody expects it.
+pub const ROOT: &str = "/sys/fs/bpf";
+/// `BPF_FS_MAGIC` (`include/uapi/linux/magic.h`).
+const MAGIC: i64 = 0xcafe_4a11;
+/// The source that we name when we mount it, so that `unload` knows its own mount again.
+const SOURCE: &str = "wsl-mirror";
+/// What the kernel itself puts into a new bpffs (`populate_bpffs`).
+const KERNELS_OWN: [&str; 2] = ["maps.debug", "progs.debug"];
+
+/// Whether bpffs is mounted.
+pub fn is_mounted() -> bool {
+    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between architectures")]
+    statfs(ROOT).is_ok_and(|found| found.f_type as i64 == MAGIC)
+}
+
+/// Mounts it, for root only.
+pub fn mount_it() -> Result<()> {
+    mount(SOURCE, ROOT, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=0700")
+        .or_exit(Exit::NoBpffs, || {
+            format!("cannot mount bpffs at {ROOT}; by hand: mount -t bpf -o mode=0700 bpf {ROOT}")
+        })
+}
+
+/// Unmounts it if it was mounted by [`mount_it`] and is empty again.
+pub fn unmount_ours() -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    if !mounts.lines().any(is_ours) {
+        return Ok(false);
+    }
+    let in_it = list(Path::new(ROOT))?.unwrap_or_default();
+    if in_it.iter().any(|name| !KERNELS_OWN.contains(&name.as_str())) {
+        return Ok(false);
+    }
+    unmount(ROOT, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {ROOT}"))?;
+    Ok(true)
+}
+
+/// Whether a line of mountinfo is our own bpffs mount: `ID PARENT DEV ROOT MOUNTPOINT … - TYPE SOURCE OPTIONS`.
+fn is_ours(line: &str) -> bool {
+    let Some((place, kind)) = line.split_once(" - ") else { return false };
+    let mut kind = kind.split(' ');
+    place.split(' ').nth(4) == Some(ROOT) && kind.next() == Some("bpf") && kind.next() == Some(SOURCE)
+}
+
+/// Makes a directory for root only.
+pub fn make_directory(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .or_exit(Exit::NoBpffs, || format!("cannot make the directory {} in bpffs", path.display()))
+}
+
+/// Fails if somebody else than root could have made, or could change, an existing directory of the pin path.
+///
+/// bpffs is mounted with mode 1777 unless told otherwise: there anybody can make a directory of our name first.
+/// The root of bpffs itself may be writable for all if it is sticky: nobody but root can then remove or rename
+/// what root made in it.
+pub fn require_safe(path: &Path) -> Result<()> {
+    let found = rustix::fs::statat(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .with_context(|| format!("cannot look at {}", path.display()))?;
+    let metadata = Directory {
+        owner: found.st_uid,
+        mode: found.st_mode,
+        is_root_of_bpffs: path == Path::new(ROOT),
+    };
+    match metadata.objection() {
+        None => Ok(()),
+        Some(objection) => Err(Failure::new(
+            Exit::UnsafePinPath,
+            format!(
+                "{path} {objection}: whoever did that could swap our program and maps. Look at what is there \
+                 (`ls -la {path}`), remove it (`rm -r {path}`) and load again",
+                path = path.display()
+            ),
+        )),
+    }
+}
+
+struct Directory {
+    owner: u32,
+    mode: u32,
+    is_root_of_bpffs: bool,
+}
+
+impl Directory {
+    fn objection(&self) -> Option<String> {
+        const TYPE: u32 = 0o170_000;
+        const DIRECTORY: u32 = 0o040_000;
+        const STICKY: u32 = 0o1000;
+        if self.mode & TYPE != DIRECTORY {
+            return Some("is no directory".into());
+        }
+        if self.owner != 0 {
+            return Some(format!("belongs to user {}", self.owner));
+        }
+        let excused = self.is_root_of_bpffs && self.mode & STICKY != 0;
+        (self.mode & 0o022 != 0 && !excused)
+            .then(|| format!("is writable for others than root (mode {:04o})", self.mode & 0o7777))
+    }
+}
+
+/// The names of what is in a directory; `None` if there is no such directory.
+pub fn list(path: &Path) -> Result<Option<Vec<String>>> {
+    match fs::read_dir(path) {
+        Ok(entries) => {
+            let mut names: Vec<String> = entries
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect::<std::io::Result<_>>()
+                .with_context(|| format!("cannot list {}", path.display()))?;
+            names.sort();
+            Ok(Some(names))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot list {}", path.display())),
+    }
+}
+
+/// Whether something is at `path`, and whether that is a directory.
+pub fn is_directory(path: &Path) -> Option<bool> {
+    fs::symlink_metadata(path).ok().map(|found| found.mode() & 0o170_000 == 0o040_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_somebody_else_could_have_made_is_objected_to() {
+        let objects = |owner, mode, is_root_of_bpffs| {
+            Directory { owner, mode, is_root_of_bpffs }.objection().is_some()
+        };
+        assert!(!objects(0, 0o040_700, false));
+        assert!(!objects(0, 0o041_777, true), "bpffs as `mount -t bpf` makes it");
+        assert!(objects(0, 0o041_777, false));
+        assert!(objects(0, 0o040_777, true));
+        assert!(objects(1000, 0o040_700, false));
+        assert!(objects(0, 0o040_770, false));
+        assert!(objects(0, 0o120_777, false), "a symbolic link");
+    }
+
+    #[test]
+    fn only_our_own_mount_is_known_as_ours() {
+        assert!(is_ours("36 35 0:31 / /sys/fs/bpf rw,nosuid shared:9 - bpf wsl-mirror rw,mode=700"));
+        assert!(!is_ours("36 35 0:31 / /sys/fs/bpf rw,nosuid shared:9 - bpf bpf rw,mode=700"));
+        assert!(!is_ours("36 35 0:31 / /mnt rw - bpf wsl-mirror rw"));
+        assert!(!is_ours("nonsense"));
+    }
+}

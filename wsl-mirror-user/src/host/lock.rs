@@ -1,0 +1,76 @@
+//! The lock that keeps two of us apart.
+//!
+//! What we change hangs on a network interface, so the lock has to reach as far as the network namespace: WSL's
+//! distributions share that, but neither `/run` nor bpffs. An abstract Unix socket reaches as far, but anybody
+//! may bind it first, and so may anybody flock the namespace's own inode.
+//!
+//! sysfs has one instance for each network namespace (`kernfs_test_super` compares the namespace), whichever
+//! mount namespace looks at it. So we open that instance (`fsopen`, mounted nowhere) and flock a file in it
+//! that only root can open, even for reading: `bus/platform/drivers_probe`, mode 0200, on every kernel. Nothing
+//! is ever written to it. The kernel drops the lock with the process, whatever becomes of that.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+use crate::exit::{Exit, Failure, OrExit as _};
+
+const FILE: &str = "bus/platform/drivers_probe";
+/// How long we wait for another one of us: a `load` takes a tenth of a second.
+const PATIENCE: Duration = Duration::from_secs(20);
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: OwnedFd,
+}
+
+impl Lock {
+    /// Takes the lock of this network namespace; waits while another one of us has it.
+    pub fn take() -> Result<Self> {
+        let file = open().or_exit(Exit::Failure, || {
+            format!("cannot open the lock of this network namespace (sysfs, {FILE}): is CAP_SYS_ADMIN missing?")
+        })?;
+        let start = Instant::now();
+        let mut told = false;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(error) => {
+                    return Err(error).or_exit(Exit::Failure, || format!("cannot lock sysfs' {FILE}"));
+                }
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(Failure::new(
+                    Exit::Busy,
+                    format!(
+                        "another wsl-mirror has been at work in this network namespace for more than {} s; \
+                         find it with `pgrep -a wsl-mirror`, in every distribution",
+                        PATIENCE.as_secs()
+                    ),
+                ));
+            }
+            if !told && start.elapsed() > Duration::from_secs(1) {
+                eprintln!("wsl-mirror: waiting for another wsl-mirror to finish …");
+                told = true;
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+}
+
+fn open() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
+    openat(&mount, FILE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+}

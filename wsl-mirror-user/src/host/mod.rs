@@ -1,0 +1,17 @@
+//! The machine: its lock, its bpffs, its interfaces, its kernel's BTF.
+
+pub mod bpffs;
+pub mod interface;
+pub mod lock;
+
+use anyhow::Result;
+
+use crate::exit::{Exit, Failure};
+
+/// Fails unless we are root.
+pub fn require_root(to_do: &str) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::NotRoot, format!("root is needed to {to_do}: run it again with sudo")))
+}
