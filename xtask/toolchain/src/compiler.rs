@@ -66,7 +66,12 @@ pub(crate) fn read(machine: &mut Machine) {
     if let Some(cargo) = env::var_os(CARGO_OVERRIDE).filter(|value| !value.is_empty()) {
         let cargo = PathBuf::from(cargo);
         let rustc = cargo.with_file_name("rustc");
-        match probe(cargo, rustc) {
+        let probed = if cargo.is_file() {
+            probe(cargo, rustc)
+        } else {
+            Err(Rejected { path: cargo, reason: "is no file".to_owned() })
+        };
+        match probed {
             Ok(compiler) => machine.compilers.push(compiler),
             Err(rejected) => machine.rejected_compilers.push(Rejected {
                 reason: format!("is named by {CARGO_OVERRIDE} and {}", rejected.reason),
