@@ -96,7 +96,7 @@ pub(crate) fn describe(needs: Needs) -> String {
             text.push_str("  then look again, and install what the new lists have\n");
         }
     }
-    if state.toolchain.as_ref().is_err_and(|missing| missing.compiler.is_none()) {
+    if by_hand.is_empty() && state.toolchain.as_ref().is_err_and(|missing| missing.compiler.is_none()) {
         text.push_str("  and then bpf-linker for the LLVM of that compiler, unless there is one\n");
     }
     text
