@@ -202,6 +202,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_names_every_key_with_its_default() {
+        let example = include_str!("../../contrib/wsl-mirror.toml");
+        assert_eq!(Config::parse(example).unwrap(), Config::default());
+        let keys: Vec<_> = example.parse::<toml::Table>().unwrap().keys().cloned().collect();
+        assert_eq!(keys, ["default", "exempt", "hook", "interface", "log", "mark"]);
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_with_line_and_column() {
         let error = error("mark = 0x1000\nexemt = [22]\n");
         assert!(error.contains("line 2, column 1"), "{error}");

@@ -204,13 +204,13 @@ mod tests {
             .collect()
     }
 
-    // Offsets:            0 1       9      14    18
+    // Offsets:            0 1       9      15   19
     const STRINGS: &[u8] = b"\0nf_conn\0proto\0tcp\0state\0";
 
     fn nf_conn() -> Vec<u8> {
-        let mut types = entry(18, KIND_INT, 0, 1, &[8]); // 1: u8
-        types.extend(entry(0, KIND_STRUCT, 1, 4, &[18, 1, 16])); // 2: struct { … u8 state at bit 16 }
-        types.extend(entry(0, KIND_UNION, 1, 4, &[14, 2, 0])); // 3: union { struct 2 tcp }
+        let mut types = entry(19, KIND_INT, 0, 1, &[8]); // 1: u8
+        types.extend(entry(0, KIND_STRUCT, 1, 4, &[19, 1, 16])); // 2: struct { … u8 state at bit 16 }
+        types.extend(entry(0, KIND_UNION, 1, 4, &[15, 2, 0])); // 3: union { struct 2 tcp }
         types.extend(entry(9, KIND_TYPEDEF, 0, 3, &[])); // 4: typedef union 3
         types.extend(entry(0, KIND_STRUCT, 1, 8, &[9, 4, 32])); // 5: struct { typedef 4 proto at bit 32 }
         types.extend(entry(1, KIND_STRUCT, 1, 16, &[0, 5, 64])); // 6: struct nf_conn { struct 5 at bit 64 }
