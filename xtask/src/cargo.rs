@@ -26,8 +26,18 @@ pub(crate) fn workspace() -> &'static Path {
 /// `cargo <subcommand>` in the root of the workspace.
 pub(crate) fn command(subcommand: &str) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut command = Command::new(cargo);
+    let mut command = Command::new(&cargo);
     command.arg(subcommand).current_dir(workspace());
+    // Cargo takes rustc and clippy from PATH, where setup may just have put a second rustc before the one
+    // that all was built with so far. Those beside this cargo belong to it.
+    if let Some(folder) = Path::new(&cargo).parent().filter(|folder| folder.is_absolute()) {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = [folder.to_path_buf()].into_iter().chain(env::split_paths(&path));
+        // A folder with a colon in its name cannot be on PATH; then PATH stays as it is.
+        if let Ok(path) = env::join_paths(folders) {
+            command.env("PATH", path);
+        }
+    }
     // `cargo run` describes this package to us; a build script that reads the environment must not be told
     // that it is ours, and would be run again each time it is told differently.
     for (name, _) in env::vars_os() {

@@ -140,7 +140,7 @@ fn check(name: &'static str, subcommand: &str, args: &[&str]) -> Group {
                 .stdin(Stdio::null())
                 .status()
                 .is_ok_and(|status| status.success());
-            let ours = is_of_release(&rustc_version(), LINTED_WITH);
+            let ours = is_of_release(&release(), LINTED_WITH);
             if !clean && !ours {
                 println!(
                     "{version}: not the release ({LINTED_WITH}) that this repository is kept clean with"
@@ -152,14 +152,14 @@ fn check(name: &'static str, subcommand: &str, args: &[&str]) -> Group {
     Group::without_tests(name, verdict, started.elapsed())
 }
 
-/// rustfmt and clippy number their releases their own way (1.9, 0.1.95); rustc's number dates them.
-fn rustc_version() -> String {
-    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc).arg("--version").current_dir(cargo::workspace()).output();
+/// rustfmt and clippy number their releases their own way (1.9, 0.1.95); cargo's number dates them.
+fn release() -> String {
+    // cargo and rustc are released together and say the same number.
+    let output = cargo::command("--version").output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
-/// Whether `rustc 1.95.0 (…)` is 1.95.
+/// Whether `cargo 1.95.0 (…)` is 1.95.
 fn is_of_release(version: &str, release: &str) -> bool {
     let number = version.split_whitespace().nth(1).unwrap_or_default();
     number.strip_prefix(release).is_some_and(|patch| patch.starts_with('.'))
@@ -277,9 +277,9 @@ mod tests {
 
     #[test]
     fn the_release_is_compared_by_number() {
-        assert!(is_of_release("rustc 1.95.0 (59807616e 2026-04-14)", "1.95"));
-        assert!(!is_of_release("rustc 1.9.0", "1.95"));
-        assert!(!is_of_release("rustc 1.950.0", "1.95"));
+        assert!(is_of_release("cargo 1.95.0 (59807616e 2026-04-14)", "1.95"));
+        assert!(!is_of_release("cargo 1.9.0", "1.95"));
+        assert!(!is_of_release("cargo 1.950.0", "1.95"));
         assert!(!is_of_release("", "1.95"));
     }
 }
