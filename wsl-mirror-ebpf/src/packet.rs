@@ -153,13 +153,16 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
     if on_wire < total {
         return Err(Reason::Truncated);
     }
-    let Some(transport) = frame.at(ETHERNET + header, transport_min) else { return Err(Reason::Truncated) };
+    // Both begin with the ports, in 8 bytes that both have. TCP asks for its 20 below, by a constant: kernels of
+    // the age of 6.1 lose track of a length that depends on the protocol.
+    let Some(transport) = frame.at(ETHERNET + header, UDP) else { return Err(Reason::Truncated) };
     let (client_port, server_port) = (transport.u16(0), transport.u16(2));
     if client_port == 0 || server_port == 0 {
         return Err(Reason::PortZero);
     }
     let role = match protocol {
         Protocol::Tcp => {
+            let Some(transport) = frame.at(ETHERNET + header, TCP_MIN) else { return Err(Reason::Truncated) };
             let data_offset = usize::from(transport.u8(12) >> 4) * 4;
             if data_offset < TCP_MIN || header + data_offset > total {
                 return Err(Reason::BadHeader);

@@ -37,7 +37,7 @@ pub enum Exit {
     ConntrackModule = 13,
     /// Another wsl-mirror is at work and does not finish.
     Busy = 14,
-    /// Loaded already, on another interface.
+    /// Loaded already, on another interface or by another hook.
     OtherInterface = 15,
     /// The kernel refused a program, map, link or filter.
     Kernel = 16,
@@ -61,7 +61,7 @@ impl Exit {
         (Self::NoKfuncs, "the kernel has no conntrack kfuncs"),
         (Self::ConntrackModule, "the kernel's conntrack is a module"),
         (Self::Busy, "another wsl-mirror is at work and does not finish"),
-        (Self::OtherInterface, "loaded already, on another interface"),
+        (Self::OtherInterface, "loaded already, on another interface or by another hook"),
         (Self::Kernel, "the kernel refused a program, map, link or filter"),
     ];
 

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     match Args::parse().command.exec() {
         Ok(exit) => exit.into(),
         Err(error) => {
-            anstream::eprintln!("wsl-mirror: {error:#}");
+            output::note(&format!("{error:#}"));
             exit_of(&error).into()
         }
     }

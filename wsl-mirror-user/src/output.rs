@@ -23,6 +23,12 @@ pub fn line(text: &str) -> Result<()> {
     }
 }
 
+/// Tells people something beside the result, on standard error. Nobody may be there to read it, and that must
+/// not end a load half-way, as `eprintln!` would.
+pub fn note(text: &str) {
+    let _ = writeln!(anstream::stderr(), "wsl-mirror: {text}");
+}
+
 /// Writes JSON to standard output.
 pub fn json<T: Serialize>(value: &T) -> Result<()> {
     line(&serde_json::to_string_pretty(value)?)

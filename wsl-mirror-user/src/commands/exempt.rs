@@ -75,7 +75,7 @@ fn write(ports: &[PortSpec], policy: Policy) -> Result<Exit> {
         }
     }
     for range in ranges(still_exempt) {
-        eprintln!("wsl-mirror: {} is still exempt by the configuration file", range.spec());
+        output::note(&format!("{} is still exempt by the configuration file", range.spec()));
     }
     Ok(Exit::Success)
 }
@@ -108,6 +108,7 @@ impl From<PortRange<PortPolicy>> for Entry {
 }
 
 fn list(json: bool) -> Result<Exit> {
+    let _lock = Lock::take_shared()?;
     let ranges = ranges(open()?.all()?.into_iter().filter(|(_, policy)| !policy.is_unset()));
     if json {
         output::json(&ranges.into_iter().map(Entry::from).collect::<Vec<_>>())?;

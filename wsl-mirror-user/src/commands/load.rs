@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::config::{Config, LogLevel};
-use crate::datapath::{apply, plan, state};
+use crate::datapath::{apply, object, plan, state};
 use crate::exit::{Exit, Failure};
 use crate::host::{interface, lock::Lock, require_root};
 use crate::output;
@@ -23,6 +23,9 @@ pub struct Load {
     /// What the program logs, for `wsl-mirror log` [default: off, or what the configuration says]
     #[arg(long, value_name = "LEVEL")]
     log: Option<LogLevel>,
+    /// If the kernel refuses the program, show all that its verifier says, not only the end
+    #[arg(long)]
+    verifier_log: bool,
     /// Only print what would be done
     #[arg(long)]
     dry_run: bool,
@@ -31,18 +34,19 @@ pub struct Load {
 impl Load {
     /// Loads, or replaces what is loaded.
     pub fn exec(self) -> Result<Exit> {
-        let config = self.effective_config()?;
         require_root("load an eBPF program")?;
+        let config = self.effective_config()?;
         let _lock = Lock::take()?;
         let state = state::read(&config.interface, config.hook)?;
         let steps = plan::plan(&state, &config)?;
+        let object = object::for_this_kernel()?;
         if self.dry_run {
             for step in &steps {
                 output::line(&step.to_string())?;
             }
             return Ok(Exit::Success);
         }
-        apply::apply(&steps, &config.interface)?;
+        apply::apply(&steps, &config.interface, self.verifier_log)?;
         Ok(Exit::Success)
     }
 

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use aya_log::EbpfLogger;
 use clap::Args;
 use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
 use wsl_mirror_ebpf::abi::Reason;
 
 use crate::datapath::pins::Pins;
@@ -34,6 +35,9 @@ async fn follow(logger: EbpfLogger<Lines>) -> Result<()> {
     // SAFETY: the logger's descriptor is the ring's, and the logger closes it only when it is dropped.
     let mut ring = unsafe { AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE) }
         .map_err(std::io::Error::from)?;
+    // Listened to before the first message, so that none of them is missed while we write.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     ring.get_mut().flush();
     loop {
         tokio::select! {
@@ -42,7 +46,8 @@ async fn follow(logger: EbpfLogger<Lines>) -> Result<()> {
                 ready.get_inner_mut().flush();
                 ready.clear_ready();
             }
-            done = tokio::signal::ctrl_c() => return Ok(done?),
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
         }
     }
 }

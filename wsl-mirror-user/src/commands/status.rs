@@ -12,7 +12,7 @@ use crate::datapath::maps::{self, PolicyMap, SettingsMap};
 use crate::datapath::pins::Pins;
 use crate::datapath::state::{self, Attachment};
 use crate::exit::Exit;
-use crate::host::require_root;
+use crate::host::{lock::Lock, require_root};
 use crate::output::{self, BAD, GOOD, HEADING};
 
 /// Arguments of `status`.
@@ -97,6 +97,7 @@ impl Report {
     const NOTHING: Self = Self { loaded: false, steering: false, details: None };
 
     fn read() -> Result<Self> {
+        let _lock = Lock::take_shared()?;
         let pins = Pins::read()?;
         if !pins.has("SETTINGS") {
             return Ok(Self::NOTHING);
@@ -108,10 +109,12 @@ impl Report {
             Attachment::Alive(id) => program(id),
             _ => None,
         };
-        let policies = PolicyMap::pinned()?.all()?;
+        // A load that was killed may have left some of the maps unpinned.
+        let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
+        let verdicts = if pins.has("VERDICTS") { maps::verdicts()? } else { Verdicts::default() };
+        let ports = if pins.has("PORT_STATS") { maps::port_stats()? } else { BTreeMap::new() };
         let exempt_ports = policies.values().filter(|policy| policy.effective() == Policy::Pass).count();
-        let details =
-            Details::new(&settings, attachment, program, exempt_ports, &maps::verdicts()?, &maps::port_stats()?);
+        let details = Details::new(&settings, attachment, program, exempt_ports, &verdicts, &ports);
         Ok(Self { loaded: true, steering: attachment.is_alive(), details: Some(details) })
     }
 
@@ -243,7 +246,7 @@ fn program(id: u32) -> Option<Program> {
     Some(Program {
         id,
         name: info.name_as_str().unwrap_or_default().to_owned(),
-        tag: format!("{:016x}", info.tag().swap_bytes()),
+        tag: format!("{:016x}", info.tag()),
     })
 }
 

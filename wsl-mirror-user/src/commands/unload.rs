@@ -6,6 +6,7 @@ use clap::Args;
 use crate::datapath::unload;
 use crate::exit::Exit;
 use crate::host::{lock::Lock, require_root};
+use crate::output;
 
 /// Arguments of `unload`.
 #[derive(Debug, Args)]
@@ -17,7 +18,7 @@ impl Unload {
         require_root("unload an eBPF program")?;
         let _lock = Lock::take()?;
         if !unload::unload()? {
-            eprintln!("wsl-mirror: nothing is loaded");
+            output::note("nothing is loaded");
         }
         Ok(Exit::Success)
     }

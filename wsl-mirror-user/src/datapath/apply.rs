@@ -1,24 +1,27 @@
 //! Carries out a plan, and undoes what it did when a step fails.
 
+use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
 use super::maps::{PolicyMap, SettingsMap};
 use super::plan::{Change, Step};
-use super::{hook, object, pins};
+use super::{hook, pins};
 use crate::config::LogLevel;
 use crate::exit::{Exit, OrExit as _};
 use crate::host::bpffs;
+use crate::output;
 
 /// Carries out the steps in order. When one fails, what the ones before it did is undone, last first, and
 /// everything is as it was.
-pub fn apply(steps: &[Step], interface: &str) -> Result<()> {
-    let mut work = Work { interface, loaded: None, undo: Vec::new() };
+pub fn apply(steps: &[Step], interface: &str, whole_verifier_log: bool) -> Result<()> {
+    let mut work = Work { interface, whole_verifier_log, loaded: None, undo: Vec::new() };
     for step in steps {
         if let Err(error) = work.carry_out(step) {
             return Err(work.undo_all(error.context(format!("could not {step}"))));
@@ -31,6 +34,7 @@ type Undo = (String, Box<dyn FnOnce() -> Result<()>>);
 
 struct Work<'a> {
     interface: &'a str,
+    whole_verifier_log: bool,
     loaded: Option<Ebpf>,
     undo: Vec<Undo>,
 }
@@ -73,8 +77,8 @@ impl Work<'_> {
         match step {
             Step::MountBpffs => {
                 bpffs::mount_it()?;
-                eprintln!("wsl-mirror: mounted bpffs at {}", bpffs::ROOT);
-                self.on_failure("unmount bpffs", || bpffs::unmount_ours().map(|_| ()));
+                self.on_failure("unmount bpffs", bpffs::unmount_it);
+                output::note(&format!("mounted bpffs at {}", bpffs::ROOT));
                 Ok(())
             }
             Step::MakeDirectories => self.make_directories(),
@@ -105,29 +109,26 @@ impl Work<'_> {
                 Ok(())
             }
             Step::AttachLink => self.attach_link(),
-            Step::ReplaceInLink => self.replace_in_link(),
+            Step::ReplaceInLink { old } => self.replace_in_link(*old),
             Step::AddClsact => {
-                hook::add_clsact(self.interface)?;
                 let index = crate::host::interface::require_index(self.interface)?;
+                hook::add_clsact(self.interface)?;
                 self.on_failure("remove the clsact qdisc", move || hook::remove_clsact(index));
                 Ok(())
             }
             Step::AddFilter => self.add_filter(),
-            Step::ReplaceInFilter => self.replace_in_filter(),
+            Step::ReplaceInFilter { old } => self.replace_in_filter(*old),
             Step::SwapProgramPin => {
-                let (new, pinned) = (pins::path_of_new(pins::PROGRAM), pins::path(pins::PROGRAM));
-                std::fs::rename(&new, &pinned)
-                    .or_exit(Exit::Kernel, || format!("cannot rename {} to {}", new.display(), pinned.display()))
+                rename(&pins::path_of_new(pins::PROGRAM), &pins::path(pins::PROGRAM))
             }
         }
     }
 
     fn make_directories(&mut self) -> Result<()> {
         for path in [Path::new(pins::DIRECTORY).to_owned(), pins::directory()] {
-            if bpffs::is_directory(&path) == Some(true) {
+            if !bpffs::make_directory(&path)? {
                 continue;
             }
-            bpffs::make_directory(&path)?;
             self.on_failure(format!("remove {}", path.display()), move || {
                 std::fs::remove_dir(&path).with_context(|| format!("cannot remove {}", path.display()))
             });
@@ -136,27 +137,30 @@ impl Work<'_> {
     }
 
     fn load(&mut self, reused: &[&'static str], log: LogLevel) -> Result<()> {
-        let object = object::for_this_kernel()?;
         let level = log as u8;
         let mut loader = EbpfLoader::new();
         loader.override_global(aya_log::LEVEL, &level, true);
         for name in reused {
             loader.map_pin_path(name, pins::path(name));
         }
-        let ebpf = loader.load(&object).or_exit(Exit::Kernel, || "the kernel refused our maps".into())?;
+        let ebpf = loader.load(self.object).or_exit(Exit::Kernel, || "the kernel refused our maps".into())?;
         self.loaded = Some(ebpf);
-        self.program()?.load().or_exit(Exit::Kernel, || {
-            "the kernel refused our program; please report this with the text that follows".into()
-        })
+        match self.program()?.load() {
+            Err(ProgramError::LoadError { io_error, verifier_log }) => {
+                let log = verifier_log.to_string();
+                let said = if self.whole_verifier_log { log } else { end_of(&log) };
+                Err(io_error).or_exit(Exit::Kernel, || format!("the kernel refused our program{said}"))
+            }
+            done => done.or_exit(Exit::Kernel, || "the kernel refused our program".into()),
+        }
     }
 
     fn write_policies(&mut self, changes: &[Change]) -> Result<()> {
-        for change in changes {
-            // Opened for each, so that each undo has its own; a load changes few ports or none.
-            let Change { key, old, new } = *change;
-            let mut map = PolicyMap::from_map(self.map("PORT_POLICY")?)?;
-            map.set(key, new)?;
-            self.on_failure(format!("restore port {}", key.port), move || map.set(key, old));
+        let map = Rc::new(RefCell::new(PolicyMap::from_map(self.map("PORT_POLICY")?)?));
+        for Change { key, old, new } in changes.iter().copied() {
+            map.borrow_mut().set(key, new)?;
+            let map = Rc::clone(&map);
+            self.on_failure(format!("restore port {}", key.port), move || map.borrow_mut().set(key, old));
         }
         Ok(())
     }
@@ -168,26 +172,35 @@ impl Work<'_> {
             .attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::first()))
             .or_exit(Exit::Kernel, || format!("the kernel refused to attach the program to {interface} (tcx)"))?;
         let link: FdLink = program.take_link(id)?.try_into()?;
-        // Beside a link whose interface went away, then over it.
-        let (new, pinned) = (pins::path_of_new(pins::LINK), pins::path(pins::LINK));
-        link.pin(&new).or_exit(Exit::Kernel, || format!("cannot pin the link at {}", new.display()))?;
-        let first = new.clone();
-        self.on_failure("unpin the new link", move || remove_if_there(&first));
-        let was_there = pinned.exists();
-        std::fs::rename(&new, &pinned)
-            .or_exit(Exit::Kernel, || format!("cannot rename {} to {}", new.display(), pinned.display()))?;
-        if !was_there {
+        // A link that is pinned there is dead (its interface went away), or else it would have been updated.
+        let pinned = pins::path(pins::LINK);
+        let dead = if pinned.exists() { Some(FdLink::from(open_link()?)) } else { None };
+        let pin = |link: FdLink, path: &Path| {
+            link.pin(path).map(drop).or_exit(Exit::Kernel, || format!("cannot pin the link at {}", path.display()))
+        };
+        let Some(dead) = dead else {
+            pin(link, &pinned)?;
             self.on_failure("unpin the link", move || remove(&pinned));
-        }
+            return Ok(());
+        };
+        let new = pins::path_of_new(pins::LINK);
+        pin(link, &new)?;
+        let beside = new.clone();
+        self.on_failure("unpin the new link", move || remove_if_there(&beside));
+        rename(&new, &pinned)?;
+        self.on_failure("put the dead link back", move || {
+            remove(&pinned)?;
+            pin(dead, &pinned)
+        });
         Ok(())
     }
 
-    fn replace_in_link(&mut self) -> Result<()> {
+    fn replace_in_link(&mut self, old: u32) -> Result<()> {
+        let mut old = hook::program(old)?;
         self.program()?.attach_to_link(pinned_link()?).or_exit(Exit::Kernel, || {
             "the kernel refused to replace the program in the pinned link".into()
         })?;
-        self.on_failure("put the old program back into the link", || {
-            let mut old = SchedClassifier::from_pin(pins::path(pins::PROGRAM))?;
+        self.on_failure("put the old program back into the link", move || {
             old.attach_to_link(pinned_link()?)?;
             Ok(())
         });
@@ -210,12 +223,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn replace_in_filter(&mut self) -> Result<()> {
+    fn replace_in_filter(&mut self, old: u32) -> Result<()> {
         let interface = self.interface;
+        let mut old = hook::program(old)?;
         replace_filter(self.program()?, interface)?;
         let name = interface.to_owned();
         self.on_failure("put the old program back into the filter", move || {
-            replace_filter(&mut SchedClassifier::from_pin(pins::path(pins::PROGRAM))?, &name)
+            replace_filter(&mut old, &name)
         });
         Ok(())
     }
@@ -242,11 +256,37 @@ fn replace_filter(program: &mut SchedClassifier, interface: &str) -> Result<()> 
     keep(program, id)
 }
 
-fn pinned_link() -> Result<SchedClassifierLink> {
+fn open_link() -> Result<PinnedLink> {
     let path = pins::path(pins::LINK);
-    let link = PinnedLink::from_pin(&path)
-        .or_exit(Exit::Kernel, || format!("cannot open the pinned link {}", path.display()))?;
-    FdLink::from(link).try_into().or_exit(Exit::UnknownLayout, || format!("{} is no tcx link", path.display()))
+    PinnedLink::from_pin(&path)
+        .or_exit(Exit::Kernel, || format!("cannot open the pinned link {}", path.display()))
+}
+
+fn pinned_link() -> Result<SchedClassifierLink> {
+    FdLink::from(open_link()?)
+        .try_into()
+        .or_exit(Exit::UnknownLayout, || format!("{} is no tcx link", pins::path(pins::LINK).display()))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to)
+        .or_exit(Exit::Kernel, || format!("cannot rename {} to {}", from.display(), to.display()))
+}
+
+/// The end of what the verifier says: the reason is there, after one line for each instruction that it looked at.
+fn end_of(log: &str) -> String {
+    const SHOWN: usize = 20;
+    let lines: Vec<&str> = log.trim_end().lines().collect();
+    let hidden = lines.len().saturating_sub(SHOWN);
+    let end = lines[hidden..].join("\n  ");
+    match (lines.len(), hidden) {
+        (0, _) => String::new(),
+        (_, 0) => format!(". Its verifier says:\n  {end}\n"),
+        (all, _) => format!(
+            ". Its verifier's last {SHOWN} of {all} lines (`wsl-mirror load --verifier-log` shows all; please \
+             report them):\n  {end}\n"
+        ),
+    }
 }
 
 /// Removes a pin.

@@ -103,10 +103,10 @@ impl<'a> Btf<'a> {
     /// structures and unions are looked into.
     pub fn field_offset(&self, structure: &str, path: &[&str]) -> Option<u32> {
         let (_, mut holder) = self.find(structure, KIND_STRUCT)?;
-        let mut bits = 0;
+        let mut bits = 0_u32;
         for name in path {
             let (offset, id) = self.member(holder, name, 0)?;
-            bits += offset;
+            bits = bits.checked_add(offset)?;
             holder = self.resolve(id)?;
         }
         (bits % 8 == 0).then_some(bits / 8)

@@ -4,10 +4,11 @@ use std::future::Future;
 
 use anyhow::{Context as _, Result};
 use aya::programs::tc::{SchedClassifierLink, TcHandle};
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::tc::{self, TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 
+use super::pins;
 use crate::exit::{Exit, OrExit as _};
 
 /// Where our `cls_bpf` filter stands: always here, so that a second run finds the first one's. Lower numbers
@@ -21,7 +22,7 @@ pub const PROGRAM_NAME: &str = "wsl_mirror";
 /// The tcx programs on an interface, in the order in which they run; `None` if the kernel has no tcx.
 pub fn tcx_programs(interface: &str) -> Result<Option<Vec<u32>>> {
     match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
-        Ok((_, programs)) => Ok(Some(programs.iter().map(aya::programs::ProgramInfo::id).collect())),
+        Ok((_, programs)) => Ok(Some(programs.iter().map(ProgramInfo::id).collect())),
         // A kernel without tcx does not know the attach type (bpf_prog_query).
         Err(ProgramError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) =>
@@ -34,6 +35,16 @@ pub fn tcx_programs(interface: &str) -> Result<Option<Vec<u32>>> {
     }
 }
 
+/// The loaded program of this id.
+pub fn program(id: u32) -> Result<SchedClassifier> {
+    // It is the pinned one, unless a load was killed at the wrong moment; then we have to look at all there are.
+    let pinned = ProgramInfo::from_pin(pins::path(pins::PROGRAM)).ok().filter(|info| info.id() == id);
+    let info = pinned.or_else(|| loaded_programs().flatten().find(|info| info.id() == id));
+    info.context("it is not there any more")
+        .and_then(|info| Ok(SchedClassifier::from_program_info(info, PROGRAM_NAME.into())?))
+        .or_exit(Exit::Kernel, || format!("cannot open the program that runs now (id {id})"))
+}
+
 /// What there is of the older hook on an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Clsact {
@@ -43,6 +54,8 @@ pub struct Clsact {
     pub our_program: Option<u32>,
     /// Whether filters are there that are not ours.
     pub has_others: bool,
+    /// Whether one of those has our priority: all filters of a priority have to be of one kind and protocol.
+    pub our_place_is_taken: bool,
 }
 
 /// Looks at the older hook of the interface of this index.
@@ -66,14 +79,16 @@ pub fn clsact(ifindex: u32) -> Result<Clsact> {
                 if filter.header.handle == tc::TcHandle::UNSPEC {
                     continue;
                 }
-                let ours = ingress
-                    && filter.header.info >> 16 == u32::from(FILTER_PRIORITY)
+                let at_our_priority = ingress && filter.header.info >> 16 == u32::from(FILTER_PRIORITY);
+                let ours = at_our_priority
                     && u32::from(filter.header.handle) == u32::from(FILTER_HANDLE)
-                    && kind(&filter) == Some("bpf");
+                    && kind(&filter) == Some("bpf")
+                    && name(&filter) == Some(PROGRAM_NAME);
                 if ours {
                     found.our_program = program_id(&filter);
                 } else {
                     found.has_others = true;
+                    found.our_place_is_taken |= at_our_priority;
                 }
             }
         }
@@ -122,11 +137,26 @@ fn kind(message: &TcMessage) -> Option<&str> {
 }
 
 fn program_id(filter: &TcMessage) -> Option<u32> {
-    filter.attributes.iter().find_map(|attribute| match attribute {
-        TcAttribute::Options(options) => options.iter().find_map(|option| match option {
-            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
-            _ => None,
-        }),
+    options(filter).find_map(|option| match option {
+        TcFilterBpfOption::ProgId(id) => Some(*id),
+        _ => None,
+    })
+}
+
+fn name(filter: &TcMessage) -> Option<&str> {
+    options(filter).find_map(|option| match option {
+        TcFilterBpfOption::ProgName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+fn options(filter: &TcMessage) -> impl Iterator<Item = &TcFilterBpfOption> {
+    let all = filter.attributes.iter().filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    all.flatten().filter_map(|option| match option {
+        TcOption::Bpf(option) => Some(option),
         _ => None,
     })
 }

@@ -1,5 +1,6 @@
 //! The pins: where they are, and what is there.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -63,22 +64,19 @@ impl Pins {
             return Ok(pins);
         }
         bpffs::require_safe(Path::new(bpffs::ROOT))?;
-        let Some(layouts) = bpffs::list(Path::new(DIRECTORY)).or_else(|error| {
-            // Somebody else's file of our name says more than "cannot list".
-            bpffs::require_safe(Path::new(DIRECTORY)).and(Err(error))
-        })?
-        else {
+        if !bpffs::has_safe(Path::new(DIRECTORY))? {
             return Ok(pins);
-        };
-        bpffs::require_safe(Path::new(DIRECTORY))?;
+        }
         pins.has_directory = true;
+        let layouts = bpffs::list(Path::new(DIRECTORY))?.unwrap_or_default();
         if let Some(foreign) = layouts.iter().find(|name| **name != layout_name()) {
             return Err(foreign_layout(foreign));
         }
-        let Some(names) = bpffs::list(&directory())? else { return Ok(pins) };
-        bpffs::require_safe(&directory())?;
+        if !bpffs::has_safe(&directory())? {
+            return Ok(pins);
+        }
         pins.has_layout = true;
-        for name in names {
+        for name in bpffs::list(&directory())?.unwrap_or_default() {
             if name.strip_suffix(NEW).is_some_and(is_known) {
                 pins.leftovers.push(name);
             } else if is_known(&name) {
@@ -109,24 +107,42 @@ impl Pins {
             let pinned = MapInfo::from_pin(path(name))
                 .map_err(|error| unknown_layout(&format!("{} is no map: {error}", path(name).display())))?;
             let wanted = object.maps.get(*name).with_context(|| format!("the eBPF object has no map {name}"))?;
-            let is = (pinned.key_size(), pinned.value_size(), pinned.max_entries());
-            let should = (wanted.key_size(), wanted.value_size(), wanted.max_entries());
-            let kind = pinned.map_type().map(|kind| kind as u32).unwrap_or_default();
-            if kind != wanted.map_type() || is != should {
-                differences.push(format!(
-                    "{name} is (type {kind}, key {} B, value {} B, {} entries), expected (type {}, key {} B, \
-                     value {} B, {} entries)",
-                    is.0,
-                    is.1,
-                    is.2,
-                    wanted.map_type(),
-                    should.0,
-                    should.1,
-                    should.2
-                ));
+            let is = Shape {
+                kind: pinned.map_type().map(|kind| kind as u32).unwrap_or_default(),
+                key: pinned.key_size(),
+                value: pinned.value_size(),
+                entries: pinned.max_entries(),
+                flags: pinned.map_flags(),
+            };
+            let should = Shape {
+                kind: wanted.map_type(),
+                key: wanted.key_size(),
+                value: wanted.value_size(),
+                entries: wanted.max_entries(),
+                flags: wanted.map_flags(),
+            };
+            if is != should {
+                differences.push(format!("{name} is {is}, expected {should}"));
             }
         }
         if differences.is_empty() { Ok(()) } else { Err(unknown_layout(&differences.join("; "))) }
+    }
+}
+
+/// What has to be the same for two maps to be laid out alike.
+#[derive(PartialEq, Eq)]
+struct Shape {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, key, value, entries, flags } = self;
+        write!(f, "(type {kind}, key {key} B, value {value} B, {entries} entries, flags {flags:#x})")
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::Result;
 use wsl_mirror_ebpf::abi::{Hook, LAYOUT, Policy, PortKey, PortPolicy, Settings};
 
-use super::hook::Clsact;
+use super::hook::{Clsact, FILTER_PRIORITY};
 use super::pins::{self, MAPS, Pins};
 use crate::config::{Config, HookChoice, LogLevel};
 use crate::exit::{Exit, Failure};
@@ -76,13 +76,19 @@ pub enum Step {
     /// Attach the program: a new tcx link, first in the chain, pinned.
     AttachLink,
     /// Replace the program in the pinned link, in one stroke.
-    ReplaceInLink,
+    ReplaceInLink {
+        /// The id of the program that is in it.
+        old: u32,
+    },
     /// Make a clsact qdisc.
     AddClsact,
     /// Add our `cls_bpf` filter.
     AddFilter,
     /// Replace the program in our filter, in one stroke.
-    ReplaceInFilter,
+    ReplaceInFilter {
+        /// The id of the program that is in it.
+        old: u32,
+    },
     /// Put the new program's pin in the place of the old one's.
     SwapProgramPin,
 }
@@ -118,10 +124,10 @@ impl fmt::Display for Step {
             Self::PinMap(name) => write!(f, "pin the map {name}"),
             Self::PinProgram => write!(f, "pin the new program as {}", pins::path_of_new(pins::PROGRAM).display()),
             Self::AttachLink => f.write_str("attach the program by a tcx link, first on ingress, and pin the link"),
-            Self::ReplaceInLink => f.write_str("replace the program in the pinned link"),
+            Self::ReplaceInLink { .. } => f.write_str("replace the program in the pinned link"),
             Self::AddClsact => f.write_str("make a clsact qdisc"),
             Self::AddFilter => f.write_str("attach the program as a cls_bpf filter on ingress"),
-            Self::ReplaceInFilter => f.write_str("replace the program in our cls_bpf filter"),
+            Self::ReplaceInFilter { .. } => f.write_str("replace the program in our cls_bpf filter"),
             Self::SwapProgramPin => write!(f, "rename that pin to {}", pins::path(pins::PROGRAM).display()),
         }
     }
@@ -131,6 +137,17 @@ impl fmt::Display for Step {
 pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
     let hook = choose_hook(state, config)?;
     refuse_second_interface(state, hook)?;
+    if hook == Hook::ClsBpf && state.interface.clsact.our_place_is_taken {
+        return Err(Failure::new(
+            Exit::Kernel,
+            format!(
+                "somebody else has a tc filter where ours has to be on {name}, at priority {priority} of ingress: \
+                 look at it with `tc filter show dev {name} ingress`, and give it another priority",
+                name = state.interface.name,
+                priority = FILTER_PRIORITY
+            ),
+        ));
+    }
 
     let mut steps = Vec::new();
     if !state.has_bpffs {
@@ -157,23 +174,21 @@ pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
     if adds_clsact {
         steps.push(Step::AddClsact);
     }
-    steps.push(match hook {
-        Hook::Tcx if is_linked(state) => Step::ReplaceInLink,
-        Hook::Tcx => Step::AttachLink,
-        Hook::ClsBpf if state.interface.clsact.our_program.is_some() => Step::ReplaceInFilter,
-        Hook::ClsBpf => Step::AddFilter,
+    steps.push(match (hook, linked_here(state), state.interface.clsact.our_program) {
+        (Hook::Tcx, Some(old), _) => Step::ReplaceInLink { old },
+        (Hook::Tcx, None, _) => Step::AttachLink,
+        (Hook::ClsBpf, _, Some(old)) => Step::ReplaceInFilter { old },
+        (Hook::ClsBpf, _, None) => Step::AddFilter,
     });
     steps.push(Step::SwapProgramPin);
     Ok(steps)
 }
 
-/// Whether the pinned link holds a program on the interface that is asked for. A link whose interface went away
+/// The program that the pinned link holds on the interface that is asked for. A link whose interface went away
 /// can still be opened; one of an older interface of the same name too.
-fn is_linked(state: &State) -> bool {
-    match (&state.interface.tcx_programs, state.linked_program) {
-        (Some(on_interface), Some(linked)) => on_interface.contains(&linked),
-        _ => false,
-    }
+fn linked_here(state: &State) -> Option<u32> {
+    let on_interface = state.interface.tcx_programs.as_ref()?;
+    state.linked_program.filter(|linked| on_interface.contains(linked))
 }
 
 fn choose_hook(state: &State, config: &Config) -> Result<Hook> {
@@ -302,7 +317,7 @@ mod tests {
         let expected = [
             Step::LoadProgram { reused: MAPS.to_vec(), log: LogLevel::Off },
             Step::PinProgram,
-            Step::ReplaceInLink,
+            Step::ReplaceInLink { old: 42 },
             Step::SwapProgramPin,
         ];
         assert_eq!(steps, expected);
@@ -364,8 +379,17 @@ mod tests {
         second.settings = Some(settings(&second, &config, Hook::ClsBpf, true));
         second.interface.clsact.our_program = Some(42);
         let steps = plan(&second, &config).unwrap();
-        assert!(steps.contains(&Step::ReplaceInFilter));
+        assert!(steps.contains(&Step::ReplaceInFilter { old: 42 }));
         assert_eq!(made_by(steps), None, "nothing to write: it stands there");
+    }
+
+    #[test]
+    fn a_place_that_somebody_else_has_taken_is_refused_only_where_it_is_needed() {
+        let mut state = fresh();
+        state.interface.clsact = Clsact { exists: true, our_place_is_taken: true, ..Clsact::default() };
+        let config = Config { hook: HookChoice::ClsBpf, ..Config::default() };
+        assert_eq!(exit_of(&plan(&state, &config).unwrap_err()), Exit::Kernel);
+        assert!(plan(&state, &Config::default()).is_ok());
     }
 
     #[test]

@@ -25,11 +25,13 @@ pub fn read(name: &str, choice: HookChoice) -> Result<State> {
     let asks_for_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
     let clsact = if asks_for_filter { hook::clsact(index)? } else { hook::Clsact::default() };
     let linked_program = linked_program(&pins)?;
+    let steered_is_alive = match &settings {
+        Some(settings) => attachment(settings, linked_program)?.is_alive(),
+        None => false,
+    };
     Ok(State {
         has_bpffs: bpffs::is_mounted(),
-        steered_is_alive: settings
-            .as_ref()
-            .is_some_and(|settings| attachment(settings, linked_program).is_ok_and(|found| found.is_alive())),
+        steered_is_alive,
         pins,
         settings,
         policies,

@@ -16,7 +16,8 @@ use crate::host::bpffs;
 pub fn unload() -> Result<bool> {
     let pins = Pins::read()?;
     if pins.is_empty() {
-        return Ok(false);
+        // A load that was killed early has made nothing but the mount.
+        return bpffs::unmount_ours();
     }
     let mut errors = Errors::default();
     // What ends the steering first: afterwards nothing depends on the rest.

@@ -1,8 +1,8 @@
 //! The BPF file system: where it is, who could write to it, and making it.
 
-use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
+use std::{fs, io};
 
 use anyhow::{Context as _, Result};
 use rustix::fs::{CWD, statfs};
@@ -35,16 +35,33 @@ pub fn mount_it() -> Result<()> {
 
 /// Unmounts it if it was mounted by [`mount_it`] and is empty again.
 pub fn unmount_ours() -> Result<bool> {
+    if !is_mounted() {
+        return Ok(false);
+    }
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-    if !mounts.lines().any(is_ours) {
+    let Some(top) = mounted_on_top(&mounts) else { return Ok(false) };
+    if !is_ours(top) {
         return Ok(false);
     }
     let in_it = list(Path::new(ROOT))?.unwrap_or_default();
     if in_it.iter().any(|name| !KERNELS_OWN.contains(&name.as_str())) {
         return Ok(false);
     }
-    unmount(ROOT, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {ROOT}"))?;
+    unmount_it()?;
     Ok(true)
+}
+
+/// Unmounts it, whoever mounted it.
+pub fn unmount_it() -> Result<()> {
+    unmount(ROOT, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {ROOT}"))
+}
+
+/// The line of mountinfo that tells of what one sees at [`ROOT`]: mounts can be stacked, and unmounting takes
+/// the uppermost away. It is the one that no other one there is mounted on.
+fn mounted_on_top(mounts: &str) -> Option<&str> {
+    let there: Vec<&str> = mounts.lines().filter(|line| line.split(' ').nth(4) == Some(ROOT)).collect();
+    let is_covered = |id| there.iter().any(|line| line.split(' ').nth(1) == Some(id));
+    there.iter().copied().find(|line| line.split(' ').next().is_some_and(|id| !is_covered(id)))
 }
 
 /// Whether a line of mountinfo is our own bpffs mount: `ID PARENT DEV ROOT MOUNTPOINT … - TYPE SOURCE OPTIONS`.
@@ -54,12 +71,24 @@ fn is_ours(line: &str) -> bool {
     place.split(' ').nth(4) == Some(ROOT) && kind.next() == Some("bpf") && kind.next() == Some(SOURCE)
 }
 
-/// Makes a directory for root only.
-pub fn make_directory(path: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .mode(0o700)
-        .create(path)
-        .or_exit(Exit::NoBpffs, || format!("cannot make the directory {} in bpffs", path.display()))
+/// Makes a directory for root only; says whether it was not there before. One that is there has to be safe:
+/// in a bpffs that anybody may write to, somebody may have made it after we had looked.
+pub fn make_directory(path: &Path) -> Result<bool> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => require_safe(path).map(|()| false),
+        Err(error) => Err(error)
+            .or_exit(Exit::Kernel, || format!("cannot make the directory {} in bpffs", path.display())),
+    }
+}
+
+/// Whether a directory of the pin path is there; fails if somebody else than root could have made it, or could
+/// change it.
+pub fn has_safe(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        _ => require_safe(path).map(|()| true),
+    }
 }
 
 /// Fails if somebody else than root could have made, or could change, an existing directory of the pin path.
@@ -117,19 +146,14 @@ pub fn list(path: &Path) -> Result<Option<Vec<String>>> {
         Ok(entries) => {
             let mut names: Vec<String> = entries
                 .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-                .collect::<std::io::Result<_>>()
+                .collect::<io::Result<_>>()
                 .with_context(|| format!("cannot list {}", path.display()))?;
             names.sort();
             Ok(Some(names))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot list {}", path.display())),
     }
-}
-
-/// Whether something is at `path`, and whether that is a directory.
-pub fn is_directory(path: &Path) -> Option<bool> {
-    fs::symlink_metadata(path).ok().map(|found| found.mode() & 0o170_000 == 0o040_000)
 }
 
 #[cfg(test)]
@@ -148,6 +172,19 @@ mod tests {
         assert!(objects(1000, 0o040_700, false));
         assert!(objects(0, 0o040_770, false));
         assert!(objects(0, 0o120_777, false), "a symbolic link");
+    }
+
+    #[test]
+    fn of_mounts_on_one_another_the_uppermost_counts() {
+        const OURS: &str = "36 35 0:31 / /sys/fs/bpf rw - bpf wsl-mirror rw,mode=700";
+        const OVER_IT: &str = "40 36 0:33 / /sys/fs/bpf rw - bpf bpf rw,mode=700";
+        const ELSEWHERE: &str = "41 36 0:33 / /mnt rw - bpf bpf rw";
+        // The order in mountinfo is not that of the stack on every kernel.
+        for lines in [[OURS, OVER_IT, ELSEWHERE], [ELSEWHERE, OVER_IT, OURS]] {
+            assert_eq!(mounted_on_top(&lines.join("\n")), Some(OVER_IT));
+        }
+        assert_eq!(mounted_on_top(&[ELSEWHERE, OURS].join("\n")), Some(OURS));
+        assert_eq!(mounted_on_top(ELSEWHERE), None);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use crate::exit::{Exit, Failure, OrExit as _};
+use crate::output;
 
 const FILE: &str = "bus/platform/drivers_probe";
 /// How long we wait for another one of us: a `load` takes a tenth of a second.
@@ -31,15 +32,24 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of this network namespace; waits while another one of us has it.
+    /// Takes the lock of this network namespace, to change something; waits while another one of us has it.
     pub fn take() -> Result<Self> {
+        Self::take_by(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes it to read what nobody shall change meanwhile: a load is seen before or after, not half-way.
+    pub fn take_shared() -> Result<Self> {
+        Self::take_by(FlockOperation::NonBlockingLockShared)
+    }
+
+    fn take_by(operation: FlockOperation) -> Result<Self> {
         let file = open().or_exit(Exit::Failure, || {
             format!("cannot open the lock of this network namespace (sysfs, {FILE}): is CAP_SYS_ADMIN missing?")
         })?;
         let start = Instant::now();
         let mut told = false;
         loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match flock(&file, operation) {
                 Ok(()) => return Ok(Self { _file: file }),
                 Err(Errno::WOULDBLOCK | Errno::INTR) => {}
                 Err(error) => {
@@ -57,7 +67,7 @@ impl Lock {
                 ));
             }
             if !told && start.elapsed() > Duration::from_secs(1) {
-                eprintln!("wsl-mirror: waiting for another wsl-mirror to finish …");
+                output::note("waiting for another wsl-mirror to finish …");
                 told = true;
             }
             std::thread::sleep(RETRY);

@@ -1,0 +1,427 @@
+//! What the verdict does in every world that it can meet.
+//!
+//! A [`World`] is one combination of answers that conntrack, the maps and the sockets can give, failures
+//! included; every combination is tried ([`everywhere`]), and each test states one property of all of them.
+
+#![expect(clippy::expect_used, reason = "a panic is the verdict")]
+
+use wsl_mirror_ebpf::{
+    abi::{Policy, Protocol, Reason, Verdict},
+    packet::{Packet, Role},
+    verdict::{Conntrack, Entry, Kernel, decide, status, tcp_state},
+};
+
+const OUR_ID: u32 = 0xc0ff_ee00;
+const OTHER_ID: u32 = 0xdead_0000;
+
+/// Bits that have no meaning to the verdict: expected, assured, confirmed, NAT done, dying, ….
+const OTHER_BITS: u64 = !(status::SEEN_REPLY | status::SRC_NAT | status::DST_NAT);
+
+/// Something that the verdict asked or did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Call {
+    Conntrack,
+    Remembered,
+    WrittenPolicy,
+    DefaultPolicy,
+    HasListener,
+    HasConnection,
+    Expire,
+    Create,
+    Remember,
+}
+
+/// What was called, in order. Small, because there are millions.
+#[derive(Clone, Copy, Debug, Default)]
+struct Calls {
+    made: [Option<Call>; 12],
+    count: usize,
+}
+
+impl Calls {
+    fn push(&mut self, call: Call) {
+        self.made[self.count] = Some(call);
+        self.count += 1;
+    }
+
+    fn has(&self, call: Call) -> bool {
+        self.made.contains(&Some(call))
+    }
+
+    fn last(&self) -> Option<Call> {
+        self.made[self.count - 1]
+    }
+
+    /// Whether `first` was called, and before `second`.
+    fn in_order(&self, first: Call, second: Call) -> bool {
+        let at = |call| self.made.iter().position(|made| *made == Some(call));
+        at(first).zip(at(second)).is_some_and(|(first, second)| first < second)
+    }
+
+    /// Whether something in the kernel was changed.
+    fn changed_anything(&self) -> bool {
+        self.has(Call::Expire) || self.has(Call::Create) || self.has(Call::Remember)
+    }
+}
+
+/// What the kernel would answer.
+#[derive(Clone, Copy, Debug)]
+struct World {
+    conntrack: Conntrack,
+    remembered: Option<u32>,
+    written: Policy,
+    default: Policy,
+    listener: bool,
+    connection: bool,
+    expire: Result<(), ()>,
+    create: Result<u32, Reason>,
+    remember: Result<(), ()>,
+}
+
+impl World {
+    /// Whether the user wants such a flow steered and somebody would receive it.
+    fn admits(&self) -> bool {
+        let policy = if self.written == Policy::Unset { self.default } else { self.written };
+        policy == Policy::Steer && self.listener
+    }
+
+    fn entry(&self) -> Option<Entry> {
+        match self.conntrack {
+            Conntrack::Found(entry) => Some(entry),
+            Conntrack::Missing | Conntrack::Failed => None,
+        }
+    }
+
+    fn is_missing(&self) -> bool {
+        self.conntrack == Conntrack::Missing
+    }
+}
+
+/// A world, and what was asked of it.
+struct Visit<'a> {
+    world: &'a World,
+    calls: Calls,
+}
+
+impl Kernel for Visit<'_> {
+    fn conntrack(&mut self, _: &Packet) -> Conntrack {
+        self.calls.push(Call::Conntrack);
+        self.world.conntrack
+    }
+
+    fn remembered(&mut self, _: &Packet) -> Option<u32> {
+        self.calls.push(Call::Remembered);
+        self.world.remembered
+    }
+
+    fn written_policy(&mut self, _: &Packet) -> Policy {
+        self.calls.push(Call::WrittenPolicy);
+        self.world.written
+    }
+
+    fn default_policy(&mut self) -> Policy {
+        self.calls.push(Call::DefaultPolicy);
+        self.world.default
+    }
+
+    fn has_listener(&mut self, _: &Packet) -> bool {
+        self.calls.push(Call::HasListener);
+        self.world.listener
+    }
+
+    fn has_connection(&mut self, _: &Packet) -> bool {
+        self.calls.push(Call::HasConnection);
+        self.world.connection
+    }
+
+    fn expire(&mut self, _: &Packet) -> Result<(), ()> {
+        self.calls.push(Call::Expire);
+        self.world.expire
+    }
+
+    fn create(&mut self, _: &Packet) -> Result<u32, Reason> {
+        self.calls.push(Call::Create);
+        self.world.create
+    }
+
+    fn remember(&mut self, _: &Packet, id: u32) -> Result<(), ()> {
+        self.calls.push(Call::Remember);
+        assert_eq!(Ok(id), self.world.create, "another entry than was made is remembered");
+        self.world.remember
+    }
+}
+
+/// Every answer that conntrack can give.
+fn conntrack_answers() -> Vec<Conntrack> {
+    let mut answers = vec![Conntrack::Missing, Conntrack::Failed];
+    for is_reply in [false, true] {
+        for bits in 0..8_u64 {
+            let status = [status::SEEN_REPLY, status::SRC_NAT, status::DST_NAT];
+            let status = (0..3).filter(|bit| bits >> bit & 1 == 1).map(|bit| status[bit]).sum::<u64>();
+            for tcp_state in 0..=10 {
+                // Alternately with and without the bits that mean nothing.
+                let others = if tcp_state % 2 == 0 { 0 } else { OTHER_BITS };
+                let entry = |status| Entry { is_reply, status, tcp_state, id: OUR_ID };
+                answers.push(Conntrack::Found(entry(status | others)));
+            }
+        }
+    }
+    answers
+}
+
+/// Shows `test` every packet in every world, with what came of it.
+fn everywhere(test: impl Fn(&World, &Packet, Reason, &Calls)) {
+    let answers = conntrack_answers();
+    for role in [Role::Syn, Role::Ack, Role::Other, Role::Datagram] {
+        let packet = packet(role);
+        for conntrack in &answers {
+            for combination in 0..3 * 3 * 3 * 2 * 2 * 2 * 4 * 2 {
+                let world = world(*conntrack, combination);
+                let mut visit = Visit { world: &world, calls: Calls::default() };
+                let reason = decide(&packet, &mut visit);
+                test(&world, &packet, reason, &visit.calls);
+            }
+        }
+    }
+}
+
+fn packet(role: Role) -> Packet {
+    let protocol = if role == Role::Datagram { Protocol::Udp } else { Protocol::Tcp };
+    Packet { protocol, client: [127, 0, 0, 1], client_port: 50_000, server_port: 8080, role }
+}
+
+/// The world of that number.
+fn world(conntrack: Conntrack, mut number: usize) -> World {
+    let mut choose = |of: usize| {
+        let chosen = number % of;
+        number /= of;
+        chosen
+    };
+    World {
+        conntrack,
+        remembered: [None, Some(OUR_ID), Some(OTHER_ID)][choose(3)],
+        written: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
+        default: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
+        listener: choose(2) == 1,
+        connection: choose(2) == 1,
+        expire: [Ok(()), Err(())][choose(2)],
+        create: [Ok(OTHER_ID + 1), Err(Reason::AllocFailed), Err(Reason::NatFailed), Err(Reason::InsertFailed)]
+            [choose(4)],
+        remember: [Ok(()), Err(())][choose(2)],
+    }
+}
+
+fn is_start(packet: &Packet) -> bool {
+    matches!(packet.role, Role::Syn | Role::Datagram)
+}
+
+/// Over, and a SYN would start it again.
+fn is_finished(entry: &Entry, packet: &Packet) -> bool {
+    packet.role == Role::Syn && matches!(entry.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE)
+}
+
+/// Caught by an engine's DNAT, and certain not to work.
+fn is_caught(entry: &Entry, packet: &Packet) -> bool {
+    let bits = entry.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY);
+    is_start(packet) && !entry.is_reply && bits == status::DST_NAT
+}
+
+#[test]
+fn a_flow_that_begins_is_never_steered_against_the_policy_or_to_nobody() {
+    everywhere(|world, packet, reason, calls| {
+        let begins = matches!(reason, Reason::New | Reason::Reused | Reason::Healed)
+            || (is_start(packet) && calls.changed_anything());
+        assert!(!begins || world.admits(), "{reason:?} {packet:?} {world:?}");
+    });
+}
+
+#[test]
+fn a_flow_that_begins_is_steered_if_policy_and_listener_say_so_and_nothing_fails() {
+    everywhere(|world, packet, reason, _| {
+        let nothing_fails = world.expire.is_ok() && world.create.is_ok() && world.remember.is_ok();
+        if !is_start(packet) || !world.admits() || !nothing_fails {
+            return;
+        }
+        let expected = match world.entry() {
+            None if world.is_missing() => Reason::New,
+            Some(entry) if is_finished(&entry, packet) => Reason::Reused,
+            Some(entry) if is_caught(&entry, packet) => Reason::Healed,
+            _ => return,
+        };
+        assert_eq!(reason, expected, "{packet:?} {world:?}");
+    });
+}
+
+#[test]
+fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
+    everywhere(|world, packet, reason, _| {
+        let begins = is_start(packet)
+            && (world.is_missing()
+                || world.entry().is_some_and(|entry| is_finished(&entry, packet) || is_caught(&entry, packet)));
+        if !begins || world.admits() {
+            return;
+        }
+        let expected = match (world.written, world.default) {
+            (Policy::Pass, _) => Reason::Exempt,
+            (Policy::Unset, Policy::Pass | Policy::Unset) => Reason::DefaultPolicy,
+            _ => Reason::NoListener,
+        };
+        assert_eq!(reason, expected, "{packet:?} {world:?}");
+    });
+}
+
+#[test]
+fn a_reply_is_never_touched() {
+    everywhere(|world, packet, reason, calls| {
+        let Some(entry) = world.entry() else { return };
+        // The one packet of that direction that is no reply: it begins a connection on a finished one's tuple.
+        if entry.is_reply && !is_finished(&entry, packet) {
+            assert_eq!(reason, Reason::Reply, "{packet:?} {world:?}");
+            assert_eq!(calls.count, 1, "only conntrack is asked: {calls:?}");
+        }
+    });
+}
+
+#[test]
+fn an_entry_is_taken_away_only_if_it_is_finished_or_caught_without_an_answer() {
+    everywhere(|world, packet, _, calls| {
+        if !calls.has(Call::Expire) {
+            return;
+        }
+        let entry = world.entry().expect("an entry");
+        assert!(is_finished(&entry, packet) || is_caught(&entry, packet), "{packet:?} {world:?}");
+        assert!(calls.in_order(Call::HasListener, Call::Expire), "only once it is known what for: {calls:?}");
+        assert!(world.admits(), "{world:?}");
+    });
+}
+
+#[test]
+fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
+    everywhere(|world, packet, _, calls| {
+        if !calls.has(Call::Create) {
+            return;
+        }
+        match world.entry() {
+            Some(_) => {
+                assert!(calls.in_order(Call::Expire, Call::Create), "{calls:?}");
+                assert!(world.expire.is_ok(), "{world:?}");
+            }
+            None => assert!(world.is_missing(), "{world:?}"),
+        }
+        let resumed = packet.role == Role::Ack
+            && world.is_missing()
+            && world.connection
+            && world.remembered.is_some()
+            && calls.in_order(Call::HasConnection, Call::Create);
+        let admitted = world.admits() && calls.in_order(Call::HasListener, Call::Create);
+        assert!(admitted || resumed, "{packet:?} {world:?} {calls:?}");
+    });
+}
+
+#[test]
+fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
+    everywhere(|world, packet, reason, calls| {
+        let mid_stream = matches!(packet.role, Role::Ack | Role::Other);
+        if !mid_stream || !world.is_missing() {
+            assert_ne!(reason, Reason::PickedUp, "{packet:?} {world:?}");
+            return;
+        }
+        if packet.role == Role::Other {
+            assert_eq!((reason, calls.count), (Reason::Stray, 1), "{world:?} {calls:?}");
+            return;
+        }
+        if !world.connection {
+            assert_eq!(reason, Reason::NoSocket, "{world:?}");
+            assert!(!calls.changed_anything(), "{calls:?}");
+            return;
+        }
+        let ours = world.remembered.is_some();
+        let nothing_fails = world.create.is_ok() && world.remember.is_ok();
+        if nothing_fails {
+            assert_eq!(reason == Reason::PickedUp, ours || world.admits(), "{world:?}");
+        }
+        if ours {
+            // It goes on as it began, whatever is written by now.
+            assert!(!calls.has(Call::WrittenPolicy) && !calls.has(Call::HasListener), "{calls:?}");
+        }
+    });
+}
+
+#[test]
+fn policies_and_sockets_are_not_asked_about_established_flows() {
+    everywhere(|world, packet, _, calls| {
+        let Some(entry) = world.entry() else { return };
+        if is_finished(&entry, packet) || is_caught(&entry, packet) {
+            return;
+        }
+        let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Remembered);
+        assert!(!calls.made.iter().flatten().any(more), "{packet:?} {world:?} {calls:?}");
+    });
+}
+
+#[test]
+fn a_packet_of_an_established_flow_is_steered_exactly_if_its_entry_is_the_one_that_we_made() {
+    everywhere(|world, packet, reason, calls| {
+        let Some(entry) = world.entry() else {
+            assert_ne!(reason, Reason::Established, "{world:?}");
+            return;
+        };
+        if entry.is_reply || is_finished(&entry, packet) || is_caught(&entry, packet) {
+            return;
+        }
+        let expected = if entry.status & status::DST_NAT != 0 {
+            Reason::EngineNat
+        } else if world.remembered == Some(entry.id) {
+            Reason::Established
+        } else {
+            Reason::NotOurs
+        };
+        assert_eq!(reason, expected, "{packet:?} {world:?}");
+        assert!(!calls.changed_anything(), "{calls:?}");
+    });
+}
+
+#[test]
+fn after_a_failure_nothing_else_is_done_and_the_packet_passes() {
+    everywhere(|world, packet, reason, calls| {
+        let failed = |call: Call| match call {
+            Call::Conntrack => (world.conntrack == Conntrack::Failed).then_some(Reason::LookupFailed),
+            Call::Expire => world.expire.is_err().then_some(Reason::ExpireFailed),
+            Call::Create => world.create.err(),
+            _ => None,
+        };
+        let failure = calls.made.iter().flatten().find_map(|call| Some((*call, failed(*call)?)));
+        match failure {
+            Some((call, expected)) => {
+                assert_eq!(reason, expected, "{packet:?} {world:?}");
+                assert_eq!(reason.verdict(), Verdict::Failed);
+                assert_eq!(calls.last(), Some(call), "{calls:?}");
+            }
+            None => assert_ne!(reason.verdict(), Verdict::Failed, "nothing failed: {packet:?} {world:?}"),
+        }
+    });
+}
+
+#[test]
+fn steered_means_that_an_entry_of_ours_is_there() {
+    everywhere(|world, packet, reason, calls| {
+        let made = calls.has(Call::Create) && world.create.is_ok();
+        let steered = reason.verdict() == Verdict::Steer;
+        assert_eq!(steered, made || reason == Reason::Established, "{packet:?} {world:?} {reason:?}");
+        // What was made is remembered; that there is no room costs no more than the mark on later packets.
+        assert_eq!(made, calls.has(Call::Remember), "{calls:?}");
+        assert_eq!(reason == Reason::Unremembered, made && world.remember.is_err(), "{world:?}");
+    });
+}
+
+#[test]
+fn no_question_is_asked_twice() {
+    everywhere(|_, packet, _, calls| {
+        let mut seen = [false; 9];
+        for call in calls.made.iter().flatten() {
+            assert!(!std::mem::replace(&mut seen[*call as usize], true), "{packet:?} {calls:?}");
+        }
+        assert_eq!(calls.made[0], Some(Call::Conntrack));
+    });
+}

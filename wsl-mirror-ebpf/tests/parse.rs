@@ -1,0 +1,296 @@
+//! What the parser lets through and what it says about the rest, over generated frames.
+//!
+//! The frames' bytes are strict: reading beside what was asked for, or asking for more than the program pulls
+//! in, is a panic ([`wsl_mirror_packets::HostFrame`]).
+
+#![expect(clippy::expect_used, reason = "a panic is the verdict")]
+
+use etherparse::{
+    EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
+    err::ipv4::HeaderSliceError,
+};
+use proptest::{prelude::*, test_runner::TestRunner};
+use wsl_mirror_ebpf::{
+    abi::{Protocol, Reason},
+    packet::{MAX_HEADERS, Packet, Role, parse},
+};
+use wsl_mirror_packets::{
+    Fault, Sample, Spec, anything, config, faulty, parse_as_the_program_does, samples, valid,
+};
+
+/// A frame as another parser, etherparse, understands it.
+#[derive(Debug, Default)]
+struct Opinion {
+    /// Everything that is wrong with it. A parser that stops early may name any of them.
+    faults: Vec<Reason>,
+    /// What is in it, if nothing is wrong.
+    packet: Option<Packet>,
+}
+
+/// Headers of a frame that was cut off, as if zeros had followed: what is there can then be judged field by
+/// field.
+fn prolonged(bytes: &[u8], len: usize) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes.resize(bytes.len().max(len), 0);
+    bytes
+}
+
+fn opinion(sample: &Sample) -> Opinion {
+    let mut opinion = Opinion::default();
+    let faults = &mut opinion.faults;
+    if sample.vlan_tag {
+        faults.push(Reason::Vlan);
+    }
+    let Ok(ethernet) = Ethernet2HeaderSlice::from_slice(&sample.head) else {
+        faults.push(Reason::Truncated);
+        return opinion;
+    };
+    if ethernet.destination() != wsl_mirror_packets::TO_US {
+        faults.push(Reason::NotToUs);
+    }
+    match ethernet.ether_type() {
+        EtherType::IPV4 => {}
+        EtherType::VLAN_TAGGED_FRAME | EtherType::PROVIDER_BRIDGING => faults.push(Reason::Vlan),
+        _ => faults.push(Reason::NotIpv4),
+    }
+    if !matches!(ethernet.ether_type(), EtherType::IPV4) {
+        return opinion;
+    }
+
+    let there = sample.len() - ethernet.slice().len();
+    let bytes = prolonged(&sample.head[14..], 60 + 60);
+    let ip = match Ipv4HeaderSlice::from_slice(&bytes) {
+        Ok(ip) => ip,
+        Err(HeaderSliceError::Content(_)) => {
+            faults.push(if there < 20 { Reason::Truncated } else { Reason::BadHeader });
+            return opinion;
+        }
+        Err(HeaderSliceError::Len(_)) => unreachable!("60 bytes are any IPv4 header"),
+    };
+    let header = ip.slice().len();
+    if there < header {
+        faults.push(Reason::Truncated);
+        if there < 20 {
+            return opinion;
+        }
+    }
+    if !ip.source_addr().is_loopback() || !ip.destination_addr().is_loopback() {
+        faults.push(Reason::NotLoopback);
+    }
+    if ip.destination_addr() != std::net::Ipv4Addr::LOCALHOST {
+        faults.push(Reason::NotLoopback);
+    }
+    if ip.fragments_offset().value() != 0 {
+        faults.push(Reason::LaterFragment);
+    }
+    let total = match usize::from(ip.total_len()) {
+        0 if there > 65_535 => there,
+        total => total,
+    };
+    if there < total {
+        faults.push(Reason::Truncated);
+    }
+
+    let bytes = prolonged(&bytes[header..], 60);
+    let inner = total.checked_sub(header);
+    let (protocol, source_port, destination_port, role) = match ip.protocol() {
+        IpNumber::TCP => {
+            if inner.is_none_or(|inner| inner < 20) {
+                faults.push(Reason::BadHeader);
+            }
+            let Ok(tcp) = TcpHeaderSlice::from_slice(&bytes) else {
+                faults.push(Reason::BadHeader);
+                // The ports are known even so.
+                let ports = UdpHeaderSlice::from_slice(&bytes).expect("eight bytes");
+                if ports.source_port() == 0 || ports.destination_port() == 0 {
+                    faults.push(Reason::PortZero);
+                }
+                return opinion;
+            };
+            if inner.is_none_or(|inner| inner < tcp.slice().len()) {
+                faults.push(Reason::BadHeader);
+            }
+            let role = match (tcp.syn(), tcp.ack(), tcp.rst(), tcp.fin()) {
+                (true, false, false, false) => Role::Syn,
+                (false, true, false, false) => Role::Ack,
+                _ => Role::Other,
+            };
+            (Protocol::Tcp, tcp.source_port(), tcp.destination_port(), role)
+        }
+        IpNumber::UDP => {
+            let udp = UdpHeaderSlice::from_slice(&bytes).expect("eight bytes");
+            let length = usize::from(udp.length());
+            let whole = !ip.more_fragments();
+            if length < 8 || inner.is_none_or(|inner| inner < 8 || (whole && inner < length)) {
+                faults.push(Reason::BadHeader);
+            }
+            (Protocol::Udp, udp.source_port(), udp.destination_port(), Role::Datagram)
+        }
+        _ => {
+            faults.push(Reason::NotTcpUdp);
+            return opinion;
+        }
+    };
+    if source_port == 0 || destination_port == 0 {
+        faults.push(Reason::PortZero);
+    }
+    if faults.is_empty() {
+        opinion.packet = Some(Packet {
+            protocol,
+            client: ip.source(),
+            client_port: source_port,
+            server_port: destination_port,
+            role,
+        });
+    }
+    opinion
+}
+
+fn check(cases: u32, sample: impl Strategy<Value = Sample>, test: impl Fn(Sample) -> Result<(), TestCaseError>) {
+    TestRunner::new(config(cases)).run(&sample, test).expect("it holds for every frame");
+}
+
+#[test]
+fn the_verdict_gets_exactly_what_another_parser_finds_faultless() {
+    check(60_000, anything(), |sample| {
+        let opinion = opinion(&sample);
+        match parse(&sample.frame()) {
+            Ok(packet) => prop_assert_eq!(Some(packet), opinion.packet, "{:?}", opinion.faults),
+            Err(reason) => {
+                prop_assert!(opinion.faults.contains(&reason), "{:?}, but {:?}", reason, opinion);
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_frame_with_nothing_wrong_is_understood_field_by_field() {
+    TestRunner::new(config(20_000))
+        .run(&valid(), |spec| {
+            prop_assert_eq!(parse(&spec.build().frame()), Ok(spec.packet()));
+            Ok(())
+        })
+        .expect("it holds for every frame");
+}
+
+#[test]
+fn a_frame_with_one_thing_wrong_passes_for_this_reason() {
+    TestRunner::new(config(40_000))
+        .run(&faulty(), |(spec, fault, reason)| {
+            prop_assert_eq!(parse(&spec.build().frame()), Err(reason), "{:?}", fault);
+            Ok(())
+        })
+        .expect("it holds for every frame");
+}
+
+#[test]
+fn a_frame_cut_off_anywhere_is_truncated() {
+    for spec in samples(valid(), 500) {
+        let whole = Sample { tail: 0, ..Spec { payload: spec.payload % 100, padding: 0, ..exact(&spec) }.build() };
+        assert_eq!(parse(&whole.frame()), Ok(spec.packet()), "{whole:?}");
+        for len in 0..whole.len() {
+            let cut = whole.truncated(len);
+            assert_eq!(parse(&cut.frame()), Err(Reason::Truncated), "{len} bytes of {whole:?}");
+        }
+    }
+}
+
+/// The same headers with lengths that are the truth.
+fn exact(spec: &Spec) -> Spec {
+    let mut spec = spec.clone();
+    if let wsl_mirror_packets::Transport::Udp { length } = &mut spec.transport {
+        *length = None;
+    }
+    spec
+}
+
+#[test]
+fn what_cannot_be_read_at_once_is_pulled_in_and_understood_like_the_rest() {
+    for sample in samples(anything(), 3_000) {
+        let known = parse(&sample.frame());
+        for linear in 0..MAX_HEADERS + 2 {
+            assert_eq!(parse_as_the_program_does(&sample, linear), known, "{linear} bytes linear of {sample:?}");
+            let at_first = parse(&sample.frame_with_linear(linear));
+            assert!(
+                at_first == known || at_first == Err(Reason::Truncated),
+                "{at_first:?} before the pull, {known:?} after it: {sample:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn only_tcp_and_udp_from_loopback_to_localhost_with_ports_get_to_the_verdict() {
+    check(60_000, anything(), |sample| {
+        let Ok(packet) = parse(&sample.frame()) else { return Ok(()) };
+        // By bytes, without any parser.
+        let bytes = &sample.head;
+        let transport = 14 + usize::from(bytes[14] & 0xf) * 4;
+        prop_assert!(!sample.vlan_tag);
+        prop_assert_eq!(&bytes[..6], &wsl_mirror_packets::TO_US);
+        prop_assert_eq!(&bytes[12..14], &[0x08, 0x00]);
+        prop_assert!((0x45..=0x4f).contains(&bytes[14]));
+        prop_assert_eq!(u16::from_be_bytes([bytes[20], bytes[21]]) & 0x1fff, 0);
+        prop_assert_eq!(packet.protocol as u8, bytes[23]);
+        prop_assert!(matches!(bytes[23], 6 | 17));
+        prop_assert_eq!(bytes[26], 127);
+        prop_assert_eq!(&bytes[26..30], &packet.client);
+        prop_assert_eq!(&bytes[30..34], &[127, 0, 0, 1]);
+        prop_assert_eq!(&bytes[transport..transport + 2], &packet.client_port.to_be_bytes());
+        prop_assert_eq!(&bytes[transport + 2..transport + 4], &packet.server_port.to_be_bytes());
+        prop_assert!(packet.client_port != 0 && packet.server_port != 0);
+        prop_assert_eq!(packet.role == Role::Datagram, packet.protocol == Protocol::Udp);
+        Ok(())
+    });
+}
+
+#[test]
+fn every_flag_combination_has_the_role_that_conntrack_gives_it() {
+    for flags in 0..=u8::MAX {
+        let spec = Spec::tcp(50_000, 8080, flags, 0);
+        // ECN and PSH, URG change nothing; SYN, ACK, RST, FIN decide.
+        let role = match flags & 0x17 {
+            0x02 => Role::Syn,
+            0x10 => Role::Ack,
+            _ => Role::Other,
+        };
+        assert_eq!(parse(&spec.build().frame()).map(|packet| packet.role), Ok(role), "{flags:#04x}");
+    }
+}
+
+#[test]
+fn a_super_packet_may_say_length_zero_only_if_it_is_too_long_to_say_it() {
+    let reason = |packet_len: usize, total_length| {
+        let spec = Spec { total_length: Some(total_length), ..Spec::tcp(50_000, 8080, 0x10, packet_len - 40) };
+        assert_eq!(spec.packet_len(), packet_len);
+        parse(&spec.build().frame()).err()
+    };
+    assert_eq!(reason(65_535, 65_535), None, "GRO's longest");
+    assert_eq!(reason(65_535, 0), Some(Reason::BadHeader));
+    assert_eq!(reason(65_536, 0), None, "BIG TCP's shortest");
+    assert_eq!(reason(524_280, 0), None);
+    assert_eq!(reason(65_536, 65_535), None, "a byte of padding");
+}
+
+#[test]
+fn the_generators_make_every_reason_that_the_parser_has() {
+    use std::collections::HashSet;
+    let reasons: HashSet<_> =
+        samples(anything(), 5_000).filter_map(|sample| parse(&sample.frame()).err()).collect();
+    let faults: HashSet<_> = samples(faulty(), 5_000).map(|(_, fault, _)| std::mem::discriminant(&fault)).collect();
+    let parsers = [
+        Reason::NotIpv4,
+        Reason::Vlan,
+        Reason::NotToUs,
+        Reason::Truncated,
+        Reason::BadHeader,
+        Reason::NotTcpUdp,
+        Reason::NotLoopback,
+        Reason::LaterFragment,
+        Reason::PortZero,
+    ];
+    assert_eq!(reasons, HashSet::from(parsers));
+    assert!(faults.contains(&std::mem::discriminant(&Fault::UdpTooLong(1))));
+    assert_eq!(faults.len(), 19, "every kind of fault");
+}
