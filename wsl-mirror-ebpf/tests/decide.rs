@@ -206,8 +206,12 @@ fn world(conntrack: Conntrack, mut number: usize) -> World {
         listener: choose(2) == 1,
         connection: choose(2) == 1,
         expire: [Ok(()), Err(())][choose(2)],
-        create: [Ok(OTHER_ID + 1), Err(Reason::AllocFailed), Err(Reason::NatFailed), Err(Reason::InsertFailed)]
-            [choose(4)],
+        create: [
+            Ok(OTHER_ID + 1),
+            Err(Reason::AllocFailed),
+            Err(Reason::NatFailed),
+            Err(Reason::InsertFailed),
+        ][choose(4)],
         remember: [Ok(()), Err(())][choose(2)],
     }
 }
@@ -258,7 +262,9 @@ fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
     everywhere(|world, packet, reason, _| {
         let begins = is_start(packet)
             && (world.is_missing()
-                || world.entry().is_some_and(|entry| is_finished(&entry, packet) || is_caught(&entry, packet)));
+                || world
+                    .entry()
+                    .is_some_and(|entry| is_finished(&entry, packet) || is_caught(&entry, packet)));
         if !begins || world.admits() {
             return;
         }
