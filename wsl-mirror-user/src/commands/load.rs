@@ -46,7 +46,7 @@ impl Load {
             }
             return Ok(Exit::Success);
         }
-        apply::apply(&steps, &config.interface, self.verifier_log)?;
+        apply::apply(&steps, &config.interface, &object, self.verifier_log)?;
         Ok(Exit::Success)
     }
 

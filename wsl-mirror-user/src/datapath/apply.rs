@@ -20,8 +20,8 @@ use crate::output;
 
 /// Carries out the steps in order. When one fails, what the ones before it did is undone, last first, and
 /// everything is as it was.
-pub fn apply(steps: &[Step], interface: &str, whole_verifier_log: bool) -> Result<()> {
-    let mut work = Work { interface, whole_verifier_log, loaded: None, undo: Vec::new() };
+pub fn apply(steps: &[Step], interface: &str, object: &[u8], whole_verifier_log: bool) -> Result<()> {
+    let mut work = Work { interface, object, whole_verifier_log, loaded: None, undo: Vec::new() };
     for step in steps {
         if let Err(error) = work.carry_out(step) {
             return Err(work.undo_all(error.context(format!("could not {step}"))));
@@ -34,6 +34,8 @@ type Undo = (String, Box<dyn FnOnce() -> Result<()>>);
 
 struct Work<'a> {
     interface: &'a str,
+    /// For this kernel: whether the kernel can run it is known before anything is touched.
+    object: &'a [u8],
     whole_verifier_log: bool,
     loaded: Option<Ebpf>,
     undo: Vec<Undo>,
