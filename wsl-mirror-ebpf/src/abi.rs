@@ -222,13 +222,19 @@ pub struct FlowKey {
     pub zero: [u8; 3],
 }
 
-/// Value of `FLOWS`: that a flow was steered when it started, so that its later packets are known as ours.
+/// Value of `FLOWS`: that a flow was steered when it started, so that its later packets are known as ours; or
+/// that an engine carries a UDP flow, so that it stays with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowState {
     /// Which conntrack entry we made for the flow: the low half of its address, enough to notice that
-    /// another entry has taken its place.
+    /// another entry has taken its place. Or [`FlowState::ENGINES`].
     pub conntrack: u32,
+}
+
+impl FlowState {
+    /// Stands in place of an entry of ours: the flow is an engine's.
+    pub const ENGINES: u32 = 0;
 }
 
 #[cfg(feature = "user")]
@@ -366,7 +372,7 @@ reasons! {
     Reply => pass_reply, Pass;
     /// a flow that began without us and needs no help: Linux to Linux, or older than wsl-mirror
     NotOurs => pass_not_ours, Pass;
-    /// an engine carries the flow by DNAT
+    /// an engine carries the flow by DNAT, or did before its conntrack entry was lost
     EngineNat => pass_engine_nat, Pass;
     /// the port is exempt
     Exempt => pass_exempt, Pass;

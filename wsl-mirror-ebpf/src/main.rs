@@ -157,6 +157,17 @@ impl Kernel for Here<'_> {
             .insert(packet.flow(), FlowState { conntrack: id }, u64::from(BPF_ANY))
             .map_err(|_| ())
     }
+
+    #[inline(always)]
+    fn remember_engines(&mut self, packet: &Packet) {
+        let _ = self.remember(packet, FlowState::ENGINES);
+    }
+
+    #[inline(always)]
+    fn forget(&mut self, packet: &Packet) {
+        // That there is nothing to be forgotten is the usual case.
+        let _ = FLOWS.remove(packet.flow());
+    }
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! The verdict: one pure function, compiled into the program and into the host's tests.
 
-use crate::abi::{Policy, Reason};
+use crate::abi::{FlowState, Policy, Reason};
 use crate::packet::{Packet, Role};
 
 /// `IPS_*` bits of `nf_conn.status` (`include/uapi/linux/netfilter/nf_conntrack_common.h`).
@@ -49,7 +49,7 @@ pub enum Conntrack {
 pub trait Kernel {
     /// Finds the packet's conntrack entry.
     fn conntrack(&mut self, packet: &Packet) -> Conntrack;
-    /// The conntrack entry that we made for this flow, if we remember the flow.
+    /// The conntrack entry that we made for this flow, or [`FlowState::ENGINES`], if we remember the flow.
     fn remembered(&mut self, packet: &Packet) -> Option<u32>;
     /// What the user wrote about the packet's destination port.
     fn written_policy(&mut self, packet: &Packet) -> Policy;
@@ -66,6 +66,10 @@ pub trait Kernel {
     fn create(&mut self, packet: &Packet) -> Result<u32, Reason>;
     /// Remembers that the entry with this id is ours.
     fn remember(&mut self, packet: &Packet, id: u32) -> Result<(), ()>;
+    /// Remembers that the flow is an engine's. No room: then it is not remembered.
+    fn remember_engines(&mut self, packet: &Packet);
+    /// Forgets the flow.
+    fn forget(&mut self, packet: &Packet);
 }
 
 /// Decides about a packet, and makes its flow's conntrack entry if it is to be steered.
@@ -82,7 +86,7 @@ pub fn decide<K: Kernel>(packet: &Packet, kernel: &mut K) -> Reason {
 fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Reason {
     if let Some(reason) = entry.replaceable(packet) {
         return match admit(packet, kernel) {
-            Err(reason) => reason,
+            Err(reason) => leave(packet, reason, kernel),
             Ok(()) if kernel.expire(packet).is_err() => Reason::ExpireFailed,
             Ok(()) => create(packet, reason, kernel),
         };
@@ -91,6 +95,11 @@ fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Reaso
         return Reason::Reply;
     }
     if entry.status & status::DST_NAT != 0 {
+        // A datagram does not tell whether its flow has just begun. Without this note, one whose entry was
+        // lost (conntrack -F) would be steered away from the engine that carries it.
+        if matches!(packet.role, Role::Datagram) && kernel.remembered(packet) != Some(FlowState::ENGINES) {
+            kernel.remember_engines(packet);
+        }
         return Reason::EngineNat;
     }
     if kernel.remembered(packet) == Some(entry.id) { Reason::Established } else { Reason::NotOurs }
@@ -130,9 +139,11 @@ impl Entry {
 #[inline(always)]
 fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Reason {
     match packet.role {
+        // Should the engine no longer carry it, the next datagram finds it caught, and heals it.
+        Role::Datagram if kernel.remembered(packet) == Some(FlowState::ENGINES) => Reason::EngineNat,
         Role::Syn | Role::Datagram => match admit(packet, kernel) {
             Ok(()) => create(packet, Reason::New, kernel),
-            Err(reason) => reason,
+            Err(reason) => leave(packet, reason, kernel),
         },
         // The entry is lost (conntrack -F), or never was. Conntrack would take up the flow as a new one and
         // an engine's rule would catch it: with a socket of our own at this end that breaks it for certain.
@@ -163,6 +174,14 @@ fn admit<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<(), Reason> {
         },
     }
     if kernel.has_listener(packet) { Ok(()) } else { Err(Reason::NoListener) }
+}
+
+/// Leaves a flow that begins with this packet to the stack. What we remember of an earlier flow on the same
+/// addresses must not be taken for it: its entry may come to lie where that one's lay, and ids are addresses.
+#[inline(always)]
+fn leave<K: Kernel>(packet: &Packet, reason: Reason, kernel: &mut K) -> Reason {
+    kernel.forget(packet);
+    reason
 }
 
 #[inline(always)]

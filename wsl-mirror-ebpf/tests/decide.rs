@@ -6,7 +6,7 @@
 #![expect(clippy::expect_used, reason = "a panic is the verdict")]
 
 use wsl_mirror_ebpf::{
-    abi::{Policy, Protocol, Reason, Verdict},
+    abi::{FlowState, Policy, Protocol, Reason, Verdict},
     packet::{Packet, Role},
     verdict::{Conntrack, Entry, Kernel, decide, status, tcp_state},
 };
@@ -30,6 +30,8 @@ enum Call {
     Expire,
     Create,
     Remember,
+    RememberEngines,
+    Forget,
 }
 
 /// What was called, in order. Small, because there are millions.
@@ -150,6 +152,14 @@ impl Kernel for Visit<'_> {
         assert_eq!(Ok(id), self.world.create, "another entry than was made is remembered");
         self.world.remember
     }
+
+    fn remember_engines(&mut self, _: &Packet) {
+        self.calls.push(Call::RememberEngines);
+    }
+
+    fn forget(&mut self, _: &Packet) {
+        self.calls.push(Call::Forget);
+    }
 }
 
 /// Every answer that conntrack can give.
@@ -176,7 +186,7 @@ fn everywhere(test: impl Fn(&World, &Packet, Reason, &Calls)) {
     for role in [Role::Syn, Role::Ack, Role::Other, Role::Datagram] {
         let packet = packet(role);
         for conntrack in &answers {
-            for combination in 0..3 * 3 * 3 * 2 * 2 * 2 * 4 * 2 {
+            for combination in 0..4 * 3 * 3 * 2 * 2 * 2 * 4 * 2 {
                 let world = world(*conntrack, combination);
                 let mut visit = Visit { world: &world, calls: Calls::default() };
                 let reason = decide(&packet, &mut visit);
@@ -200,7 +210,7 @@ fn world(conntrack: Conntrack, mut number: usize) -> World {
     };
     World {
         conntrack,
-        remembered: [None, Some(OUR_ID), Some(OTHER_ID)][choose(3)],
+        remembered: [None, Some(OUR_ID), Some(OTHER_ID), Some(FlowState::ENGINES)][choose(4)],
         written: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
         default: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
         listener: choose(2) == 1,
@@ -231,6 +241,33 @@ fn is_caught(entry: &Entry, packet: &Packet) -> bool {
     is_start(packet) && !entry.is_reply && bits == status::DST_NAT
 }
 
+/// Its entry was lost, and an engine carried it before.
+fn is_the_engines(world: &World, packet: &Packet) -> bool {
+    packet.role == Role::Datagram && world.is_missing() && world.remembered == Some(FlowState::ENGINES)
+}
+
+#[test]
+fn a_udp_flow_that_an_engine_carries_is_left_to_it_when_its_entry_is_lost() {
+    everywhere(|world, packet, reason, calls| {
+        if is_the_engines(world, packet) {
+            assert_eq!(reason, Reason::EngineNat, "{packet:?} {world:?}");
+            assert_eq!(calls.last(), Some(Call::Remembered), "nothing is done: {calls:?}");
+        }
+        // Known as the engine's from an entry that works, and noted once.
+        let carried = packet.role == Role::Datagram && reason == Reason::EngineNat && !world.is_missing();
+        let noted = world.remembered == Some(FlowState::ENGINES);
+        assert_eq!(calls.has(Call::RememberEngines), carried && !noted, "{packet:?} {world:?}");
+    });
+}
+
+#[test]
+fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours() {
+    everywhere(|world, packet, reason, calls| {
+        let left = matches!(reason, Reason::Exempt | Reason::DefaultPolicy | Reason::NoListener);
+        assert_eq!(calls.has(Call::Forget), left && is_start(packet), "{packet:?} {world:?}");
+    });
+}
+
 #[test]
 fn a_flow_that_begins_is_never_steered_against_the_policy_or_to_nobody() {
     everywhere(|world, packet, reason, calls| {
@@ -248,6 +285,7 @@ fn a_flow_that_begins_is_steered_if_policy_and_listener_say_so_and_nothing_fails
             return;
         }
         let expected = match world.entry() {
+            None if is_the_engines(world, packet) => return,
             None if world.is_missing() => Reason::New,
             Some(entry) if is_finished(&entry, packet) => Reason::Reused,
             Some(entry) if is_caught(&entry, packet) => Reason::Healed,
@@ -265,7 +303,7 @@ fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
                 || world
                     .entry()
                     .is_some_and(|entry| is_finished(&entry, packet) || is_caught(&entry, packet)));
-        if !begins || world.admits() {
+        if !begins || world.admits() || is_the_engines(world, packet) {
             return;
         }
         let expected = match (world.written, world.default) {
@@ -361,7 +399,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
         if is_finished(&entry, packet) || is_caught(&entry, packet) {
             return;
         }
-        let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Remembered);
+        let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Remembered | Call::RememberEngines);
         assert!(!calls.made.iter().flatten().any(more), "{packet:?} {world:?} {calls:?}");
     });
 }
@@ -424,10 +462,17 @@ fn steered_means_that_an_entry_of_ours_is_there() {
 #[test]
 fn no_question_is_asked_twice() {
     everywhere(|_, packet, _, calls| {
-        let mut seen = [false; 9];
+        let mut seen = [false; 11];
         for call in calls.made.iter().flatten() {
             assert!(!std::mem::replace(&mut seen[*call as usize], true), "{packet:?} {calls:?}");
         }
         assert_eq!(calls.made[0], Some(Call::Conntrack));
     });
+}
+
+#[test]
+fn the_kernels_numbers_are_what_its_headers_say() {
+    // nf_conntrack_common.h, nf_conntrack_tcp.h: both uapi, so they stay.
+    assert_eq!((status::SEEN_REPLY, status::SRC_NAT, status::DST_NAT), (2, 16, 32));
+    assert_eq!((tcp_state::TIME_WAIT, tcp_state::CLOSE), (7, 8));
 }
