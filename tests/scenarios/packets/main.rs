@@ -1,0 +1,397 @@
+//! The loaded program over generated frames: it says what the pure function says on the host, and leaves
+//! frames as they are.
+//!
+//! Frames get to it in three ways: by `BPF_PROG_TEST_RUN` ([`program`]), which takes 15 bytes up to what fits
+//! a page; as raw frames that Windows sends; and, for headers that lie beyond the linear part of the buffer,
+//! from a transmit ring ([`ring`]).
+
+mod model;
+mod program;
+mod ring;
+
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use wsl_mirror_ebpf::abi::{Policy, PortKey, PortPolicy, Protocol, Reason, Verdict, Verdicts};
+use wsl_mirror_lab::{GUEST_MAC, Lab, loopback, nat, raw::RawSocket, servers};
+use wsl_mirror_packets::{Sample, Spec, TO_US, anything, samples};
+
+use crate::{
+    model::Model,
+    program::{NEXT, Outcome, Program, difference},
+    ring::Ring,
+};
+
+/// How many frames go through `BPF_PROG_TEST_RUN`.
+const GENERATED: usize = 24_000;
+/// What that call takes at most; the kernel wants its own room in the page.
+const TEST_RUN_LONGEST: usize = 3_500;
+/// How many frames Windows sends.
+const SENT: usize = 4_000;
+/// What the wire takes at most.
+const WIRE_LONGEST: usize = 1_514;
+/// After so many frames, and sooner if it takes long, conntrack's table is emptied: entries of flows that get
+/// no further than the hook live 5 seconds, and the model knows no time.
+const BATCH: usize = 1_000;
+const BATCH_LIMIT: Duration = Duration::from_secs(2);
+
+/// Sockets and policies behind the ports that come up often (`wsl_mirror_packets::SERVER_PORTS`), in the guest
+/// and in the model of it.
+struct World {
+    lab: Lab,
+    model: Model,
+    _servers: Vec<servers::Server>,
+    _connected: UdpSocket,
+}
+
+impl World {
+    /// 8080 and 8081 have listeners, 8082 has none, 8083 is exempt, 8084 for TCP, 8085 has a TCP listener on
+    /// another address and a UDP socket that hears one client.
+    fn new() -> Result<Self> {
+        assert_eq!(TO_US, GUEST_MAC, "generated frames are for loopback0");
+        let lab = Lab::builder().build()?;
+        // Neighbour discovery and the like would be counted too.
+        lab.guest().set_sysctls([("net/ipv6/conf/loopback0/disable_ipv6", "1")])?;
+        lab.windows().set_sysctls([("net/ipv6/conf/winlo0/disable_ipv6", "1")])?;
+        let mut model = Model::new();
+        let mut servers = Vec::new();
+        for (port, address) in [
+            (8080, Ipv4Addr::LOCALHOST),
+            (8081, Ipv4Addr::UNSPECIFIED),
+            (8083, Ipv4Addr::UNSPECIFIED),
+            (8084, Ipv4Addr::UNSPECIFIED),
+        ] {
+            servers.push(servers::tcp_echo(lab.guest(), (address, port))?);
+            servers.push(servers::udp_echo(lab.guest(), (address, port))?);
+            model.listeners.extend(Protocol::ALL.map(|protocol| (protocol, port)));
+        }
+        servers.push(servers::tcp_echo(lab.guest(), (Ipv4Addr::new(10, 255, 255, 254), 8085))?);
+        let client = loopback(50_000);
+        let connected = lab.guest().enter(|| -> std::io::Result<_> {
+            let socket = UdpSocket::bind(loopback(8085))?;
+            socket.connect(client)?;
+            Ok(socket)
+        })?;
+        model.connected = Some((client.ip().octets(), client.port(), 8085));
+        Ok(Self { lab, model, _servers: servers, _connected: connected })
+    }
+
+    /// Loads the program with this configuration, and exempts the ports that shall be.
+    fn load(&mut self, configuration: &str) -> Result<()> {
+        const PATH: &str = "/run/lab/wsl-mirror.toml";
+        self.lab.guest().enter(|| std::fs::write(PATH, configuration))?;
+        self.lab.wsl_mirror(&["load", "--config", PATH])?.success()?;
+        self.lab.wsl_mirror(&["exempt", "add", "8083", "8084/tcp"])?.success()?;
+        for (protocol, port) in [(Protocol::Tcp, 8083), (Protocol::Udp, 8083), (Protocol::Tcp, 8084)] {
+            self.model.policies.insert(PortKey::new(protocol, port), Policy::Pass);
+        }
+        Ok(())
+    }
+
+    /// Has `deliver` bring every sample to the program, and compares what the program counts with what the pure
+    /// function says over the model. To be called inside the guest.
+    fn compare(
+        &mut self,
+        program: &mut Program,
+        samples: impl Iterator<Item = Sample>,
+        mut deliver: impl FnMut(&Program, &Sample, Reason) -> Result<()>,
+    ) -> Result<Verdicts> {
+        let mut seen = Verdicts::default();
+        let mut started = Instant::now();
+        for (index, sample) in samples.enumerate() {
+            if index % BATCH == 0 || started.elapsed() > BATCH_LIMIT {
+                nat::conntrack_flush(self.lab.guest())?;
+                self.model.flush_conntrack();
+                started = Instant::now();
+            }
+            if index % BATCH == BATCH / 2 {
+                // From here on the flows that began before are somebody else's.
+                program.forget_flows()?;
+                self.model.forget_flows();
+            }
+            let expected = self.model.judge(&sample);
+            let before = program.counted()?;
+            deliver(program, &sample, expected).with_context(|| format!("frame {index}, {sample:?}"))?;
+            let counted = wait_for_count(program, &before)?;
+            ensure!(
+                counted == [(expected, 1)],
+                "frame {index}: counted as {counted:?}, the pure function says {expected:?}: {sample:?}"
+            );
+            *seen.counter(expected) += 1;
+        }
+        Ok(seen)
+    }
+}
+
+/// What was counted since `before`: at once, or soon, if the frame is still on its way.
+fn wait_for_count(program: &Program, before: &Verdicts) -> Result<Vec<(Reason, u64)>> {
+    let started = Instant::now();
+    loop {
+        let counted = difference(before, &program.counted()?);
+        if !counted.is_empty() || started.elapsed() > Duration::from_secs(2) {
+            return Ok(counted);
+        }
+    }
+}
+
+/// Runs the program once; but for the mark's own bits on a steered packet, everything has to stay as it is.
+fn run_and_expect_untouched(program: &Program, sample: &Sample, reason: Reason, mark: u32) -> Result<()> {
+    let bits = if reason.verdict() == Verdict::Steer { program.mark } else { 0 };
+    let expected = Outcome { action: NEXT, data: sample.bytes(), mark: mark | bits };
+    let outcome = program.run(&expected.data, mark)?;
+    ensure!(outcome == expected, "{reason:?}, mark {mark:#x} before:\n{outcome:x?}, expected\n{expected:x?}");
+    Ok(())
+}
+
+/// Frames that the way to the program can carry. A tag beside the bytes cannot be handed over; from one in the
+/// bytes of a frame on the wire the kernel makes one.
+fn frames(longest: usize, can_carry: impl Fn(&[u8]) -> bool, count: usize) -> impl Iterator<Item = Sample> {
+    samples(anything(), usize::MAX)
+        .filter(move |sample| !sample.vlan_tag && sample.len() <= longest && can_carry(&sample.head))
+        .take(count)
+}
+
+/// `BPF_PROG_TEST_RUN` refuses frames that end within the Ethernet header or an IP header without options.
+fn test_run_can_carry(frame: &[u8]) -> bool {
+    let shortest = match frame.get(12..14) {
+        None => return false,
+        Some([0x08, 0x00]) => 14 + 20,
+        Some([0x86, 0xdd]) => 14 + 40,
+        Some(_) => 15,
+    };
+    frame.len() >= shortest
+}
+
+/// A packet socket refuses frames that end within the Ethernet header, and the kernel drops before any hook what
+/// ends within a VLAN tag (`skb_vlan_untag`).
+fn wire_can_carry(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        None => false,
+        Some([0x81, 0x00] | [0x88, 0xa8]) => frame.len() >= 14 + 6,
+        Some(_) => true,
+    }
+}
+
+fn program_and_pure_function_agree(
+    configuration: &str,
+    mark: u32,
+    change: impl FnOnce(&mut World, &mut Program) -> Result<()> + Send,
+) -> Result<Verdicts> {
+    let mut world = World::new()?;
+    world.load(configuration)?;
+    let guest = world.lab.guest().clone();
+    // Without a carrier nothing comes in that we have not sent.
+    world.lab.windows().run("ip", ["link", "set", "winlo0", "down"])?;
+    guest.enter(move || {
+        let mut program = Program::open()?;
+        assert_eq!(program.mark, mark);
+        change(&mut world, &mut program)?;
+        // None of our bits, all of them, those of others.
+        let mut marks = [0, mark, !0, !mark, 0x00ff_2f01].into_iter().cycle();
+        world.compare(
+            &mut program,
+            frames(TEST_RUN_LONGEST, test_run_can_carry, GENERATED),
+            |program, sample, reason| {
+                run_and_expect_untouched(program, sample, reason, marks.next().unwrap_or(0))
+            },
+        )
+    })
+}
+
+/// Fails unless each of these came up.
+fn expect_all(seen: &Verdicts, reasons: &[Reason]) {
+    let missing: Vec<_> = reasons.iter().filter(|reason| seen.get(**reason) == 0).collect();
+    assert!(missing.is_empty(), "no frame came out as {missing:?}");
+}
+
+const BY_FORM: [Reason; 9] = [
+    Reason::NotIpv4,
+    Reason::Vlan,
+    Reason::NotToUs,
+    Reason::Truncated,
+    Reason::BadHeader,
+    Reason::NotTcpUdp,
+    Reason::NotLoopback,
+    Reason::LaterFragment,
+    Reason::PortZero,
+];
+
+#[test]
+fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_it_is() -> Result<()> {
+    let seen = program_and_pure_function_agree("", 0x1000, |_, _| Ok(()))?;
+    expect_all(&seen, &BY_FORM);
+    expect_all(
+        &seen,
+        &[
+            Reason::New,
+            Reason::Established,
+            Reason::NotOurs,
+            Reason::Reply,
+            Reason::Exempt,
+            Reason::NoListener,
+            Reason::NoSocket,
+            Reason::Stray,
+        ],
+    );
+    Ok(())
+}
+
+#[test]
+fn the_same_with_another_mark_and_a_default_to_pass() -> Result<()> {
+    let seen = program_and_pure_function_agree(
+        "mark = 0x50000\ndefault = \"pass\"\n",
+        0x50000,
+        |world, program| {
+            world.model.default = Policy::Pass;
+            for protocol in Protocol::ALL {
+                for port in [8080, 8082, 8085] {
+                    let key = PortKey::new(protocol, port);
+                    program.write_policy(key, PortPolicy { cli: Policy::Steer as u8, config: 0 })?;
+                    world.model.policies.insert(key, Policy::Steer);
+                }
+            }
+            Ok(())
+        },
+    )?;
+    expect_all(
+        &seen,
+        &[Reason::New, Reason::Established, Reason::DefaultPolicy, Reason::Exempt, Reason::NoListener],
+    );
+    Ok(())
+}
+
+#[test]
+fn frames_from_windows_are_counted_with_the_reason_that_the_pure_function_gives() -> Result<()> {
+    let mut world = World::new()?;
+    world.load("")?;
+    // Behind the hook everything ends: what comes back would bring more frames.
+    world.lab.guest().run(
+        "nft",
+        ["add table netdev end; add chain netdev end here { type filter hook ingress device loopback0 priority 0; policy drop; }"],
+    )?;
+    let windows = RawSocket::open(world.lab.windows(), "winlo0")?;
+    let guest = world.lab.guest().clone();
+    let seen = guest.enter(move || {
+        let mut program = Program::open()?;
+        let frames = frames(WIRE_LONGEST, wire_can_carry, SENT);
+        world.compare(&mut program, frames, |_, sample, _| windows.send(&sample.bytes()))
+    })?;
+    expect_all(&seen, &BY_FORM);
+    expect_all(&seen, &[Reason::New, Reason::Established, Reason::Exempt, Reason::NoListener]);
+    Ok(())
+}
+
+/// A server that tells what it hears.
+fn listener(lab: &Lab, port: u16) -> Result<UdpSocket> {
+    let socket = lab.guest().enter(|| UdpSocket::bind(loopback(port)))?;
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    Ok(socket)
+}
+
+/// The next datagram: from which port, and what is in it.
+fn hear(socket: &UdpSocket) -> Result<(u16, Vec<u8>)> {
+    let mut buffer = vec![0; 65_536];
+    let (length, from) = socket.recv_from(&mut buffer).context("nothing came")?;
+    buffer.truncate(length);
+    Ok((from.port(), buffer))
+}
+
+fn payload(spec: &Spec) -> Vec<u8> {
+    spec.build().bytes().split_off(14 + spec.ip_header() + spec.transport_header())
+}
+
+#[test]
+fn what_is_steered_reaches_its_listener_whole_with_options_and_padding_and_in_fragments() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    lab.wsl_mirror(&["load"])?.success()?;
+    let windows = RawSocket::open(lab.windows(), "winlo0")?;
+    let server = listener(&lab, 8080)?;
+    let program = lab.guest().enter(Program::open)?;
+    let expect =
+        |what: &str, frames: &[Sample], reasons: &[Reason], port: u16, content: &[u8]| -> Result<()> {
+            for (frame, reason) in frames.iter().zip(reasons) {
+                let before = program.counted()?;
+                windows.send(&frame.bytes())?;
+                ensure!(wait_for_count(&program, &before)?.contains(&(*reason, 1)), "{what}: {reason:?}");
+            }
+            ensure!(
+                hear(&server).context(what.to_owned())? == (port, content.to_vec()),
+                "{what}: other content"
+            );
+            Ok(())
+        };
+
+    let plain = Spec::udp(50_000, 8080, 700);
+    expect("plain", &[plain.build()], &[Reason::New], 50_000, &payload(&plain))?;
+    expect("plain again", &[plain.build()], &[Reason::Established], 50_000, &payload(&plain))?;
+
+    // No-operations up to the longest header that there is.
+    let options = Spec { options: vec![1; 40], ..Spec::udp(50_001, 8080, 700) };
+    expect("options", &[options.build()], &[Reason::New], 50_001, &payload(&options))?;
+
+    let padded = Spec { padding: 25, ..Spec::udp(50_002, 8080, 10) };
+    let content = payload(&Spec { padding: 0, ..padded.clone() });
+    expect("padding", &[padded.build()], &[Reason::New], 50_002, &content)?;
+
+    // Two fragments: 8 of UDP's header and 72, then the rest, whose first bytes stand where the ports would.
+    let whole = Spec::udp(50_003, 8080, 200);
+    let content = payload(&whole);
+    let first = Spec {
+        fragment: 0x2000,
+        transport: wsl_mirror_packets::Transport::Udp { length: Some(208) },
+        payload: 72,
+        ..whole.clone()
+    };
+    let mut later = Spec { fragment: 80 / 8, payload: 120, ..whole }.build();
+    later.tail = 0;
+    later.head.truncate(34);
+    later.head.extend(&content[72..]);
+    fix_ip_header(&mut later.head);
+    expect("fragments", &[first.build(), later], &[Reason::New, Reason::LaterFragment], 50_003, &content)?;
+    Ok(())
+}
+
+/// Length and checksum of a frame's IP header, after the packet behind it was changed.
+fn fix_ip_header(frame: &mut [u8]) {
+    let total = u16::try_from(frame.len() - 14).unwrap_or(0);
+    frame[16..18].copy_from_slice(&total.to_be_bytes());
+    frame[24..26].fill(0);
+    let mut sum: u32 = frame[14..34].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let checksum = !u16::try_from(sum).unwrap_or(0);
+    frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+}
+
+#[test]
+fn headers_beyond_the_linear_part_of_the_buffer_are_pulled_in() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    lab.wsl_mirror(&["load"])?.success()?;
+    let ring = Ring::open(lab.windows(), "winlo0")?;
+    let server = listener(&lab, 8080)?;
+    let program = lab.guest().enter(Program::open)?;
+    let mut port = 50_000;
+    for options in [Vec::new(), vec![1; 40]] {
+        let headers = 14 + 20 + options.len() + 8;
+        // From the Ethernet header alone to all of them.
+        for linear in 14..=headers {
+            port += 1;
+            let spec = Spec { options: options.clone(), ..Spec::udp(port, 8080, 100) };
+            let before = program.counted()?;
+            ring.send(&spec.build().bytes(), linear)?;
+            let counted = wait_for_count(&program, &before)?;
+            assert_eq!(counted, [(Reason::New, 1)], "{linear} bytes linear of {headers} bytes of headers");
+            assert_eq!(hear(&server)?, (port, payload(&spec)), "{linear} bytes linear");
+        }
+    }
+    // What is too short stays so, however much is pulled.
+    let cut = Spec::udp(50_000, 8080, 100).build().truncated(60);
+    let before = program.counted()?;
+    ring.send(&cut.bytes(), 14)?;
+    assert_eq!(wait_for_count(&program, &before)?, [(Reason::Truncated, 1)]);
+    Ok(())
+}

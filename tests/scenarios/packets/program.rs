@@ -1,0 +1,120 @@
+//! The program as it is loaded, run over frames of our own, and what it has counted.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    maps::{HashMap, Map, MapData, PerCpuArray},
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
+use wsl_mirror_ebpf::abi::{FlowKey, FlowState, PortKey, PortPolicy, Reason, Settings, Verdicts};
+
+const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
+
+/// `TCX_NEXT`, as the kernel hands it back.
+pub const NEXT: u32 = u32::MAX;
+
+/// Offsets in `struct __sk_buff`.
+const MARK: usize = 8;
+const PRIORITY: usize = 32;
+const IFINDEX: usize = 40;
+const CB: std::ops::Range<usize> = 48..68;
+const CONTEXT: usize = 192;
+
+/// The pinned program and its maps. To be opened and used inside the guest.
+pub struct Program {
+    program: SchedClassifier,
+    verdicts: PerCpuArray<MapData, Verdicts>,
+    flows: HashMap<MapData, FlowKey, FlowState>,
+    policies: HashMap<MapData, PortKey, PortPolicy>,
+    ifindex: u32,
+    /// The bits that steered packets get.
+    pub mark: u32,
+}
+
+/// What came out of one run.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What the program returned.
+    pub action: u32,
+    /// The frame after it.
+    pub data: Vec<u8>,
+    /// The mark after it.
+    pub mark: u32,
+}
+
+impl Program {
+    /// Opens what `wsl-mirror load` has pinned.
+    pub fn open() -> Result<Self> {
+        let program =
+            SchedClassifier::from_pin(format!("{PINS}/program")).context("opening the pinned program")?;
+        let settings: aya::maps::Array<MapData, Settings> = Map::Array(map("SETTINGS")?).try_into()?;
+        let settings = settings.get(&0, 0)?;
+        Ok(Self {
+            program,
+            verdicts: Map::PerCpuArray(map("VERDICTS")?).try_into()?,
+            flows: Map::LruHashMap(map("FLOWS")?).try_into()?,
+            policies: Map::HashMap(map("PORT_POLICY")?).try_into()?,
+            ifindex: settings.ifindex,
+            mark: settings.mark,
+        })
+    }
+
+    /// Runs it once, by `BPF_PROG_TEST_RUN`, as if the frame had come in on the interface that it hangs on.
+    pub fn run(&self, frame: &[u8], mark: u32) -> Result<Outcome> {
+        let mut context = [0; CONTEXT];
+        context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&self.ifindex.to_ne_bytes());
+        // Whoever set these must find them again.
+        context[PRIORITY..PRIORITY + 4].copy_from_slice(&0x0001_0002_u32.to_ne_bytes());
+        context[CB].fill(0xa5);
+        let mut context_after = [0; CONTEXT + 64];
+        let mut data = vec![0; frame.len() + 256];
+        let result = self.program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut data),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_after),
+            ..TestRunOptions::new()
+        })?;
+        data.truncate(result.data_size_out as usize);
+        let word = |at: usize| context_after.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        let mark = word(MARK).map(u32::from_ne_bytes).context("no mark")?;
+        ensure!(context_after[PRIORITY..PRIORITY + 4] == context[PRIORITY..PRIORITY + 4], "skb->priority");
+        ensure!(context_after[CB] == context[CB], "skb->cb");
+        Ok(Outcome { action: result.return_value, data, mark })
+    }
+
+    /// What it has counted, on all CPUs together.
+    pub fn counted(&self) -> Result<Verdicts> {
+        let mut sum = Verdicts::default();
+        for values in self.verdicts.get(&0, 0)?.iter() {
+            for reason in Reason::ALL {
+                *sum.counter(*reason) += values.get(*reason);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Forgets which flows are steered.
+    pub fn forget_flows(&mut self) -> Result<()> {
+        let flows: Vec<_> = self.flows.keys().collect::<Result<_, _>>()?;
+        for flow in flows {
+            self.flows.remove(&flow)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a port's policy, as `bpftool map update` does.
+    pub fn write_policy(&mut self, port: PortKey, policy: PortPolicy) -> Result<()> {
+        Ok(self.policies.insert(port, policy, 0)?)
+    }
+}
+
+fn map(name: &str) -> Result<MapData> {
+    MapData::from_pin(format!("{PINS}/{name}")).with_context(|| format!("opening the pinned map {name}"))
+}
+
+/// What was counted since `before`, one line per reason.
+pub fn difference(before: &Verdicts, after: &Verdicts) -> Vec<(Reason, u64)> {
+    let count = |reason: &Reason| (*reason, after.get(*reason) - before.get(*reason));
+    Reason::ALL.iter().map(count).filter(|(_, count)| *count != 0).collect()
+}
