@@ -1,0 +1,43 @@
+//! Flows that an engine's rule caught before the program was there.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use wsl_mirror_lab::{nat, process::wait_for, udp};
+
+use crate::world::{HANG, HELLO, Services, load, packets, windows, windows_udp};
+
+#[test]
+fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted() -> Result<()> {
+    let Services { lab, docker: _docker } = Services::usual()?;
+    let client = windows(&lab, 8080).from_port(50_000).limit(Duration::from_secs(5));
+    let before = nat::dnat_packets(lab.guest(), "tcp", 8080)?;
+    thread::scope(|scope| {
+        let connecting = scope.spawn(|| client.echo(HELLO));
+        wait_for("the SYN to be caught", Duration::from_secs(1), || {
+            Ok((nat::dnat_packets(lab.guest(), "tcp", 8080)? > before).then_some(()))
+        })?;
+        load(&lab)?;
+        ensure!(!connecting.is_finished(), "the first SYN was not caught after all");
+        let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
+        assert_eq!(answer, Ok(HELLO.to_vec()));
+        Ok(())
+    })?;
+    assert_eq!(packets(&lab, "steer_healed")?, 1);
+    Ok(())
+}
+
+#[test]
+fn a_udp_flow_that_was_caught_before_the_load_gets_through_with_its_next_datagram() -> Result<()> {
+    let Services { lab, docker: _docker } = Services::usual()?;
+    let socket = windows_udp(&lab, 8080).limit(HANG).connect()?;
+    for _ in 0..2 {
+        assert_eq!(udp::exchange(&socket, HELLO), Err(udp::Failure::TimedOut), "without wsl-mirror");
+    }
+    load(&lab)?;
+    for _ in 0..2 {
+        assert_eq!(udp::exchange(&socket, HELLO), Ok(HELLO.to_vec()));
+    }
+    assert_eq!(packets(&lab, "steer_healed")?, 1);
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! What fails, fails for the program alone: the packet passes, and it is counted.
+
+use std::{fmt::Write as _, net::UdpSocket, thread, time::Duration};
+
+use anyhow::{Result, bail, ensure};
+use wsl_mirror_lab::{
+    Lab, loopback, nat,
+    process::{COMMAND_LIMIT, run_with_input},
+    raw::{RawSocket, frame_from_windows},
+    servers, tcp, udp,
+};
+
+use crate::world::{
+    HELLO, Probe, engine_rule, ipv4, load, packets, port_packets, udp_datagram, windows, windows_udp,
+};
+
+/// Sends UDP datagrams from many addresses and ports of Windows, a few at a time: loopback0 takes no more.
+fn send_datagrams(lab: &Lab, flows: impl Iterator<Item = ([u8; 4], u16, u16)>) -> Result<()> {
+    let nic = RawSocket::open(lab.windows(), "winlo0")?;
+    for (count, (source, from, to)) in flows.enumerate() {
+        nic.send(&frame_from_windows(&ipv4(17, 0, 0, source, &udp_datagram(from, to, HELLO))))?;
+        if count % 200 == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
+}
+
+/// More flows than `FLOWS` has room for: the oldest are forgotten, and the newest steered like any other.
+#[test]
+fn more_flows_than_are_remembered_break_nothing() -> Result<()> {
+    const ROOM: u64 = 32_768;
+    let lab = Lab::builder().build()?;
+    engine_rule(&lab, "udp", 8100)?;
+    engine_rule(&lab, "tcp", 8101)?;
+    // Receives nothing, so that nothing is sent back.
+    let _silent = lab.guest().enter(|| UdpSocket::bind(loopback(8100)))?;
+    let _tcp = servers::tcp_echo(lab.guest(), loopback(8101))?;
+    let probe = Probe::new(&lab)?;
+    probe.add("seen", "tcp dport 8101 tcp sport 50000")?;
+    probe.add("unmarked", "tcp dport 8101 tcp sport 50000 meta mark & 0x1000 == 0")?;
+    load(&lab)?;
+    let mut old = windows(&lab, 8101).connect()?;
+    tcp::exchange(&mut old, HELLO)?;
+    let flows = (1..=4).flat_map(|host| (50_000..62_000).map(move |port| ([127, 0, 1, host], port, 8100)));
+    send_datagrams(&lab, flows)?;
+    let steered = packets(&lab, "steer_new")?;
+    ensure!(steered > ROOM + 5000, "only {steered} flows came through");
+    assert_eq!(tcp::exchange(&mut old, HELLO), Ok(HELLO.to_vec()), "a connection that was there");
+    let mut new = windows(&lab, 8101).from_port(50_000).connect()?;
+    for _ in 0..5 {
+        assert_eq!(tcp::exchange(&mut new, HELLO), Ok(HELLO.to_vec()), "a new one");
+    }
+    assert!(probe.packets("seen")? >= 5);
+    assert_eq!(probe.packets("unmarked")?, 0, "it is remembered");
+    assert_eq!(packets(&lab, "steer_unremembered")?, 0);
+    nat::conntrack_flush(lab.guest())?;
+    assert_eq!(tcp::exchange(&mut old, HELLO), Ok(HELLO.to_vec()), "after a flush");
+    Ok(())
+}
+
+#[test]
+fn more_ports_than_are_counted_break_nothing() -> Result<()> {
+    const ROOM: u16 = 4096;
+    let lab = Lab::builder().build()?;
+    let _udp = servers::udp_echo(lab.guest(), loopback(8100))?;
+    load(&lab)?;
+    send_datagrams(&lab, (0..ROOM + 2000).map(|count| ([127, 0, 0, 1], 50_000, 10_000 + count)))?;
+    assert!(packets(&lab, "pass_no_listener")? > u64::from(ROOM) + 1000);
+    let socket = windows_udp(&lab, 8100).connect()?;
+    for _ in 0..3 {
+        assert_eq!(udp::exchange(&socket, HELLO), Ok(HELLO.to_vec()));
+    }
+    assert_eq!(port_packets(&lab, "udp", 8100, "steered_packets")?, 3, "the newest port is counted");
+    Ok(())
+}
+
+/// The limit is one for the machine, so it is reached by that many entries of this namespace, which must be
+/// in use as far as conntrack knows: it makes room by throwing out others.
+#[test]
+fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
+    const MOST: usize = 300_000;
+    let lab = Lab::builder().build()?;
+    let _tcp = servers::tcp_echo(lab.guest(), loopback(8100))?;
+    let _udp = servers::udp_echo(lab.guest(), loopback(8100))?;
+    load(&lab)?;
+    let connection = windows(&lab, 8100).keep_alive(Duration::from_millis(10))?;
+    let datagrams = windows_udp(&lab, 8100).connect()?;
+    udp::exchange(&datagrams, HELLO)?;
+
+    let limit: usize = lab.guest().sysctl("net/netfilter/nf_conntrack_max")?.parse()?;
+    if limit > MOST {
+        bail!("nf_conntrack_max is {limit}: too many entries to make; lower it for this test");
+    }
+    let mut entries = String::new();
+    for number in 0..limit {
+        let (host, port) = (number / 50_000, 1_000 + number % 50_000);
+        writeln!(
+            entries,
+            "-I -p tcp -s 10.9.{host}.1 -d 10.8.0.1 --sport {port} --dport 80 --state ESTABLISHED \
+             --status ASSURED,SEEN_REPLY -t 100"
+        )?;
+    }
+    let fill = run_with_input(lab.guest().command("conntrack").args(["-R", "-"]), &entries, COMMAND_LIMIT)?;
+    let count: usize = lab.guest().sysctl("net/netfilter/nf_conntrack_count")?.parse()?;
+    ensure!(
+        count + 8 >= limit,
+        "only {count} of {limit} entries: {}",
+        fill.stderr.lines().next().unwrap_or_default()
+    );
+    assert_eq!(packets(&lab, "failed_alloc")?, 0);
+    let answer = windows(&lab, 8100).limit(Duration::from_millis(300)).echo(HELLO);
+    assert_eq!(answer, Err(tcp::Failure::ConnectTimedOut), "the stack drops it, as it does without us");
+    assert!(packets(&lab, "failed_alloc")? > 0);
+    assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()));
+    let report = connection.stop();
+    assert_eq!(report.failure, None, "{report:?}");
+    nat::conntrack_flush(lab.guest())?;
+    assert_eq!(windows(&lab, 8100).echo(HELLO), Ok(HELLO.to_vec()));
+    Ok(())
+}

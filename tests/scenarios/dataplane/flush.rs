@@ -1,0 +1,88 @@
+//! `conntrack -F` under established connections.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context as _, Result};
+use wsl_mirror_lab::{Container, Docker, DockerOptions, Lab, Service, nat, process::wait_for, udp};
+
+use crate::world::{
+    HELLO, load, nft, packets, slow_download, slow_echo, slow_upload, unload, while_flushing, windows,
+    windows_udp,
+};
+
+const BYTES: u64 = 100 << 20;
+const TWENTY_SECONDS: Duration = Duration::from_secs(20);
+
+#[test]
+fn nothing_breaks_under_a_flush_every_50_ms() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let docker = Docker::start(&lab, &DockerOptions::default())?;
+    docker.run(
+        Container::new("streams")
+            .serve(Service::TcpEcho { port: 7 })
+            .serve(Service::UdpEcho { port: 7 })
+            .serve(Service::TcpSink { port: 9 })
+            .serve(Service::TcpSource { port: 19, bytes: BYTES })
+            .publish("8007:7")
+            .publish("8007:7/udp")
+            .publish("8009:9")
+            .publish("8019:19"),
+    )?;
+    load(&lab)?;
+    let before = nat::dnat_packets(lab.guest(), "tcp", 8007)?;
+    let keep_alive = windows(&lab, 8007).keep_alive(Duration::from_millis(1))?;
+    // Most of its time it is silent, so that nothing of it is in flight when the table is flushed.
+    let calm = windows(&lab, 8007).keep_alive(Duration::from_millis(130))?;
+    let datagrams = windows_udp(&lab, 8007).connect()?;
+    let (transfers, flushes) = while_flushing(&lab, || {
+        thread::scope(|scope| -> Result<()> {
+            let (client_up, client_down) = (windows(&lab, 8009), windows(&lab, 8019));
+            let client_both = windows(&lab, 8007);
+            let transfers = [
+                ("upload", scope.spawn(move || slow_upload(&client_up, BYTES, TWENTY_SECONDS))),
+                ("download", scope.spawn(move || slow_download(&client_down, BYTES, TWENTY_SECONDS))),
+                ("both ways", scope.spawn(move || slow_echo(&client_both, BYTES / 4, TWENTY_SECONDS))),
+            ];
+            for _ in 0..100 {
+                udp::exchange(&datagrams, HELLO).context("UDP")?;
+                thread::sleep(Duration::from_millis(100));
+            }
+            for (name, transfer) in transfers {
+                transfer.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)).context(name)?;
+            }
+            Ok(())
+        })
+    })?;
+    transfers?;
+    assert!(flushes > 150, "only {flushes} flushes in 20 seconds: the machine is too busy for this test");
+    for (name, connection) in [("keep-alive", &keep_alive), ("calm keep-alive", &calm)] {
+        assert!(connection.is_alive(), "{name}");
+    }
+    let report = keep_alive.stop();
+    assert_eq!(report.failure, None);
+    assert!(report.exchanges > 1000, "{report:?}");
+    assert_eq!(nat::dnat_packets(lab.guest(), "tcp", 8007)?, before, "Docker's rule sees none of it");
+    assert!(packets(&lab, "steer_picked_up")? > 100);
+
+    // And without: the connection outlives the unload, but no flush.
+    unload(&lab)?;
+    thread::sleep(Duration::from_millis(300));
+    assert!(calm.is_alive());
+    nat::conntrack_flush(lab.guest())?;
+    wait_for("the flush to break the connection", Duration::from_secs(5), || {
+        Ok((!calm.is_alive()).then_some(()))
+    })?;
+    println!("after a flush without wsl-mirror: {:?}", calm.stop());
+
+    // With the nft remedy, for comparison: its rule sees what is picked up again, too.
+    nft(
+        &lab,
+        "add table ip remedy; \
+         add chain ip remedy pre { type nat hook prerouting priority dstnat - 1; }; \
+         add rule ip remedy pre iif loopback0 ip daddr 127.0.0.1 meta l4proto { tcp, udp } dnat to 127.0.0.1",
+    )?;
+    let remedied = windows(&lab, 8007).keep_alive(Duration::from_millis(1))?;
+    let ((), _) = while_flushing(&lab, || thread::sleep(Duration::from_secs(1)))?;
+    println!("under flushes with the nft remedy: {:?}", remedied.stop());
+    Ok(())
+}

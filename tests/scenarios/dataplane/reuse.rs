@@ -1,0 +1,96 @@
+//! The same addresses and ports again, as soon as TCP allows.
+
+use std::{
+    io::{Read as _, Write as _},
+    iter,
+    net::{Shutdown, TcpListener},
+};
+
+use anyhow::{Context as _, Result};
+use wsl_mirror_lab::{Lab, loopback, nat, tcp};
+
+use crate::world::{
+    HELLO, PAGE, Services, accept, assert_hangs, caught, engine_rule, load, packets, read_to_the_end, reset,
+    talk, windows,
+};
+
+const PORTS: std::ops::Range<u16> = 50_000..50_050;
+
+/// Every server closes first, so that the old connection lingers in `TIME_WAIT`, in conntrack and as a
+/// socket.
+#[test]
+fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_time_wait() -> Result<()> {
+    let Services { lab, docker: _docker } = Services::usual()?;
+    assert_hangs(&lab, 8080);
+    load(&lab)?;
+    let before = nat::dnat_packets(lab.guest(), "tcp", 8019)?;
+    for (count, port) in PORTS.cycle().take(1000).enumerate() {
+        let page = || read_to_the_end(&mut windows(&lab, 8019).from_port(port).connect()?);
+        let bytes = page().with_context(|| format!("connection {count}, from port {port}"))?;
+        assert_eq!(bytes, PAGE);
+    }
+    assert_eq!(nat::dnat_packets(lab.guest(), "tcp", 8019)?, before, "Docker's rule sees none of it");
+    let reused = packets(&lab, "steer_reused")?;
+    assert!(reused >= 900, "conntrack had forgotten the old connections: only {reused} were there");
+    let timewait = nat::conntrack_with(lab.guest(), &["TIME_WAIT", "dport=8019"])?;
+    assert!(!timewait.is_empty(), "the connections did not end in TIME_WAIT");
+    Ok(())
+}
+
+#[test]
+fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() -> Result<()> {
+    let Services { lab, docker: _docker } = Services::usual()?;
+    load(&lab)?;
+    let before = nat::dnat_packets(lab.guest(), "tcp", 8080)?;
+    // The last hundred from one port, each at once after the reset of the one before.
+    let ports = PORTS.cycle().take(900).chain(iter::repeat_n(50_099, 100));
+    for (count, port) in ports.enumerate() {
+        let echo = || -> Result<()> {
+            let mut stream = windows(&lab, 8080).from_port(port).connect()?;
+            tcp::exchange(&mut stream, HELLO)?;
+            reset(&stream)
+        };
+        echo().with_context(|| format!("connection {count}, from port {port}"))?;
+    }
+    assert_eq!(nat::dnat_packets(lab.guest(), "tcp", 8080)?, before, "Docker's rule sees none of it");
+    let reused = packets(&lab, "steer_reused")?;
+    assert!(reused >= 900, "conntrack had forgotten the old connections: only {reused} were there");
+    Ok(())
+}
+
+/// After a flush, the server speaks first: conntrack takes its packet for the first of the flow, and the
+/// client's packets for the replies.
+#[test]
+fn a_port_is_reused_after_a_flush_made_the_server_the_one_who_began() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    engine_rule(&lab, "tcp", 8100)?;
+    let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100)))?;
+    assert_hangs(&lab, 8100);
+    load(&lab)?;
+    let before = caught(&lab)?;
+    for by_reset in [false, true] {
+        for round in 0..20 {
+            let client = windows(&lab, 8100).from_port(50_100 + u16::from(by_reset));
+            let mut client =
+                client.connect().with_context(|| format!("round {round}, closed by reset: {by_reset}"))?;
+            let (mut server, _) = accept(&listener)?;
+            talk(&mut client, &mut server)?;
+            nat::conntrack_flush(lab.guest())?;
+            server.write_all(HELLO)?;
+            client.read_exact(&mut [0; HELLO.len()])?;
+            let entries = nat::conntrack_with(lab.guest(), &["tcp", "sport=8100", "dport=8100"])?;
+            let entry = entries.first().context("the flow has no entry")?;
+            let first = entry.split_whitespace().find(|word| word.starts_with("sport="));
+            assert_eq!(first, Some("sport=8100"), "the server did not begin: {entry}");
+            if by_reset {
+                reset(&client)?;
+            } else {
+                server.shutdown(Shutdown::Write)?;
+                read_to_the_end(&mut client)?;
+                assert_eq!(server.read(&mut [0])?, 0);
+            }
+        }
+    }
+    assert_eq!(caught(&lab)?, before, "the engine's rule sees none of it");
+    Ok(())
+}

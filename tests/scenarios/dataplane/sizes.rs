@@ -1,0 +1,83 @@
+//! Packets of every size: fragments of datagrams, and what GRO makes of a stream.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use wsl_mirror_lab::{
+    nat,
+    raw::{Frame, RawSocket, frame_from_windows},
+    udp,
+};
+
+use crate::world::{HANG, Probe, Services, ipv4, load, packets, udp_datagram, windows, windows_udp};
+
+const EIGHT_KB: usize = 8192;
+
+fn eight_kb() -> Vec<u8> {
+    (0..EIGHT_KB).map(|index| index.to_le_bytes()[0] ^ index.to_le_bytes()[1]).collect()
+}
+
+#[test]
+fn fragmented_datagrams_are_steered() -> Result<()> {
+    let Services { lab, docker: _docker } = Services::usual()?;
+    let ask = || windows_udp(&lab, 8080).limit(HANG).request(&eight_kb());
+    assert_eq!(ask(), Err(udp::Failure::TimedOut), "without wsl-mirror");
+    load(&lab)?;
+    let probe = Probe::new(&lab)?;
+    probe.add("seen", "udp dport 8080")?;
+    probe.add("marked", "udp dport 8080 meta mark & 0x1000 != 0")?;
+    for _ in 0..5 {
+        assert_eq!(ask(), Ok(eight_kb()));
+    }
+    assert!(packets(&lab, "pass_later_fragment")? >= 25, "six fragments each");
+    assert_eq!((probe.packets("seen")?, probe.packets("marked")?), (5, 5), "reassembled");
+    Ok(())
+}
+
+/// The later fragments, which carry no ports, come first.
+#[test]
+fn fragments_in_any_order_are_steered() -> Result<()> {
+    let Services { lab, docker: _docker } = Services::usual()?;
+    load(&lab)?;
+    let nic = RawSocket::open(lab.windows(), "winlo0")?;
+    let orders: [[usize; 6]; 4] =
+        [[5, 4, 3, 2, 1, 0], [1, 2, 3, 4, 5, 0], [3, 0, 5, 1, 4, 2], [0, 5, 1, 4, 2, 3]];
+    let before = nat::dnat_packets(lab.guest(), "udp", 8080)?;
+    for (id, order) in (1..).zip(orders) {
+        let socket = windows_udp(&lab, 8080).from_port(50_000 + id).connect()?;
+        let datagram = udp_datagram(50_000 + id, 8080, &eight_kb());
+        let fragments: Vec<_> = datagram.chunks(1480).collect();
+        assert_eq!(fragments.len(), order.len());
+        for index in order {
+            let more = if index + 1 < fragments.len() { 0x2000 } else { 0 };
+            let offset = u16::try_from(index * 1480 / 8)? | more;
+            nic.send(&frame_from_windows(&ipv4(17, id, offset, [127, 0, 0, 1], fragments[index])))?;
+        }
+        let mut reply = vec![0; EIGHT_KB + 1];
+        let length = socket.recv(&mut reply).with_context(|| format!("order {order:?}"))?;
+        assert_eq!(reply[..length], eight_kb(), "order {order:?}");
+    }
+    assert_eq!(nat::dnat_packets(lab.guest(), "udp", 8080)?, before, "Docker's rule sees none of it");
+    Ok(())
+}
+
+#[test]
+fn streams_are_steered_in_super_packets_and_in_single_segments() -> Result<()> {
+    const BYTES: u64 = 16 << 20;
+    let Services { lab, docker: _docker } = Services::usual()?;
+    load(&lab)?;
+    let sniffer = RawSocket::open(lab.guest(), "loopback0")?;
+    for (segments, large_expected) in [("65535", true), ("1", false)] {
+        for (namespace, nic) in [(lab.windows(), "winlo0"), (lab.guest(), "loopback0")] {
+            namespace.run("ip", ["link", "set", "dev", nic, "gso_max_segs", segments])?;
+        }
+        windows(&lab, 8009).upload(BYTES)?;
+        windows(&lab, 8080).echo_stream(BYTES)?;
+        let is_upload = |frame: &Frame| !frame.outgoing && matches!(frame.ports(), Some((6, _, 8009 | 8080)));
+        let frames = sniffer.collect(Duration::from_millis(20), is_upload)?;
+        let longest = frames.iter().map(|frame| frame.bytes.len()).max().unwrap_or(0);
+        assert_eq!(longest > 1514, large_expected, "the longest of {} frames: {longest}", frames.len());
+    }
+    assert_eq!(packets(&lab, "pass_no_socket")?, 0);
+    Ok(())
+}

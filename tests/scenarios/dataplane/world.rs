@@ -1,0 +1,385 @@
+//! What the scenarios share: the commands, the counters, an engine's rule without an engine, slow transfers.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use socket2::SockRef;
+use wsl_mirror_lab::{
+    Container, Docker, DockerOptions, Lab, SCRATCH, Service, loopback,
+    process::{COMMAND_LIMIT, run},
+    services::Pattern,
+    tcp, udp,
+};
+
+pub const HELLO: &[u8] = b"hello";
+/// An answer takes a thousandth of it.
+pub const HANG: Duration = Duration::from_millis(500);
+/// What [`Services`] sends to whoever connects.
+pub const PAGE: u64 = 1000;
+
+/// Docker as installed, with a container that publishes every kind of service.
+pub struct Services {
+    pub lab: Lab,
+    pub docker: Docker,
+}
+
+impl Services {
+    /// TCP and UDP echo on 8080 of every address and 8081 of 127.0.0.1, a sink on 8009,
+    /// a source on 8019, and one more UDP echo on 8017.
+    pub fn start(lab: Lab, userland_proxy: bool) -> Result<Self> {
+        let docker = Docker::start(&lab, &DockerOptions { userland_proxy, ..DockerOptions::default() })?;
+        docker.run(
+            Container::new("services")
+                .serve(Service::TcpEcho { port: 7 })
+                .serve(Service::UdpEcho { port: 7 })
+                .serve(Service::UdpEcho { port: 17 })
+                .serve(Service::TcpSink { port: 9 })
+                .serve(Service::TcpSource { port: 19, bytes: PAGE })
+                .publish("8080:7")
+                .publish("127.0.0.1:8081:7")
+                .publish("8080:7/udp")
+                .publish("127.0.0.1:8081:7/udp")
+                .publish("8017:17/udp")
+                .publish("8009:9")
+                .publish("8019:19"),
+        )?;
+        Ok(Self { lab, docker })
+    }
+
+    pub fn usual() -> Result<Self> {
+        Self::start(Lab::builder().build()?, true)
+    }
+}
+
+/// A TCP client on Windows.
+pub fn windows(lab: &Lab, port: u16) -> tcp::Client {
+    tcp::Client::new(lab.windows(), loopback(port))
+}
+
+/// A UDP client on Windows.
+pub fn windows_udp(lab: &Lab, port: u16) -> udp::Client {
+    udp::Client::new(lab.windows(), loopback(port))
+}
+
+/// That Windows gets no answer from this TCP port.
+#[track_caller]
+pub fn assert_hangs(lab: &Lab, port: u16) {
+    let answer = windows(lab, port).limit(HANG).echo(HELLO);
+    assert_eq!(answer, Err(tcp::Failure::ConnectTimedOut), "Windows to TCP port {port}");
+}
+
+/// That Windows gets no answer from this UDP port.
+#[track_caller]
+pub fn assert_hangs_udp(lab: &Lab, port: u16) {
+    let answer = windows_udp(lab, port).limit(HANG).request(HELLO);
+    assert_eq!(answer, Err(udp::Failure::TimedOut), "Windows to UDP port {port}");
+}
+
+/// That Windows is answered by this TCP echo service.
+#[track_caller]
+pub fn assert_answers(lab: &Lab, port: u16) {
+    assert_eq!(windows(lab, port).echo(HELLO), Ok(HELLO.to_vec()), "Windows to TCP port {port}");
+}
+
+/// That Windows is answered by this UDP echo service.
+#[track_caller]
+pub fn assert_answers_udp(lab: &Lab, port: u16) {
+    assert_eq!(windows_udp(lab, port).request(HELLO), Ok(HELLO.to_vec()), "Windows to UDP port {port}");
+}
+
+pub fn load(lab: &Lab) -> Result<()> {
+    lab.wsl_mirror(&["load"])?.success().map(drop)
+}
+
+/// `load` with this configuration.
+pub fn load_with(lab: &Lab, configuration: &str) -> Result<()> {
+    let path = format!("{SCRATCH}/wsl-mirror.toml");
+    lab.guest().enter(|| std::fs::write(&path, configuration))?;
+    lab.wsl_mirror(&["load", "--config", &path])?.success().map(drop)
+}
+
+pub fn unload(lab: &Lab) -> Result<()> {
+    lab.wsl_mirror(&["unload"])?.success().map(drop)
+}
+
+pub fn exempt(lab: &Lab, verb: &str, ports: &str) -> Result<()> {
+    lab.wsl_mirror(&["exempt", verb, ports])?.success().map(drop)
+}
+
+/// What `wsl-mirror status` says.
+pub fn status(lab: &Lab) -> Result<serde_json::Value> {
+    let status = lab.wsl_mirror(&["status", "--json"])?.success()?;
+    serde_json::from_str(&status.stdout).with_context(|| format!("not JSON: {status}"))
+}
+
+/// How many packets got their verdict for this reason, by the name of the counter.
+pub fn packets(lab: &Lab, reason: &str) -> Result<u64> {
+    let status = status(lab)?;
+    let verdicts = status["verdicts"].as_array().context("status has no verdicts")?;
+    let verdict = verdicts.iter().find(|verdict| verdict["reason"] == reason);
+    verdict
+        .and_then(|verdict| verdict["packets"].as_u64())
+        .with_context(|| format!("no {reason} in {status}"))
+}
+
+/// What happened on a port: the named field of its line in `status`, 0 if there is no line.
+pub fn port_packets(lab: &Lab, protocol: &str, port: u16, field: &str) -> Result<u64> {
+    let status = status(lab)?;
+    let ports = status["ports"].as_array().context("status has no ports")?;
+    let line = ports.iter().find(|line| line["port"] == port && line["protocol"] == protocol);
+    let Some(line) = line else { return Ok(0) };
+    line[field].as_u64().with_context(|| format!("no {field} in {line}"))
+}
+
+/// Runs `nft` in the guest.
+pub fn nft(lab: &Lab, ruleset: &str) -> Result<String> {
+    Ok(lab.guest().run("nft", [ruleset])?.stdout)
+}
+
+/// Every rule of the guest, without the values of counters.
+pub fn ruleset(lab: &Lab) -> Result<String> {
+    Ok(lab.guest().run("nft", ["--stateless", "list", "ruleset"])?.stdout)
+}
+
+/// Counts packets that come in on `loopback0`, after reassembly and before conntrack.
+pub struct Probe<'a>(&'a Lab);
+
+impl<'a> Probe<'a> {
+    pub fn new(lab: &'a Lab) -> Result<Self> {
+        nft(lab, "add table ip probe; add chain ip probe in { type filter hook prerouting priority raw; }")?;
+        Ok(Self(lab))
+    }
+
+    /// Counts, by this name, what the expression matches.
+    pub fn add(&self, name: &str, expression: &str) -> Result<()> {
+        let rule = format!("add rule ip probe in iifname loopback0 {expression} counter name {name}");
+        nft(self.0, &format!("add counter ip probe {name}; {rule}")).map(drop)
+    }
+
+    /// What was counted by now.
+    pub fn packets(&self, name: &str) -> Result<u64> {
+        counted(&nft(self.0, &format!("list counter ip probe {name}"))?)
+    }
+}
+
+/// The number after the word "packets".
+pub fn counted(listing: &str) -> Result<u64> {
+    let mut words = listing.split_whitespace().skip_while(|word| *word != "packets").skip(1);
+    let number = words.next().with_context(|| format!("no counter in {listing}"))?;
+    Ok(number.parse()?)
+}
+
+/// What an engine does to a published port, without an engine: a DNAT to a container (which nobody will ask
+/// for an answer).
+pub fn engine_rule(lab: &Lab, protocol: &str, port: u16) -> Result<()> {
+    nft(
+        lab,
+        &format!(
+            "add table ip engine; \
+             add chain ip engine pre {{ type nat hook prerouting priority dstnat; }}; \
+             add counter ip engine caught; \
+             add rule ip engine pre fib daddr type local {protocol} dport {port} counter name caught \
+               dnat to 192.0.2.7:80"
+        ),
+    )
+    .map(drop)
+}
+
+/// How many flows [`engine_rule`] has caught.
+pub fn caught(lab: &Lab) -> Result<u64> {
+    counted(&nft(lab, "list counter ip engine caught")?)
+}
+
+/// Runs `conntrack -F` every 50 ms for as long as `work` takes; says how often.
+pub fn while_flushing<T>(lab: &Lab, work: impl FnOnce() -> T) -> Result<(T, u32)> {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        let flushing = scope.spawn(|| -> Result<u32> {
+            let mut flushes = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                wsl_mirror_lab::nat::conntrack_flush(lab.guest())?;
+                flushes += 1;
+                thread::sleep(Duration::from_millis(50));
+            }
+            Ok(flushes)
+        });
+        let result = work();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let flushes = flushing.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
+        Ok((result, flushes))
+    })
+}
+
+const CHUNK: usize = 64 * 1024;
+
+/// Waits until `done` of `all` is due.
+fn pace(started: Instant, over: Duration, done: u64, all: u64) {
+    let share = u32::try_from(done * 1000 / all).unwrap_or(1000);
+    thread::sleep((over * share / 1000).saturating_sub(started.elapsed()));
+}
+
+/// Sends `bytes` bytes to a sink, evenly over this time, which checks them.
+pub fn slow_upload(client: &tcp::Client, bytes: u64, over: Duration) -> Result<()> {
+    let mut stream = client.connect()?;
+    let started = Instant::now();
+    let mut pattern = Pattern::default();
+    while pattern.position() < bytes {
+        let at = pattern.position();
+        pattern
+            .write(&mut stream, (CHUNK as u64).min(bytes - at))
+            .with_context(|| format!("after {at} bytes"))?;
+        pace(started, over, pattern.position(), bytes);
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("waiting for the sink's answer")?;
+    ensure!(answer == format!("OK {bytes}\n"), "the sink says {answer:?}");
+    Ok(())
+}
+
+/// Streams `bytes` bytes to an echo service and back, evenly over this time, and checks what comes back.
+pub fn slow_echo(client: &tcp::Client, bytes: u64, over: Duration) -> Result<()> {
+    let mut stream = client.connect()?;
+    let mut sender = stream.try_clone()?;
+    thread::scope(|scope| {
+        let sending = scope.spawn(move || -> Result<()> {
+            let started = Instant::now();
+            let mut pattern = Pattern::default();
+            while pattern.position() < bytes {
+                let at = pattern.position();
+                pattern.write(&mut sender, (CHUNK as u64).min(bytes - at))?;
+                pace(started, over, pattern.position(), bytes);
+            }
+            Ok(sender.shutdown(Shutdown::Write)?)
+        });
+        read_pattern(&mut stream, bytes)?;
+        sending.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+    })
+}
+
+/// Takes `bytes` bytes from a source evenly over this time, and checks them.
+pub fn slow_download(client: &tcp::Client, bytes: u64, over: Duration) -> Result<()> {
+    let mut stream = client.connect()?;
+    let started = Instant::now();
+    let mut pattern = Pattern::default();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let at = pattern.position();
+        match stream.read(&mut buffer).with_context(|| format!("after {at} bytes"))? {
+            0 if at == bytes => return Ok(()),
+            0 => bail!("closed after {at} bytes"),
+            length => check(&mut pattern, &buffer[..length])?,
+        }
+        pace(started, over, pattern.position(), bytes);
+    }
+}
+
+fn read_pattern(stream: &mut TcpStream, bytes: u64) -> Result<()> {
+    let mut pattern = Pattern::default();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let at = pattern.position();
+        match stream.read(&mut buffer).with_context(|| format!("after {at} bytes"))? {
+            0 if at == bytes => return Ok(()),
+            0 => bail!("closed after {at} bytes"),
+            length => check(&mut pattern, &buffer[..length])?,
+        }
+    }
+}
+
+fn check(pattern: &mut Pattern, bytes: &[u8]) -> Result<()> {
+    pattern.check(bytes).map_err(|offset| anyhow::anyhow!("wrong content at byte {offset}"))
+}
+
+/// `bpftool` in the guest.
+pub fn bpftool(lab: &Lab, arguments: &str) -> Result<String> {
+    let finished = run(lab.guest().command("bpftool").args(arguments.split_whitespace()), COMMAND_LIMIT)?;
+    Ok(finished.success()?.stdout)
+}
+
+/// Ends a connection by a reset, at once: to close the descriptor may not, since another thread may be about
+/// to start a program, which holds a copy of it for a moment.
+pub fn reset(stream: &TcpStream) -> Result<()> {
+    Ok(rustix::net::connect_unspec(stream)?)
+}
+
+/// Reads until the other side closes, then closes this one, at once (see [`reset`]).
+pub fn read_to_the_end(stream: &mut TcpStream) -> Result<u64> {
+    let bytes = std::io::copy(stream, &mut std::io::sink())?;
+    stream.shutdown(Shutdown::Write)?;
+    Ok(bytes)
+}
+
+/// The next connection, which waits no longer than [`tcp::LIMIT`], neither for itself nor for what is read.
+pub fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+    SockRef::from(listener).set_read_timeout(Some(tcp::LIMIT))?;
+    let (stream, from) = listener.accept().context("waiting for a connection")?;
+    stream.set_read_timeout(Some(tcp::LIMIT))?;
+    Ok((stream, from))
+}
+
+/// One line both ways over a connection of which both ends are at hand.
+pub fn talk(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
+    let mut buffer = [0; 5];
+    client.write_all(HELLO)?;
+    server.read_exact(&mut buffer).context("the server waits for the client")?;
+    server.write_all(HELLO)?;
+    client.read_exact(&mut buffer).context("the client waits for the server")?;
+    Ok(())
+}
+
+/// An IPv4 packet with this payload; checksums are right.
+pub fn ipv4(protocol: u8, id: u16, fragment: u16, source: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(20 + payload.len()).unwrap_or(u16::MAX);
+    let mut packet = vec![0x45, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend(id.to_be_bytes());
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(source);
+    packet.extend([127, 0, 0, 1]);
+    let sum = checksum(&packet, 0);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(payload);
+    packet
+}
+
+/// A UDP datagram without a checksum, which IPv4 allows.
+pub fn udp_datagram(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).unwrap_or(u16::MAX);
+    let mut datagram = Vec::with_capacity(8 + payload.len());
+    for field in [from, to, length, 0] {
+        datagram.extend(field.to_be_bytes());
+    }
+    datagram.extend(payload);
+    datagram
+}
+
+/// A bare SYN from 127.0.0.1.
+pub fn syn(from: u16, to: u16, sequence: u32) -> Vec<u8> {
+    let mut segment = Vec::from(from.to_be_bytes());
+    segment.extend(to.to_be_bytes());
+    segment.extend(sequence.to_be_bytes());
+    segment.extend([0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+    // The addresses twice 127.0.0.1, the protocol and the length.
+    let sum = checksum(&segment, 2 * (0x7f00 + 0x0001) + 6 + 20);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    ipv4(6, 1, 0, [127, 0, 0, 1], &segment)
+}
+
+/// The internet checksum of these bytes and what was summed up before.
+fn checksum(bytes: &[u8], before: u32) -> u16 {
+    let mut sum = before;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap_or(0)
+}
