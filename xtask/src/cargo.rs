@@ -51,8 +51,13 @@ pub(crate) fn command(subcommand: &str) -> Command {
 
 /// Builds `wsl-mirror` and returns where cargo put it.
 pub(crate) fn build_product(profile: Profile) -> Result<PathBuf> {
+    build("wsl-mirror", profile)
+}
+
+/// Builds a package whose one program has its name, and returns where cargo put that.
+pub(crate) fn build(package: &str, profile: Profile) -> Result<PathBuf> {
     let mut cargo = command("build");
-    cargo.args(["--package", "wsl-mirror", "--message-format", "json-render-diagnostics"]);
+    cargo.args(["--package", package, "--message-format", "json-render-diagnostics"]);
     if profile == Profile::Release {
         cargo.arg("--release");
     }
@@ -61,13 +66,13 @@ pub(crate) fn build_product(profile: Profile) -> Result<PathBuf> {
     let mut binary = None;
     for line in BufReader::new(child.stdout.take().context("cargo's output is piped")?).lines() {
         let line = line.context("reading cargo's messages")?;
-        binary = executable(&line, "wsl-mirror").or(binary);
+        binary = executable(&line, package).or(binary);
     }
     let status = child.wait().context("waiting for cargo build")?;
     if !status.success() {
-        bail!("building wsl-mirror ended with {status}; the compiler's messages are above");
+        bail!("building {package} ended with {status}; the compiler's messages are above");
     }
-    binary.context("cargo built wsl-mirror and did not say where it put the binary")
+    binary.with_context(|| format!("cargo built {package} and did not say where it put the binary"))
 }
 
 /// Where a binary was put, if this message of cargo's says so. Asking cargo is the only way that is right

@@ -9,7 +9,7 @@ pub(crate) enum ExitCode {
     Success,
     /// The task could not be carried out.
     Failed,
-    /// The tests ran, and at least one failed.
+    /// The tests ran, and at least one failed; or demo or bench found something that is not as promised.
     TestsFailed,
     /// Something is missing that `setup` could not install; what to do was printed.
     Missing,

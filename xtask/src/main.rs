@@ -3,8 +3,10 @@
 mod cargo;
 mod commands;
 mod exit_code;
+mod lab;
 mod libtest;
 mod progress;
+mod root;
 mod setup;
 mod table;
 
@@ -23,14 +25,18 @@ struct Options {
 enum Task {
     Setup(commands::Setup),
     Build(commands::Build),
+    Demo(commands::Demo),
     Test(commands::Test),
+    Bench(commands::Bench),
 }
 
 fn main() -> ExitCode {
     let result = match Options::parse().task {
         Task::Setup(setup) => setup.exec(),
         Task::Build(build) => build.exec(),
+        Task::Demo(demo) => demo.exec(),
         Task::Test(test) => test.exec(),
+        Task::Bench(bench) => bench.exec(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

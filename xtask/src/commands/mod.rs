@@ -1,9 +1,13 @@
 //! One file a task: its options, and `exec`.
 
+mod bench;
 mod build;
+mod demo;
 mod setup;
 mod test;
 
+pub(crate) use bench::Bench;
 pub(crate) use build::Build;
+pub(crate) use demo::Demo;
 pub(crate) use setup::Setup;
 pub(crate) use test::Test;

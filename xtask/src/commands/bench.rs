@@ -1,0 +1,23 @@
+//! `cargo xtask bench`
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{exit_code::ExitCode, lab};
+
+/// Measure what wsl-mirror costs, and compare with the limits
+///
+/// Per packet against an empty program, and traffic through docker-proxy against the nft remedy. Needs root and
+/// some five minutes on a machine that has nothing else to do.
+#[derive(Args)]
+pub(crate) struct Bench {
+    /// A few short runs, to see that it works: no measurement, and not judged
+    #[arg(long)]
+    quick: bool,
+}
+
+impl Bench {
+    pub(crate) fn exec(self) -> Result<ExitCode> {
+        lab::run("bench", if self.quick { &["--quick"] } else { &[] })
+    }
+}
