@@ -149,15 +149,17 @@ impl Config {
             Ok(text) => Self::parse(&text).map_err(|error| {
                 Failure::new(
                     Exit::Config,
-                    format!("the configuration {} is not valid, nothing was changed: {error}", path.display()),
+                    format!(
+                        "the configuration {} is not valid, nothing was changed: {error}",
+                        path.display()
+                    ),
                 )
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && asked_for.is_none() => {
                 Ok(Self::default())
             }
-            Err(error) => {
-                Err(error).or_exit(Exit::Config, || format!("cannot read the configuration {}", path.display()))
-            }
+            Err(error) => Err(error)
+                .or_exit(Exit::Config, || format!("cannot read the configuration {}", path.display())),
         }
     }
 

@@ -92,6 +92,7 @@ pub struct Failure {
 
 impl Failure {
     /// An error with this code and message.
+    #[expect(clippy::new_ret_no_self, reason = "it is only ever made to be returned as an error")]
     pub fn new(exit: Exit, message: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Self { exit, message: message.into() })
     }
@@ -135,7 +136,8 @@ mod tests {
     fn the_exit_code_is_found_wherever_it_stands_in_the_chain() {
         let inner: anyhow::Result<()> = Err(Failure::new(Exit::NoBtf, "no BTF"));
         assert_eq!(exit_of(&inner.context("outer").unwrap_err()), Exit::NoBtf);
-        let outer: anyhow::Result<()> = Err(std::io::Error::other("cause")).or_exit(Exit::Busy, || "busy".into());
+        let outer: anyhow::Result<()> =
+            Err(std::io::Error::other("cause")).or_exit(Exit::Busy, || "busy".into());
         let outer = outer.context("further out").unwrap_err();
         assert_eq!(exit_of(&outer), Exit::Busy);
         assert_eq!(format!("{outer:#}"), "further out: busy: cause");

@@ -35,7 +35,11 @@ pub fn json<T: Serialize>(value: &T) -> Result<()> {
 }
 
 /// An aligned table without lines: columns of numbers, named in `numbers`, to the right.
-pub fn table<const N: usize>(headings: [&str; N], numbers: &[usize], rows: impl IntoIterator<Item = [String; N]>) -> String {
+pub fn table<const N: usize>(
+    headings: [&str; N],
+    numbers: &[usize],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(headings);
     for row in rows {

@@ -150,9 +150,10 @@ mod tests {
 
     #[test]
     fn what_is_no_port_is_refused_with_what_was_expected() {
-        for text in
-            ["", "0", "65536", "-1", "+80", "80-", "-80", "90-80", "80/sctp", "80/", "http", " 80", "80 ", "0-5"]
-        {
+        for text in [
+            "", "0", "65536", "-1", "+80", "80-", "-80", "90-80", "80/sctp", "80/", "http", " 80", "80 ",
+            "0-5",
+        ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(SYNTAX), "{text:?}: {error}");
         }
@@ -169,10 +170,11 @@ mod tests {
     fn neighbours_are_joined_only_if_the_same_is_written_about_them() {
         let tcp = |port, written| (PortKey::new(Protocol::Tcp, port), written);
         let udp = |port, written| (PortKey::new(Protocol::Udp, port), written);
-        let joined = ranges([tcp(82, 'a'), tcp(80, 'a'), tcp(81, 'a'), tcp(83, 'b'), udp(84, 'b'), tcp(65535, 'b')]);
+        let joined =
+            ranges([tcp(82, 'a'), tcp(80, 'a'), tcp(81, 'a'), tcp(83, 'b'), udp(84, 'b'), tcp(65535, 'b')]);
         let shown: Vec<_> = joined.iter().map(|range| (range.spec().to_string(), range.written)).collect();
-        let expected =
-            [("80-82/tcp", 'a'), ("83/tcp", 'b'), ("65535/tcp", 'b'), ("84/udp", 'b')].map(|(s, w)| (s.to_owned(), w));
+        let expected = [("80-82/tcp", 'a'), ("83/tcp", 'b'), ("65535/tcp", 'b'), ("84/udp", 'b')]
+            .map(|(s, w)| (s.to_owned(), w));
         assert_eq!(shown, expected);
     }
 }

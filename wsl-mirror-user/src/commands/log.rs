@@ -19,10 +19,12 @@ pub struct Log {}
 
 impl Log {
     /// Shows the program's messages until Ctrl-C.
+    #[expect(clippy::unused_self, reason = "every command is called alike")]
     pub fn exec(self) -> Result<Exit> {
         require_root("read the program's log")?;
-        let program = state::running_program(&Pins::read()?)?
-            .ok_or_else(|| Failure::new(Exit::NotLoaded, "nothing is loaded: run `wsl-mirror load --log debug`"))?;
+        let program = state::running_program(&Pins::read()?)?.ok_or_else(|| {
+            Failure::new(Exit::NotLoaded, "nothing is loaded: run `wsl-mirror load --log debug`")
+        })?;
         let logger = EbpfLogger::init_from_id_with_logger(program, Lines)
             .with_context(|| format!("cannot read the log of program {program}"))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;

@@ -77,6 +77,7 @@ struct Program {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "these are the names in the JSON")]
 struct Verdict {
     verdict: &'static str,
     reason: &'static str,
@@ -84,6 +85,7 @@ struct Verdict {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "these are the names in the JSON")]
 struct Port {
     port: u16,
     protocol: &'static str,
@@ -155,7 +157,8 @@ impl Details {
             hook: Hook::from_number(settings.hook).map_or("unknown", Hook::name),
             program,
             mark: settings.mark,
-            default_policy: Policy::from_byte(u8::try_from(settings.default_policy).unwrap_or_default()).name(),
+            default_policy: Policy::from_byte(u8::try_from(settings.default_policy).unwrap_or_default())
+                .name(),
             exempt_ports,
             verdicts: Reason::ALL
                 .iter()
@@ -176,7 +179,9 @@ impl Details {
             let (interface, index) = (&self.interface, self.ifindex);
             let why = match self.attachment {
                 "interface_gone" => format!("there is no interface {interface} any more"),
-                "interface_made_anew" => format!("{interface} was removed and made again (it was index {index})"),
+                "interface_made_anew" => {
+                    format!("{interface} was removed and made again (it was index {index})")
+                }
                 _ => format!("the program is not on {interface} any more"),
             };
             format!("{BAD}not steering{BAD:#}: {why}; `wsl-mirror load` attaches the program again")
@@ -191,7 +196,8 @@ impl Details {
 
         let seen: Vec<_> = self.verdicts.iter().filter(|verdict| verdict.packets != 0).collect();
         if !seen.is_empty() {
-            let meaning = |name| Reason::ALL.iter().find(|reason| reason.name() == name).map(|r| r.describe());
+            let meaning =
+                |name| Reason::ALL.iter().find(|reason| reason.name() == name).map(|r| r.describe());
             text.push(format!("\n{HEADING}packets so far{HEADING:#}"));
             text.push(output::table(
                 ["reason", "packets", "meaning"],
@@ -289,7 +295,10 @@ mod tests {
         without.as_object_mut().unwrap().remove("verdicts");
         assert_eq!(without, expected_without_verdicts);
         assert_eq!(json["verdicts"].as_array().unwrap().len(), Reason::ALL.len());
-        assert_eq!(json["verdicts"][0], serde_json::json!({"verdict": "steer", "reason": "steer_new", "packets": 3}));
+        assert_eq!(
+            json["verdicts"][0],
+            serde_json::json!({"verdict": "steer", "reason": "steer_new", "packets": 3})
+        );
         let nothing = serde_json::to_value(Report::NOTHING).unwrap();
         assert_eq!(nothing, serde_json::json!({"loaded": false, "steering": false}));
     }

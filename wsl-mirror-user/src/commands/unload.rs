@@ -14,6 +14,7 @@ pub struct Unload {}
 
 impl Unload {
     /// Takes everything away. Flows that were steered go on: their conntrack entries stay.
+    #[expect(clippy::unused_self, reason = "every command is called alike")]
     pub fn exec(self) -> Result<Exit> {
         require_root("unload an eBPF program")?;
         let _lock = Lock::take()?;

@@ -14,7 +14,7 @@ use super::maps::{PolicyMap, SettingsMap};
 use super::plan::{Change, Step};
 use super::{hook, pins};
 use crate::config::LogLevel;
-use crate::exit::{Exit, OrExit as _};
+use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::bpffs;
 use crate::output;
 
@@ -97,7 +97,8 @@ impl Work<'_> {
             }
             Step::PinMap(name) => {
                 let path = pins::path(name);
-                let map = self.ebpf()?.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
+                let map =
+                    self.ebpf()?.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
                 map.pin(&path).or_exit(Exit::Kernel, || format!("cannot pin at {}", path.display()))?;
                 self.on_failure(format!("unpin {name}"), move || remove(&path));
                 Ok(())
@@ -120,9 +121,7 @@ impl Work<'_> {
             }
             Step::AddFilter => self.add_filter(),
             Step::ReplaceInFilter { old } => self.replace_in_filter(*old),
-            Step::SwapProgramPin => {
-                rename(&pins::path_of_new(pins::PROGRAM), &pins::path(pins::PROGRAM))
-            }
+            Step::SwapProgramPin => rename(&pins::path_of_new(pins::PROGRAM), &pins::path(pins::PROGRAM)),
         }
     }
 
@@ -149,9 +148,8 @@ impl Work<'_> {
         self.loaded = Some(ebpf);
         match self.program()?.load() {
             Err(ProgramError::LoadError { io_error, verifier_log }) => {
-                let log = verifier_log.to_string();
-                let said = if self.whole_verifier_log { log } else { end_of(&log) };
-                Err(io_error).or_exit(Exit::Kernel, || format!("the kernel refused our program{said}"))
+                let said = verifier_says(&verifier_log.to_string(), self.whole_verifier_log);
+                Err(Failure::new(Exit::Kernel, format!("the kernel refused our program: {io_error}{said}")))
             }
             done => done.or_exit(Exit::Kernel, || "the kernel refused our program".into()),
         }
@@ -171,18 +169,31 @@ impl Work<'_> {
         let interface = self.interface;
         let program = self.program()?;
         let id = program
-            .attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::first()))
-            .or_exit(Exit::Kernel, || format!("the kernel refused to attach the program to {interface} (tcx)"))?;
+            .attach_with_options(
+                interface,
+                TcAttachType::Ingress,
+                TcAttachOptions::TcxOrder(LinkOrder::first()),
+            )
+            .or_exit(Exit::Kernel, || {
+                format!("the kernel refused to attach the program to {interface} (tcx)")
+            })?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         // A link that is pinned there is dead (its interface went away), or else it would have been updated.
         let pinned = pins::path(pins::LINK);
         let dead = if pinned.exists() { Some(FdLink::from(open_link()?)) } else { None };
         let pin = |link: FdLink, path: &Path| {
-            link.pin(path).map(drop).or_exit(Exit::Kernel, || format!("cannot pin the link at {}", path.display()))
+            link.pin(path)
+                .map(drop)
+                .or_exit(Exit::Kernel, || format!("cannot pin the link at {}", path.display()))
         };
         let Some(dead) = dead else {
+            let id = self.program()?.info()?.id();
             pin(link, &pinned)?;
-            self.on_failure("unpin the link", move || remove(&pinned));
+            let name = interface.to_owned();
+            self.on_failure("unpin the link", move || {
+                remove(&pinned)?;
+                hook::wait_until_off(&name, id)
+            });
             return Ok(());
         };
         let new = pins::path_of_new(pins::LINK);
@@ -211,8 +222,11 @@ impl Work<'_> {
 
     fn add_filter(&mut self) -> Result<()> {
         let interface = self.interface;
-        let options =
-            NlOptions { priority: hook::FILTER_PRIORITY, handle: hook::FILTER_HANDLE, ..NlOptions::default() };
+        let options = NlOptions {
+            priority: hook::FILTER_PRIORITY,
+            handle: hook::FILTER_HANDLE,
+            ..NlOptions::default()
+        };
         let program = self.program()?;
         let id = program
             .attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
@@ -230,9 +244,7 @@ impl Work<'_> {
         let mut old = hook::program(old)?;
         replace_filter(self.program()?, interface)?;
         let name = interface.to_owned();
-        self.on_failure("put the old program back into the filter", move || {
-            replace_filter(&mut old, &name)
-        });
+        self.on_failure("put the old program back into the filter", move || replace_filter(&mut old, &name));
         Ok(())
     }
 }
@@ -275,18 +287,20 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
         .or_exit(Exit::Kernel, || format!("cannot rename {} to {}", from.display(), to.display()))
 }
 
-/// The end of what the verifier says: the reason is there, after one line for each instruction that it looked at.
-fn end_of(log: &str) -> String {
+/// What the verifier says, or the end of it: the reason is there, after a line or two for each instruction that
+/// it looked at.
+fn verifier_says(log: &str, all_of_it: bool) -> String {
     const SHOWN: usize = 20;
     let lines: Vec<&str> = log.trim_end().lines().collect();
-    let hidden = lines.len().saturating_sub(SHOWN);
-    let end = lines[hidden..].join("\n  ");
-    match (lines.len(), hidden) {
-        (0, _) => String::new(),
-        (_, 0) => format!(". Its verifier says:\n  {end}\n"),
-        (all, _) => format!(
-            ". Its verifier's last {SHOWN} of {all} lines (`wsl-mirror load --verifier-log` shows all; please \
-             report them):\n  {end}\n"
+    let hidden = if all_of_it { 0 } else { lines.len().saturating_sub(SHOWN) };
+    let said = lines[hidden..].join("\n  ");
+    match hidden {
+        _ if lines.is_empty() => String::new(),
+        0 => format!("; its verifier says:\n  {said}"),
+        _ => format!(
+            "; its verifier's last {SHOWN} of {} lines (`wsl-mirror load --verifier-log` shows all: please report \
+             them):\n  {said}",
+            lines.len()
         ),
     }
 }
@@ -298,4 +312,23 @@ pub fn remove(path: &Path) -> Result<()> {
 
 fn remove_if_there(path: &Path) -> Result<()> {
     if path.exists() { remove(path) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_verifier_log_is_cut_to_its_end_unless_all_of_it_is_wanted() {
+        let log = (1..=100).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n");
+        let end = verifier_says(&log, false);
+        assert!(
+            end.contains("20 of 100 lines") && end.contains("\n  line 81\n") && end.ends_with("line 100"),
+            "{end}"
+        );
+        assert!(!end.contains("line 80\n"), "{end}");
+        assert_eq!(verifier_says(&log, true).lines().count(), 101);
+        assert_eq!(verifier_says("line 1\n", false), "; its verifier says:\n  line 1");
+        assert_eq!(verifier_says("\n", false), "");
+    }
 }

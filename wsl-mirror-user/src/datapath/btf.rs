@@ -45,6 +45,7 @@ fn malformed<T>(what: impl Into<String>) -> Result<T, Malformed> {
 
 /// A type's fixed part.
 #[derive(Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "the kernel's own words for it")]
 struct Type<'a> {
     name: u32,
     kind: u8,
@@ -109,7 +110,7 @@ impl<'a> Btf<'a> {
             bits = bits.checked_add(offset)?;
             holder = self.resolve(id)?;
         }
-        (bits % 8 == 0).then_some(bits / 8)
+        bits.is_multiple_of(8).then_some(bits / 8)
     }
 
     fn find(&self, name: &str, kind: u8) -> Option<(u32, Type<'a>)> {
@@ -188,8 +189,8 @@ mod tests {
         let mut blob = Vec::new();
         blob.extend(MAGIC.to_ne_bytes());
         blob.extend([1, 0]);
-        for value in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
-            blob.extend(value.to_ne_bytes());
+        for value in [24, 0, types.len(), types.len(), strings.len()] {
+            blob.extend(u32::try_from(value).unwrap().to_ne_bytes());
         }
         blob.extend(types);
         blob.extend(strings);

@@ -1,21 +1,28 @@
 //! What hangs on the ingress side of an interface: tcx links and `cls_bpf` filters.
 
 use std::future::Future;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::programs::tc::{SchedClassifierLink, TcHandle};
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::tc::{self, TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 
 use super::pins;
-use crate::exit::{Exit, OrExit as _};
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::host::interface;
 
 /// Where our `cls_bpf` filter stands: always here, so that a second run finds the first one's. Lower numbers
 /// run first.
 pub const FILTER_PRIORITY: u16 = 1;
 /// Its handle within the priority.
 pub const FILTER_HANDLE: TcHandle = TcHandle::new(0x77, 0x736d);
+/// How long the kernel may take to let go of a link; it takes some 20 ms.
+const PATIENCE: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(2);
+/// `ETH_P_ALL` in network order: the protocol of our filter.
+const ALL_PROTOCOLS: u32 = 0x0003_u16.to_be() as u32;
 /// The program's name in the object and, cut to 15 bytes, in the kernel.
 pub const PROGRAM_NAME: &str = "wsl_mirror";
 
@@ -33,6 +40,26 @@ pub fn tcx_programs(interface: &str) -> Result<Option<Vec<u32>>> {
             Err(error).or_exit(Exit::Kernel, || format!("cannot ask which tcx programs are on {interface}"))
         }
     }
+}
+
+/// Waits until a program whose link was unpinned is off the interface: the kernel frees the pin's inode, and with
+/// it the link, only after an RCU grace period and on a worker of its own. Until then packets are still steered.
+pub fn wait_until_off(interface: &str, program: u32) -> Result<()> {
+    let start = Instant::now();
+    // An interface that is gone has taken the program along.
+    while interface::index(interface).is_some()
+        && tcx_programs(interface)?.is_some_and(|programs| programs.contains(&program))
+    {
+        if start.elapsed() > PATIENCE {
+            let message = format!(
+                "program {program} is still on {interface}: somebody else holds its link open (`bpftool link` \
+                 shows it, `bpftool link detach` ends it)"
+            );
+            return Err(Failure::new(Exit::Kernel, message));
+        }
+        std::thread::sleep(RETRY);
+    }
+    Ok(())
 }
 
 /// The loaded program of this id.
@@ -54,7 +81,8 @@ pub struct Clsact {
     pub our_program: Option<u32>,
     /// Whether filters are there that are not ours.
     pub has_others: bool,
-    /// Whether one of those has our priority: all filters of a priority have to be of one kind and protocol.
+    /// Whether ours cannot be there because of one of those: all filters of a priority have to be of one kind
+    /// and protocol, and no two have one handle.
     pub our_place_is_taken: bool,
 }
 
@@ -80,15 +108,16 @@ pub fn clsact(ifindex: u32) -> Result<Clsact> {
                     continue;
                 }
                 let at_our_priority = ingress && filter.header.info >> 16 == u32::from(FILTER_PRIORITY);
-                let ours = at_our_priority
-                    && u32::from(filter.header.handle) == u32::from(FILTER_HANDLE)
-                    && kind(&filter) == Some("bpf")
-                    && name(&filter) == Some(PROGRAM_NAME);
+                let of_our_kind =
+                    kind(&filter) == Some("bpf") && filter.header.info & 0xffff == ALL_PROTOCOLS;
+                let has_our_handle = u32::from(filter.header.handle) == u32::from(FILTER_HANDLE);
+                let ours =
+                    at_our_priority && of_our_kind && has_our_handle && name(&filter) == Some(PROGRAM_NAME);
                 if ours {
                     found.our_program = program_id(&filter);
                 } else {
                     found.has_others = true;
-                    found.our_place_is_taken |= at_our_priority;
+                    found.our_place_is_taken |= at_our_priority && (has_our_handle || !of_our_kind);
                 }
             }
         }
@@ -167,8 +196,14 @@ fn netlink<T, F: Future<Output = Result<T>>>(talk: impl FnOnce(rtnetlink::Handle
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         let connection = tokio::spawn(connection);
-        let result = talk(handle).await;
+        let result = talk(handle.clone()).await;
+        // When a connection breaks, its answers end as if they were complete; `handle` keeps it from ending well.
+        let broke = connection.is_finished();
         connection.abort();
+        drop(handle);
+        if broke {
+            bail!("the netlink connection broke");
+        }
         result
     })
 }

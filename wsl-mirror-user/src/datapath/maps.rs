@@ -14,7 +14,8 @@ const ANY: u64 = 0;
 
 fn open(name: &str) -> Result<MapData> {
     let path = pins::path(name);
-    MapData::from_pin(&path).or_exit(Exit::Kernel, || format!("cannot open the pinned map {}", path.display()))
+    MapData::from_pin(&path)
+        .or_exit(Exit::Kernel, || format!("cannot open the pinned map {}", path.display()))
 }
 
 /// `SETTINGS`.
@@ -58,7 +59,10 @@ impl PolicyMap {
 
     /// Everything that is written, in order.
     pub fn all(&self) -> Result<BTreeMap<PortKey, PortPolicy>> {
-        self.0.iter().collect::<Result<_, _>>().or_exit(Exit::Kernel, || "cannot read the map PORT_POLICY".into())
+        self.0
+            .iter()
+            .collect::<Result<_, _>>()
+            .or_exit(Exit::Kernel, || "cannot read the map PORT_POLICY".into())
     }
 
     /// What is written about a port.
@@ -92,8 +96,9 @@ impl PolicyMap {
 
 /// `VERDICTS`, summed over the CPUs.
 pub fn verdicts() -> Result<Verdicts> {
-    let map: PerCpuArray<MapData, Verdicts> =
-        Map::PerCpuArray(open("VERDICTS")?).try_into().context("VERDICTS is not the kind of map that we made")?;
+    let map: PerCpuArray<MapData, Verdicts> = Map::PerCpuArray(open("VERDICTS")?)
+        .try_into()
+        .context("VERDICTS is not the kind of map that we made")?;
     let values = map.get(&0, 0).or_exit(Exit::Kernel, || "cannot read the map VERDICTS".into())?;
     let mut sum = Verdicts::default();
     for value in values.iter() {
@@ -110,12 +115,14 @@ pub fn port_stats() -> Result<BTreeMap<PortKey, PortStats>> {
         .try_into()
         .context("PORT_STATS is not the kind of map that we made")?;
     let mut ports = BTreeMap::new();
-    for entry in map.iter() {
+    for entry in &map {
         let (key, values) = match entry {
             Ok(entry) => entry,
             // Evicted between being listed and being read.
             Err(MapError::KeyNotFound) => continue,
-            Err(error) => return Err(error).or_exit(Exit::Kernel, || "cannot read the map PORT_STATS".into()),
+            Err(error) => {
+                return Err(error).or_exit(Exit::Kernel, || "cannot read the map PORT_STATS".into());
+            }
         };
         let sum = values.iter().fold(PortStats::default(), |sum, value| PortStats {
             steered_flows: sum.steered_flows + value.steered_flows,

@@ -28,7 +28,8 @@ pub fn for_this_kernel() -> Result<Vec<u8>> {
         Ok(Ok(targets)) => targets,
         Ok(Err(missing)) => return Err(unsupported(&missing, conntrack_is_module())),
         Err(malformed) => {
-            return Err(malformed).or_exit(Exit::NoBtf, || format!("cannot read the kernel's BTF ({VMLINUX})"));
+            return Err(malformed)
+                .or_exit(Exit::NoBtf, || format!("cannot read the kernel's BTF ({VMLINUX})"));
         }
     };
     let mut object = OBJECT.to_vec();
@@ -47,8 +48,10 @@ fn no_btf(error: io::Error) -> anyhow::Error {
             ),
         )
     } else {
-        anyhow::Error::new(error)
-            .context(Failure { exit: Exit::NoBtf, message: format!("cannot read the kernel's BTF ({VMLINUX})") })
+        anyhow::Error::new(error).context(Failure {
+            exit: Exit::NoBtf,
+            message: format!("cannot read the kernel's BTF ({VMLINUX})"),
+        })
     }
 }
 

@@ -106,7 +106,8 @@ impl Pins {
         for name in MAPS.iter().filter(|name| self.has(name)) {
             let pinned = MapInfo::from_pin(path(name))
                 .map_err(|error| unknown_layout(&format!("{} is no map: {error}", path(name).display())))?;
-            let wanted = object.maps.get(*name).with_context(|| format!("the eBPF object has no map {name}"))?;
+            let wanted =
+                object.maps.get(*name).with_context(|| format!("the eBPF object has no map {name}"))?;
             let is = Shape {
                 kind: pinned.map_type().map(|kind| kind as u32).unwrap_or_default(),
                 key: pinned.key_size(),

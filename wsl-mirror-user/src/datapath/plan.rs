@@ -109,8 +109,12 @@ impl fmt::Display for Step {
         match self {
             Self::MountBpffs => write!(f, "mount bpffs at {}, for root only", crate::host::bpffs::ROOT),
             Self::MakeDirectories => write!(f, "make {}", pins::directory().display()),
-            Self::RemoveLeftover(name) => write!(f, "remove {}, left by a killed load", pins::path(name).display()),
-            Self::LoadProgram { reused, .. } if reused.is_empty() => f.write_str("load the program with new maps"),
+            Self::RemoveLeftover(name) => {
+                write!(f, "remove {}, left by a killed load", pins::path(name).display())
+            }
+            Self::LoadProgram { reused, .. } if reused.is_empty() => {
+                f.write_str("load the program with new maps")
+            }
             Self::LoadProgram { reused, .. } => {
                 write!(f, "load the program with the pinned maps {}", reused.join(", "))
             }
@@ -122,8 +126,12 @@ impl fmt::Display for Step {
                 Policy::from_byte(u8::try_from(new.default_policy).unwrap_or_default()).name()
             ),
             Self::PinMap(name) => write!(f, "pin the map {name}"),
-            Self::PinProgram => write!(f, "pin the new program as {}", pins::path_of_new(pins::PROGRAM).display()),
-            Self::AttachLink => f.write_str("attach the program by a tcx link, first on ingress, and pin the link"),
+            Self::PinProgram => {
+                write!(f, "pin the new program as {}", pins::path_of_new(pins::PROGRAM).display())
+            }
+            Self::AttachLink => {
+                f.write_str("attach the program by a tcx link, first on ingress, and pin the link")
+            }
             Self::ReplaceInLink { .. } => f.write_str("replace the program in the pinned link"),
             Self::AddClsact => f.write_str("make a clsact qdisc"),
             Self::AddFilter => f.write_str("attach the program as a cls_bpf filter on ingress"),
@@ -402,7 +410,8 @@ mod tests {
             (key(4), PortPolicy { cli: 0, config: 1 }),
         ]);
         let changes = policy_changes(&there, &BTreeSet::from([key(1), key(4), key(5)]));
-        let after: Vec<_> = changes.iter().map(|change| (change.key.port, change.new.cli, change.new.config)).collect();
+        let after: Vec<_> =
+            changes.iter().map(|change| (change.key.port, change.new.cli, change.new.config)).collect();
         assert_eq!(after, [(1, 1, 1), (2, 1, 0), (3, 0, 0), (5, 0, 1)]);
     }
 }

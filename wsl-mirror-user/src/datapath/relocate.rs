@@ -103,7 +103,9 @@ pub fn relocate(object: &mut [u8], targets: &Targets) -> Result<()> {
         }
     }
     if uses.contains(&0) {
-        bail!("the eBPF object does not use every kernel function that this program resolves for it: rebuild it");
+        bail!(
+            "the eBPF object does not use every kernel function that this program resolves for it: rebuild it"
+        );
     }
     Ok(())
 }
@@ -125,4 +127,89 @@ fn executable_sections(object: &[u8]) -> Result<Vec<std::ops::Range<usize>>> {
         ranges.push(range);
     }
     Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::object::pristine;
+
+    fn targets() -> Targets {
+        Targets {
+            kfuncs: Kfunc::ALL.iter().zip(1000..).map(|(kfunc, id)| (*kfunc, id)).collect(),
+            fields: Field::ALL.iter().zip(100..).map(|(field, offset)| (*field, offset)).collect(),
+        }
+    }
+
+    /// The instructions of an object's sections, in pieces of 8 bytes.
+    fn instructions(object: &[u8]) -> Vec<[u8; 8]> {
+        let ranges = executable_sections(object).unwrap();
+        ranges.into_iter().flat_map(|range| object[range].as_chunks::<8>().0.to_vec()).collect()
+    }
+
+    #[test]
+    fn every_placeholder_is_replaced_and_nothing_else_is_touched() {
+        let mut object = pristine().to_vec();
+        relocate(&mut object, &targets()).unwrap();
+        assert_eq!(object.len(), pristine().len());
+        let (before, after) = (instructions(pristine()), instructions(&object));
+        let changed: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before != after).collect();
+        assert!(changed.len() >= Kfunc::ALL.len() + Field::ALL.len());
+        for (before, after) in changed {
+            let imm = |i: &[u8; 8]| i32::from_le_bytes([i[4], i[5], i[6], i[7]]);
+            if before[0] == CALL {
+                let index = usize::try_from(imm(after) - 1000).unwrap();
+                assert_eq!(imm(before).cast_unsigned(), Kfunc::ALL[index].placeholder());
+                assert_eq!((before[1], after[1]), (0, PSEUDO_KFUNC_CALL));
+            } else {
+                let offset = |i: &[u8; 8]| u16::from_le_bytes([i[2], i[3]]);
+                let index = usize::from(offset(after) - 100);
+                assert_eq!(offset(before), Field::ALL[index].placeholder());
+                assert_eq!((before[..2].to_vec(), imm(before)), (after[..2].to_vec(), imm(after)));
+            }
+        }
+        let differing = object.iter().zip(pristine()).filter(|(a, b)| a != b).count();
+        let in_code: usize =
+            before.iter().zip(&after).map(|(a, b)| a.iter().zip(b).filter(|(a, b)| a != b).count()).sum();
+        assert_eq!(differing, in_code, "bytes outside the code have changed");
+    }
+
+    #[test]
+    fn an_object_without_the_placeholders_is_refused() {
+        let mut object = pristine().to_vec();
+        relocate(&mut object, &targets()).unwrap();
+        assert!(relocate(&mut object, &targets()).is_err(), "relocated twice");
+    }
+
+    #[test]
+    fn a_damaged_object_is_an_error_and_never_a_panic() {
+        let whole = pristine();
+        // Shorter: every length of the headers, then a few.
+        for len in (0..256).chain((256..whole.len()).step_by(997)) {
+            let _ = relocate(&mut whole[..len].to_vec(), &targets());
+        }
+        // Every byte of the file header and of the section headers, which say where everything is.
+        let sections = usize::try_from(u64::from_le_bytes(*whole[40..].first_chunk().unwrap())).unwrap();
+        for position in (0..64).chain(sections..whole.len()) {
+            for value in [0x00, 0x01, 0x7f, 0x80, 0xff] {
+                let mut damaged = whole.to_vec();
+                damaged[position] = value;
+                let _ = relocate(&mut damaged, &targets());
+            }
+        }
+    }
+
+    #[test]
+    fn code_that_ends_in_the_middle_of_an_instruction_is_refused() {
+        let mut object = pristine().to_vec();
+        let file = object::File::parse(&*object).unwrap();
+        // The size of the program's section, in its header (`Elf64_Shdr::sh_size`).
+        let index = file.section_by_name("classifier").unwrap().index().0;
+        let sections = usize::try_from(u64::from_le_bytes(*object[40..].first_chunk().unwrap())).unwrap();
+        let size = sections + index * 64 + 32;
+        let len = u64::from_le_bytes(*object[size..].first_chunk().unwrap());
+        object[size..size + 8].copy_from_slice(&(len - 4).to_le_bytes());
+        let error = relocate(&mut object, &targets()).unwrap_err();
+        assert!(error.to_string().contains("middle of an instruction"), "{error}");
+    }
 }

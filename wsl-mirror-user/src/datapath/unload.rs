@@ -7,7 +7,7 @@ use wsl_mirror_ebpf::abi::Hook;
 
 use super::maps::SettingsMap;
 use super::pins::{self, MAPS, Pins};
-use super::state::{Attachment, attachment};
+use super::state::{Attachment, attachment, linked_program};
 use super::{apply, hook};
 use crate::exit::{Exit, Failure};
 use crate::host::bpffs;
@@ -22,7 +22,7 @@ pub fn unload() -> Result<bool> {
     let mut errors = Errors::default();
     // What ends the steering first: afterwards nothing depends on the rest.
     if pins.has(pins::LINK) {
-        errors.note(apply::remove(&pins::path(pins::LINK)));
+        errors.note(remove_link(&pins));
     }
     if pins.has("SETTINGS") {
         errors.note(detach_filter());
@@ -42,6 +42,18 @@ pub fn unload() -> Result<bool> {
     errors.note(bpffs::unmount_ours());
     errors.into_result()?;
     Ok(true)
+}
+
+/// Removes the pinned link, and waits until it is off the interface.
+fn remove_link(pins: &Pins) -> Result<()> {
+    let linked = linked_program(pins);
+    apply::remove(&pins::path(pins::LINK))?;
+    if pins.has("SETTINGS")
+        && let Some(program) = linked?
+    {
+        hook::wait_until_off(SettingsMap::pinned()?.get()?.interface_name(), program)?;
+    }
+    Ok(())
 }
 
 /// Removes our `cls_bpf` filter, and the qdisc if we made it and nobody else uses it now.

@@ -1,5 +1,6 @@
 //! The BPF file system: where it is, who could write to it, and making it.
 
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::{fs, io};
@@ -39,8 +40,7 @@ pub fn unmount_ours() -> Result<bool> {
         return Ok(false);
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-    let Some(top) = mounted_on_top(&mounts) else { return Ok(false) };
-    if !is_ours(top) {
+    if !is_ours(&mounts, visible_mount()?) {
         return Ok(false);
     }
     let in_it = list(Path::new(ROOT))?.unwrap_or_default();
@@ -56,19 +56,24 @@ pub fn unmount_it() -> Result<()> {
     unmount(ROOT, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {ROOT}"))
 }
 
-/// The line of mountinfo that tells of what one sees at [`ROOT`]: mounts can be stacked, and unmounting takes
-/// the uppermost away. It is the one that no other one there is mounted on.
-fn mounted_on_top(mounts: &str) -> Option<&str> {
-    let there: Vec<&str> = mounts.lines().filter(|line| line.split(' ').nth(4) == Some(ROOT)).collect();
-    let is_covered = |id| there.iter().any(|line| line.split(' ').nth(1) == Some(id));
-    there.iter().copied().find(|line| line.split(' ').next().is_some_and(|id| !is_covered(id)))
+/// The id of the mount that one sees at [`ROOT`], which is the one that unmounting takes away: others may lie
+/// below it, or below another mount further up the path, and mountinfo lists them all.
+fn visible_mount() -> Result<u64> {
+    let root = fs::File::open(ROOT).with_context(|| format!("cannot open {ROOT}"))?;
+    let path = format!("/proc/self/fdinfo/{}", root.as_raw_fd());
+    let info = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.with_context(|| format!("{path} names no mount"))
 }
 
-/// Whether a line of mountinfo is our own bpffs mount: `ID PARENT DEV ROOT MOUNTPOINT … - TYPE SOURCE OPTIONS`.
-fn is_ours(line: &str) -> bool {
-    let Some((place, kind)) = line.split_once(" - ") else { return false };
-    let mut kind = kind.split(' ');
-    place.split(' ').nth(4) == Some(ROOT) && kind.next() == Some("bpf") && kind.next() == Some(SOURCE)
+/// Whether the mount of this id is a bpffs of our own. A line of mountinfo:
+/// `ID PARENT DEV ROOT MOUNTPOINT … - TYPE SOURCE OPTIONS`.
+fn is_ours(mountinfo: &str, id: u64) -> bool {
+    mountinfo.lines().filter_map(|line| line.split_once(" - ")).any(|(place, kind)| {
+        let mut kind = kind.split(' ');
+        place.split(' ').next().and_then(|found| found.parse().ok()) == Some(id)
+            && (kind.next(), kind.next()) == (Some("bpf"), Some(SOURCE))
+    })
 }
 
 /// Makes a directory for root only; says whether it was not there before. One that is there has to be safe:
@@ -99,11 +104,8 @@ pub fn has_safe(path: &Path) -> Result<bool> {
 pub fn require_safe(path: &Path) -> Result<()> {
     let found = rustix::fs::statat(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
         .with_context(|| format!("cannot look at {}", path.display()))?;
-    let metadata = Directory {
-        owner: found.st_uid,
-        mode: found.st_mode,
-        is_root_of_bpffs: path == Path::new(ROOT),
-    };
+    let metadata =
+        Directory { owner: found.st_uid, mode: found.st_mode, is_root_of_bpffs: path == Path::new(ROOT) };
     match metadata.objection() {
         None => Ok(()),
         Some(objection) => Err(Failure::new(
@@ -162,9 +164,8 @@ mod tests {
 
     #[test]
     fn a_directory_that_somebody_else_could_have_made_is_objected_to() {
-        let objects = |owner, mode, is_root_of_bpffs| {
-            Directory { owner, mode, is_root_of_bpffs }.objection().is_some()
-        };
+        let objects =
+            |owner, mode, is_root_of_bpffs| Directory { owner, mode, is_root_of_bpffs }.objection().is_some();
         assert!(!objects(0, 0o040_700, false));
         assert!(!objects(0, 0o041_777, true), "bpffs as `mount -t bpf` makes it");
         assert!(objects(0, 0o041_777, false));
@@ -175,23 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn of_mounts_on_one_another_the_uppermost_counts() {
-        const OURS: &str = "36 35 0:31 / /sys/fs/bpf rw - bpf wsl-mirror rw,mode=700";
-        const OVER_IT: &str = "40 36 0:33 / /sys/fs/bpf rw - bpf bpf rw,mode=700";
-        const ELSEWHERE: &str = "41 36 0:33 / /mnt rw - bpf bpf rw";
-        // The order in mountinfo is not that of the stack on every kernel.
-        for lines in [[OURS, OVER_IT, ELSEWHERE], [ELSEWHERE, OVER_IT, OURS]] {
-            assert_eq!(mounted_on_top(&lines.join("\n")), Some(OVER_IT));
-        }
-        assert_eq!(mounted_on_top(&[ELSEWHERE, OURS].join("\n")), Some(OURS));
-        assert_eq!(mounted_on_top(ELSEWHERE), None);
-    }
-
-    #[test]
     fn only_our_own_mount_is_known_as_ours() {
-        assert!(is_ours("36 35 0:31 / /sys/fs/bpf rw,nosuid shared:9 - bpf wsl-mirror rw,mode=700"));
-        assert!(!is_ours("36 35 0:31 / /sys/fs/bpf rw,nosuid shared:9 - bpf bpf rw,mode=700"));
-        assert!(!is_ours("36 35 0:31 / /mnt rw - bpf wsl-mirror rw"));
-        assert!(!is_ours("nonsense"));
+        const MOUNTS: &str = "36 35 0:31 / /sys/fs/bpf rw,nosuid shared:9 - bpf wsl-mirror rw,mode=700\n\
+                              40 36 0:33 / /sys/fs/bpf rw,nosuid shared:9 - bpf bpf rw,mode=700\n\
+                              41 20 0:34 / /tmp rw - tmpfs wsl-mirror rw\n\
+                              nonsense";
+        assert!(is_ours(MOUNTS, 36));
+        assert!(!is_ours(MOUNTS, 40), "somebody else's, over ours");
+        assert!(!is_ours(MOUNTS, 41), "no bpffs");
+        assert!(!is_ours(MOUNTS, 3));
     }
 }

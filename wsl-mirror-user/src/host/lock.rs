@@ -44,7 +44,9 @@ impl Lock {
 
     fn take_by(operation: FlockOperation) -> Result<Self> {
         let file = open().or_exit(Exit::Failure, || {
-            format!("cannot open the lock of this network namespace (sysfs, {FILE}): is CAP_SYS_ADMIN missing?")
+            format!(
+                "cannot open the lock of this network namespace (sysfs, {FILE}): is CAP_SYS_ADMIN missing?"
+            )
         })?;
         let start = Instant::now();
         let mut told = false;

@@ -22,7 +22,7 @@ pub(super) struct Tool {
 
 /// What the lab runs: a real engine, the tools that look at what it did, and a static busybox to put into
 /// containers, which have no libraries.
-pub(super) const LAB: [Tool; 10] = [
+pub(super) const LAB: [Tool; 11] = [
     Tool { program: "dockerd", package: "docker.io" },
     // Part of docker.io up to bookworm, a package of its own from trixie on.
     Tool { program: "docker", package: "docker-cli" },
@@ -33,6 +33,7 @@ pub(super) const LAB: [Tool; 10] = [
     Tool { program: "conntrack", package: "conntrack" },
     Tool { program: "bpftool", package: "bpftool" },
     Tool { program: "sysctl", package: "procps" },
+    Tool { program: "strace", package: "strace" },
     BUSYBOX,
 ];
 

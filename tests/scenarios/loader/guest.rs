@@ -1,0 +1,178 @@
+//! The guest as the loader leaves it.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use wsl_mirror_lab::{
+    Container, Docker, DockerOptions, Lab, Namespace, SCRATCH, Service, loopback,
+    process::{COMMAND_LIMIT, Finished, run},
+    tcp,
+};
+
+use crate::bpf;
+
+pub const BPFFS: &str = "/sys/fs/bpf";
+pub const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
+
+/// How much [`Service::TcpSource`] of [`published`] sends.
+pub const DOWNLOAD: u64 = 48 << 20;
+
+/// Docker with an echo service published on 8080 and 8081, and a source on 8019.
+pub fn published(lab: &Lab) -> Result<Docker> {
+    let docker = Docker::start(lab, &DockerOptions::default())?;
+    docker.run(
+        Container::new("web")
+            .serve(Service::TcpEcho { port: 7 })
+            .serve(Service::TcpSource { port: 19, bytes: DOWNLOAD })
+            .publish("8080:7")
+            .publish("8081:7")
+            .publish("8019:19"),
+    )?;
+    Ok(docker)
+}
+
+/// A client on Windows.
+pub fn from_windows(lab: &Lab, port: u16) -> tcp::Client {
+    tcp::Client::new(lab.windows(), loopback(port))
+}
+
+/// Whether a new connection from Windows to a published port works.
+pub fn is_steered(lab: &Lab, port: u16) -> bool {
+    from_windows(lab, port).limit(Duration::from_millis(700)).echo(b"hello").is_ok()
+}
+
+/// Runs `wsl-mirror` with these arguments and wants it to succeed.
+pub fn ok(lab: &Lab, arguments: &[&str]) -> Result<Finished> {
+    lab.wsl_mirror(arguments)?.success()
+}
+
+/// Runs it and wants this exit code; gives what it said on standard error.
+pub fn refused(lab: &Lab, arguments: &[&str], code: i32) -> Result<String> {
+    let finished = lab.wsl_mirror(arguments)?;
+    ensure!(finished.status.code() == Some(code), "exit code {code} was wanted: {finished}");
+    Ok(finished.stderr)
+}
+
+/// Runs it wrapped into another program: `strace …`, `setpriv …`.
+pub fn wrapped(guest: &Namespace, lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Result<Command> {
+    let inner = lab.wsl_mirror_command(arguments)?;
+    let (program, rest) = wrapper.split_first().context("no wrapper")?;
+    let mut command = guest.command(program);
+    command.args(rest).arg(inner.get_program()).args(arguments);
+    Ok(command)
+}
+
+/// Runs [`wrapped`] to its end.
+pub fn run_wrapped(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Result<Finished> {
+    run(&mut wrapped(lab.guest(), lab, wrapper, arguments)?, COMMAND_LIMIT)
+}
+
+/// `status --json`, and its exit code.
+pub fn status(lab: &Lab) -> Result<(Value, i32)> {
+    let finished = lab.wsl_mirror(&["status", "--json"])?;
+    let value = serde_json::from_str(&finished.stdout).with_context(|| format!("no JSON: {finished}"))?;
+    Ok((value, finished.status.code().context("killed")?))
+}
+
+/// `exempt list --json` as `PORT/PROTOCOL` or `PORT-PORT/PROTOCOL`.
+pub fn exempt(lab: &Lab) -> Result<Vec<String>> {
+    let list = ok(lab, &["exempt", "list", "--json"])?.stdout;
+    let list: Vec<Value> = serde_json::from_str(&list)?;
+    let text = |entry: &Value| {
+        let (first, last) = (&entry["first_port"], &entry["last_port"]);
+        let protocol = entry["protocol"].as_str().unwrap_or_default();
+        if first == last { format!("{first}/{protocol}") } else { format!("{first}-{last}/{protocol}") }
+    };
+    Ok(list.iter().filter(|entry| entry["policy"] == "pass").map(text).collect())
+}
+
+/// Writes a configuration; gives its path in the guest.
+pub fn config(lab: &Lab, text: &str) -> Result<String> {
+    let path = format!("{SCRATCH}/wsl-mirror.toml");
+    lab.guest().enter(|| fs::write(&path, text))?;
+    Ok(path)
+}
+
+/// Runs a shell command in the guest and wants it to succeed.
+pub fn sh(lab: &Lab, script: &str) -> Result<String> {
+    Ok(lab.guest().run("sh", ["-ec", script])?.stdout)
+}
+
+/// The index of `loopback0`.
+pub fn ifindex(guest: &Namespace) -> Result<u32> {
+    let text = guest.enter(|| fs::read_to_string("/sys/class/net/loopback0/ifindex"))?;
+    Ok(text.trim().parse()?)
+}
+
+/// The id of the program in our link, and the id of the link.
+pub fn ours(lab: &Lab) -> Result<(u32, u32)> {
+    let (status, _) = status(lab)?;
+    let program = status["program"]["id"].as_u64().with_context(|| format!("no program: {status}"))?;
+    let found = bpf::tcx(lab.guest())?.into_iter().find(|(id, _)| u64::from(*id) == program);
+    found.with_context(|| format!("program {program} is not on the hook"))
+}
+
+/// Whatever a command of ours could change, as a text to be compared: bpffs with owners and modes, its mounts,
+/// what is on the hooks of `loopback0`, settings, exemptions.
+pub fn everything(lab: &Lab) -> Result<String> {
+    let guest = lab.guest();
+    let mut text = guest.enter(|| -> Result<String> {
+        let mut text = String::new();
+        list(Path::new(BPFFS), &mut text)?;
+        for line in fs::read_to_string("/proc/thread-self/mountinfo")?.lines() {
+            if line.contains("/sys/fs/bpf") {
+                writeln!(text, "{line}")?;
+            }
+        }
+        Ok(text)
+    })?;
+    if guest.enter(|| Path::new("/sys/class/net/loopback0").exists()) {
+        writeln!(text, "tcx {:?}", bpf::tcx(guest)?)?;
+        for what in [
+            ["qdisc", "show", "dev", "loopback0"].as_slice(),
+            &["filter", "show", "dev", "loopback0", "ingress"],
+            &["filter", "show", "dev", "loopback0", "egress"],
+        ] {
+            text += &guest.run("tc", what)?.stdout;
+        }
+    }
+    // Of packets, which go on meanwhile, not a word.
+    let status = lab.wsl_mirror(&["status"])?;
+    let without_counters = status.stdout.split("\npackets so far").next().unwrap_or_default();
+    writeln!(text, "{without_counters}\n{}", status.status)?;
+    text += &lab.wsl_mirror(&["exempt", "list"])?.stdout;
+    Ok(text)
+}
+
+/// Wants [`everything`] to be as it was; the error shows what is not.
+pub fn unchanged(lab: &Lab, before: &str) -> Result<()> {
+    let after = everything(lab)?;
+    let only_in = |text: &str, other: &str| -> String {
+        let lines: Vec<_> = text.lines().filter(|line| !other.lines().any(|l| l == *line)).collect();
+        lines.join("\n  ")
+    };
+    ensure!(after == before, "gone:\n  {}\nnew:\n  {}", only_in(before, &after), only_in(&after, before));
+    Ok(())
+}
+
+fn list(path: &Path, text: &mut String) -> Result<()> {
+    let mut entries: Vec<PathBuf> =
+        fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    entries.sort();
+    for entry in entries {
+        let found = fs::symlink_metadata(&entry)?;
+        writeln!(text, "{} {:o} {}", entry.display(), found.mode(), found.uid())?;
+        if found.is_dir() {
+            list(&entry, text)?;
+        }
+    }
+    Ok(())
+}

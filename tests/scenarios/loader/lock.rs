@@ -1,0 +1,118 @@
+//! The lock that keeps two of us apart, from whichever distribution.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
+use wsl_mirror_lab::{
+    Lab, Namespace, SCRATCH,
+    process::{Background, COMMAND_LIMIT, run},
+};
+
+use crate::guest::{everything, ok, refused, run_wrapped, unchanged, wrapped};
+
+/// Where the lock is in a distribution that has mounted sysfs, as all have.
+const FILE: &str = "/sys/bus/platform/drivers_probe";
+
+fn hold(distribution: &Namespace) -> Result<File> {
+    let file = distribution.enter(|| File::options().write(true).open(FILE)).context("opening the lock")?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).context("taking the lock")?;
+    Ok(file)
+}
+
+#[test]
+fn the_lock_holds_across_distributions() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let other = lab.another_distribution()?;
+    let started = Instant::now();
+    let held = hold(&other)?;
+    let waiting = Background::spawn(&mut lab.wsl_mirror_command(&["load"])?)?;
+    std::thread::sleep(Duration::from_millis(1300));
+    drop(held);
+    let ended = waiting.finish(COMMAND_LIMIT)?.success()?;
+    ensure!(started.elapsed() > Duration::from_millis(1300), "it did not wait");
+    assert_eq!(ended.stderr, "wsl-mirror: waiting for another wsl-mirror to finish …\n");
+
+    // Another network namespace has nothing to do with it.
+    let elsewhere = Lab::builder().build()?;
+    let _held = hold(&other)?;
+    ok(&elsewhere, &["load"])?;
+    Ok(())
+}
+
+#[test]
+fn loads_from_two_distributions_come_one_after_the_other() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let other = lab.another_distribution()?;
+    // The first one dawdles inside: half a second before its sixth system call bpf.
+    let slow = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=bpf"];
+    let delay = ["-e", "inject=bpf:delay_enter=500000:when=6"];
+    let first =
+        Background::spawn(&mut wrapped(lab.guest(), &lab, &[slow.as_slice(), &delay].concat(), &["load"])?)?;
+    std::thread::sleep(Duration::from_millis(250));
+    let started = Instant::now();
+    let binary = lab.wsl_mirror_command(&[])?.get_program().to_owned();
+    let second = run(other.command(&binary).arg("load"), COMMAND_LIMIT)?.success()?;
+    ensure!(started.elapsed() > Duration::from_millis(200), "it did not wait: {second}");
+    first.finish(COMMAND_LIMIT)?.success()?;
+    // Each has its own pins, and unloads what is its own.
+    run(other.command(&binary).arg("unload"), COMMAND_LIMIT)?.success()?;
+    assert_eq!(lab.wsl_mirror(&["status"])?.status.code(), Some(0));
+    Ok(())
+}
+
+#[test]
+fn nobody_but_root_can_take_the_lock() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    // It is one file, and nothing else is bound, locked or created that somebody could have had first.
+    let trace = format!("{SCRATCH}/trace");
+    let calls = "trace=flock,fcntl,bind,openat,open,creat,semget,shmget,mq_open";
+    run_wrapped(&lab, &["strace", "-f", "-qq", "-y", "-o", &trace, "-e", calls], &["load"])?.success()?;
+    let trace = lab.guest().enter(|| fs::read_to_string(&trace))?;
+    let locks: Vec<_> =
+        trace.lines().filter(|line| line.contains("flock(") || line.contains("F_SETLK")).collect();
+    assert_eq!(locks.len(), 1, "{locks:#?}");
+    assert!(locks[0].contains("/bus/platform/drivers_probe>"), "{locks:?}");
+    for line in trace.lines() {
+        assert!(!line.contains("bind(") && !line.contains("O_CREAT"), "{line}");
+    }
+
+    ensure!(Path::new(FILE).exists());
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    for (what, script) in [
+        ("writing", "exec 9>>/sys/bus/platform/drivers_probe; flock -n 9"),
+        ("reading", "exec 9</sys/bus/platform/drivers_probe; flock -n 9"),
+        ("flock", "flock -n /sys/bus/platform/drivers_probe true"),
+        ("a user namespace", "unshare -Ur sh -c 'exec 9>>/sys/bus/platform/drivers_probe; flock -n 9'"),
+    ] {
+        let tried = run(
+            lab.guest().command(nobody[0]).args(&nobody[1..]).args(["sh", "-ec", script]),
+            COMMAND_LIMIT,
+        )?;
+        ensure!(!tried.status.success(), "{what}: {tried}");
+        ensure!(tried.stderr.contains("ermission denied") || what.contains("namespace"), "{what}: {tried}");
+    }
+    // What anybody may lock is nothing to us.
+    let mut squat = lab.guest().command(nobody[0]);
+    squat.args(&nobody[1..]).args(["flock", "/proc/self/ns/net", "sleep", "60"]);
+    let _squatter = Background::spawn(&mut squat)?;
+    std::thread::sleep(Duration::from_millis(100));
+    ensure!(ok(&lab, &["load"])?.took < Duration::from_secs(5));
+    Ok(())
+}
+
+#[test]
+fn whoever_waits_too_long_gives_up_and_changes_nothing() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let before = everything(&lab)?;
+    let held = hold(lab.guest())?;
+    let said = refused(&lab, &["load"], 14)?;
+    ensure!(said.contains("another wsl-mirror has been at work"), "{said}");
+    drop(held);
+    unchanged(&lab, &before)?;
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! The loader against a real kernel: what its commands make, leave alone, refuse and repair.
+
+mod bpf;
+mod bpftool;
+mod cls_bpf;
+mod faults;
+mod guest;
+mod loading;
+mod lock;
+mod output;
+mod refusals;
+mod upgrade;

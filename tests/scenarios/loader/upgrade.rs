@@ -1,0 +1,187 @@
+//! Loading again: under traffic, at the same time, from elsewhere.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use wsl_mirror_lab::{
+    Lab,
+    process::{COMMAND_LIMIT, Finished, run},
+    tcp,
+};
+
+use crate::{
+    bpf,
+    guest::{DOWNLOAD, PINS, config, exempt, from_windows, ok, ours, published, sh, status},
+};
+
+/// Does `work` while a connection exchanges requests and another one downloads, both from Windows through
+/// docker-proxy, and new connections are made one after the other.
+///
+/// A lost packet costs its connection 200 ms at least (the shortest retransmission timeout): the requests and
+/// the new connections show it.
+pub fn under_traffic(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let requests = from_windows(lab, 8080).keep_alive(Duration::from_millis(1))?;
+    let done = AtomicBool::new(false);
+    let (worked, downloads, connections) = thread::scope(|scope| {
+        let downloading = scope.spawn(|| {
+            let mut downloads = 0;
+            while !done.load(Ordering::Relaxed) {
+                from_windows(lab, 8019).download(DOWNLOAD)?;
+                downloads += 1;
+            }
+            Ok::<_, tcp::Failure>(downloads)
+        });
+        let connecting = scope.spawn(|| {
+            let mut connections = 0;
+            while !done.load(Ordering::Relaxed) {
+                from_windows(lab, 8080).reset_on_close().echo(b"hello")?;
+                connections += 1;
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok::<_, tcp::Failure>(connections)
+        });
+        let worked = work();
+        done.store(true, Ordering::Relaxed);
+        (worked, downloading.join(), connecting.join())
+    });
+    let report = requests.stop();
+    worked?;
+    let (Ok(downloads), Ok(connections)) = (downloads, connections) else { panic!("a client panicked") };
+    println!("{report:?}, {downloads:?} downloads, {connections:?} connections");
+    ensure!(report.failure.is_none(), "the requests: {report:?}");
+    ensure!(report.longest < Duration::from_secs(1), "a packet was lost: {report:?}");
+    ensure!(report.exchanges > 50, "too few to say anything: {report:?}");
+    ensure!(downloads? > 0, "no download came to its end");
+    ensure!(connections? > 20, "too few new connections");
+    Ok(())
+}
+
+#[test]
+fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let _docker = published(&lab)?;
+    let with = config(&lab, "exempt = [\"8300/tcp\", \"8301-8302/udp\"]\n")?;
+    ok(&lab, &["load", "--config", &with])?;
+    ok(&lab, &["exempt", "add", "8200-8209/tcp", "8300/tcp"])?;
+    let (mut program, link) = ours(&lab)?;
+    under_traffic(&lab, || {
+        for round in 0..24 {
+            // What the file says follows the file; what was written by hand stays.
+            let arguments: &[&str] = if round % 2 == 0 {
+                &["load", "--config", "/dev/null"]
+            } else {
+                &["load", "--config", &with]
+            };
+            ok(&lab, arguments)?;
+            let now = ours(&lab)?;
+            ensure!(now.0 != program, "the program is the old one");
+            ensure!(now.1 == link, "the link is another one");
+            program = now.0;
+            let expected: &[&str] = if round % 2 == 0 {
+                &["8200-8209/tcp", "8300/tcp"]
+            } else {
+                &["8200-8209/tcp", "8300/tcp", "8301-8302/udp"]
+            };
+            ensure!(exempt(&lab)? == expected, "round {round}: {:?}", exempt(&lab)?);
+        }
+        Ok(())
+    })?;
+    ok(&lab, &["exempt", "del", "8300/tcp", "8200-8209"])?;
+    assert_eq!(exempt(&lab)?, ["8300/tcp", "8301-8302/udp"], "what the file says is not for `del`");
+    let failed = |status: &serde_json::Value| {
+        let all = status["verdicts"].as_array().cloned().unwrap_or_default();
+        all.into_iter().filter(|v| v["verdict"] == "failed" && v["packets"] != 0).collect::<Vec<_>>()
+    };
+    assert_eq!(failed(&status(&lab)?.0), Vec::<serde_json::Value>::new());
+    Ok(())
+}
+
+#[test]
+fn exempting_every_port_in_the_file_fits_and_can_be_taken_back() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let every = config(&lab, "exempt = [\"1-65535\"]\n")?;
+    ok(&lab, &["load", "--config", &every])?;
+    assert_eq!(exempt(&lab)?, ["1-65535/tcp", "1-65535/udp"]);
+    ok(&lab, &["load", "--config", "/dev/null"])?;
+    assert_eq!(exempt(&lab)?, Vec::<String>::new());
+    Ok(())
+}
+
+/// Whether what is there is whole: everything of one load, or nothing of any.
+fn is_whole(lab: &Lab) -> Result<()> {
+    let (status, code) = status(lab)?;
+    let on_hook = bpf::tcx(lab.guest())?;
+    match code {
+        0 => {
+            let (program, _) = ours(lab)?;
+            ensure!(on_hook.len() == 1, "more than one program: {on_hook:?}");
+            let pinned = sh(lab, &format!("bpftool prog show pinned {PINS}/program"))?;
+            ensure!(
+                pinned.starts_with(&format!("{program}: ")),
+                "program {program} runs, pinned is {pinned}"
+            );
+            ensure!(sh(lab, &format!("ls {PINS} | wc -l"))? == "8\n", "{}", sh(lab, &format!("ls {PINS}"))?);
+        }
+        3 => {
+            ensure!(on_hook.is_empty(), "unloaded, but {on_hook:?}");
+            ensure!(!sh(lab, "ls /sys/fs/bpf")?.contains("wsl-mirror"));
+        }
+        _ => ensure!(false, "{status}"),
+    }
+    Ok(())
+}
+
+/// Runs all of these commands at once.
+fn at_once(lab: &Lab, commands: &[&str]) -> Result<Vec<Finished>> {
+    thread::scope(|scope| {
+        let running: Vec<_> = commands
+            .iter()
+            .map(|command| {
+                scope.spawn(move || run(&mut lab.wsl_mirror_command(&[command])?, COMMAND_LIMIT)?.success())
+            })
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)))
+            .collect()
+    })
+}
+
+#[test]
+fn loads_at_the_same_time_do_not_get_in_each_others_way() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    for count in [2, 5, 5] {
+        for _ in 0..2 {
+            at_once(&lab, &vec!["load"; count])?;
+            is_whole(&lab)?;
+        }
+        ok(&lab, &["unload"])?;
+        is_whole(&lab)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn load_unload_and_those_who_look_do_not_get_in_each_others_way() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    for _ in 0..6 {
+        let mixed = thread::scope(|scope| {
+            let looking = scope.spawn(|| -> Result<()> {
+                for _ in 0..4 {
+                    let code = status(&lab)?.1;
+                    ensure!(code == 0 || code == 3, "half-way: {code}");
+                }
+                Ok(())
+            });
+            let mixed = at_once(&lab, &["load", "unload", "load", "unload"]);
+            looking.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)).and(mixed)
+        });
+        mixed?;
+        is_whole(&lab)?;
+    }
+    Ok(())
+}
