@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, Service, loopback, nat,
     process::wait_for,
@@ -20,6 +20,9 @@ use crate::world::{
 };
 
 const PAUSE: Duration = Duration::from_millis(5);
+/// Until delayed acknowledgements are through too. A flush breaks an engine's TCP flow, with us or without,
+/// if the next packet is the container's: its entry then has no translation.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// CNI's portmap: no host socket, a DNAT, and a masquerade for what comes from 127.0.0.1.
 #[test]
@@ -47,28 +50,28 @@ fn an_engine_without_a_host_socket_keeps_its_own_path() -> Result<()> {
         assert_answers_udp(&lab, 8300);
     };
     new_flows_work();
-    let connection = windows(&lab, 8300).keep_alive(PAUSE)?;
+    let busy = windows(&lab, 8300).keep_alive(PAUSE)?;
+    let mut calm = windows(&lab, 8300).connect()?;
     let datagrams = windows_udp(&lab, 8300).connect()?;
-    let go_on = |when: &str| -> Result<()> {
+    let mut go_on = |when: &str| {
         assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()), "UDP {when}");
-        thread::sleep(Duration::from_millis(100));
-        ensure!(connection.is_alive(), "TCP {when}");
-        Ok(())
+        assert_eq!(tcp::exchange(&mut calm, HELLO), Ok(HELLO.to_vec()), "TCP {when}");
+        thread::sleep(SILENCE);
     };
-    go_on("before the load")?;
+    go_on("before the load");
     load(&lab)?;
     new_flows_work();
-    go_on("after the load")?;
+    go_on("after the load");
     load(&lab)?;
-    go_on("after another load")?;
+    go_on("after another load");
+    assert_eq!(busy.stop().failure, None);
     nat::conntrack_flush(lab.guest())?;
-    go_on("after a flush")?;
+    go_on("after a flush");
     new_flows_work();
     assert!(packets(&lab, "pass_no_listener")? > 0 && packets(&lab, "pass_engine_nat")? > 0);
     unload(&lab)?;
     new_flows_work();
-    go_on("after the unload")?;
-    assert_eq!(connection.stop().failure, None);
+    go_on("after the unload");
     Ok(())
 }
 
@@ -108,17 +111,20 @@ impl<'a> OneWay<'a> {
 #[test]
 fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a_stray_syn() -> Result<()> {
     let Services { lab, docker: _docker } = Services::start(Lab::builder().build()?, false)?;
-    let connection = windows(&lab, 8080).from_port(50_000).keep_alive(PAUSE)?;
+    let busy = windows(&lab, 8080).keep_alive(PAUSE)?;
+    let mut calm = windows(&lab, 8080).from_port(50_000).connect()?;
     let datagrams = windows_udp(&lab, 8081).connect()?;
     udp::exchange(&datagrams, HELLO)?;
     let one_way = OneWay::start(&lab, 8017)?;
     let windows_nic = RawSocket::open(lab.windows(), "winlo0")?;
-    let go_on = |when: &str| -> Result<()> {
+    let mut go_on = |when: &str| -> Result<()> {
         assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()), "UDP {when}");
         one_way.goes_on(when)?;
+        assert_eq!(tcp::exchange(&mut calm, HELLO), Ok(HELLO.to_vec()), "TCP {when}");
         windows_nic.send(&frame_from_windows(&syn(50_000, 8080, 0x1234_5678)))?;
-        thread::sleep(Duration::from_millis(100));
-        ensure!(connection.is_alive(), "TCP {when}");
+        thread::sleep(SILENCE);
+        assert_eq!(tcp::exchange(&mut calm, HELLO), Ok(HELLO.to_vec()), "TCP after a stray SYN {when}");
+        thread::sleep(SILENCE);
         Ok(())
     };
     go_on("before the load")?;
@@ -126,13 +132,11 @@ fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a
     go_on("after the load")?;
     load(&lab)?;
     go_on("after another load")?;
+    assert_eq!(busy.stop().failure, None);
     nat::conntrack_flush(lab.guest())?;
     go_on("after a flush")?;
     unload(&lab)?;
-    go_on("after the unload")?;
-    let report = connection.stop();
-    assert_eq!(report.failure, None, "{report:?}");
-    Ok(())
+    go_on("after the unload")
 }
 
 /// The first SYN went the engine's way, the container is slow to answer, and meanwhile we are loaded.
