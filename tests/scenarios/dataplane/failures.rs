@@ -83,6 +83,8 @@ fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
     let lab = Lab::builder().build()?;
     let _tcp = servers::tcp_echo(lab.guest(), loopback(8100))?;
     let _udp = servers::udp_echo(lab.guest(), loopback(8100))?;
+    let probe = Probe::new(&lab)?;
+    probe.add("seen", "tcp sport 50000")?;
     load(&lab)?;
     let connection = windows(&lab, 8100).keep_alive(Duration::from_millis(10))?;
     let datagrams = windows_udp(&lab, 8100).connect()?;
@@ -109,9 +111,10 @@ fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
         fill.stderr.lines().next().unwrap_or_default()
     );
     assert_eq!(packets(&lab, "failed_alloc")?, 0);
-    let answer = windows(&lab, 8100).limit(Duration::from_millis(300)).echo(HELLO);
+    let answer = windows(&lab, 8100).from_port(50_000).limit(Duration::from_millis(300)).echo(HELLO);
     assert_eq!(answer, Err(tcp::Failure::ConnectTimedOut), "the stack drops it, as it does without us");
     assert!(packets(&lab, "failed_alloc")? > 0);
+    assert_eq!(probe.packets("seen")?, 1, "it passed the program");
     assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()));
     let report = connection.stop();
     assert_eq!(report.failure, None, "{report:?}");
