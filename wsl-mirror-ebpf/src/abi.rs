@@ -18,9 +18,9 @@ pub const DEFAULT_MARK: u32 = 0x1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Protocol {
-    /// IPPROTO_TCP.
+    /// `IPPROTO_TCP`.
     Tcp = 6,
-    /// IPPROTO_UDP.
+    /// `IPPROTO_UDP`.
     Udp = 17,
 }
 
@@ -241,7 +241,7 @@ impl FlowState {
 mod pod {
     use super::{FlowKey, FlowState, PortKey, PortPolicy, PortStats, Settings, Verdicts};
 
-    // SAFETY (each): `repr(C)`, integers only, no padding, every bit pattern is a value.
+    // SAFETY: `repr(C)`, integers only, no padding, every bit pattern is a value.
     unsafe impl aya::Pod for Settings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PortKey {}
@@ -287,6 +287,7 @@ impl Verdict {
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident => $name:ident, $verdict:ident;)+) => {
         /// Why a packet got its verdict.
+        #[expect(clippy::doc_markdown, reason = "the sentences are shown to people as they stand")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u32)]
         pub enum Reason {

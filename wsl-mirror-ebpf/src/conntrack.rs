@@ -108,8 +108,7 @@ unsafe fn ct_change_timeout(entry: *mut NfConn, milliseconds: u32) -> i32 {
 #[inline(always)]
 unsafe fn ct_release(entry: *mut NfConn) {
     // SAFETY: as above.
-    let call: unsafe extern "C" fn(*mut NfConn) =
-        unsafe { transmute(Kfunc::Release.placeholder() as usize) };
+    let call: unsafe extern "C" fn(*mut NfConn) = unsafe { transmute(Kfunc::Release.placeholder() as usize) };
     // SAFETY: the entry is held, and not used again.
     unsafe { call(entry) }
 }

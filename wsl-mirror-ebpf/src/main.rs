@@ -153,9 +153,7 @@ impl Kernel for Here<'_> {
 
     #[inline(always)]
     fn remember(&mut self, packet: &Packet, id: u32) -> Result<(), ()> {
-        FLOWS
-            .insert(packet.flow(), FlowState { conntrack: id }, u64::from(BPF_ANY))
-            .map_err(|_| ())
+        FLOWS.insert(packet.flow(), FlowState { conntrack: id }, u64::from(BPF_ANY)).map_err(|_| ())
     }
 
     #[inline(always)]
@@ -224,4 +222,3 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
-

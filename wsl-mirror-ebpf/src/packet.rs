@@ -26,6 +26,7 @@ pub trait Bytes {
 }
 
 /// A frame as it came in, from its Ethernet header on.
+#[expect(clippy::len_without_is_empty, reason = "no frame is empty, and nobody would ask")]
 pub trait Frame {
     /// What [`Frame::at`] hands out.
     type Bytes: Bytes;

@@ -46,8 +46,7 @@ pub fn has_connection(skb: &Skb, packet: &Packet) -> bool {
 #[inline(always)]
 fn tcp_state(skb: &Skb, tuple: &mut Tuple) -> Option<u32> {
     // SAFETY: the tuple is valid for the length that is passed with it.
-    let socket =
-        unsafe { bpf_skc_lookup_tcp(skb.as_ptr(), tuple.as_mut_ptr(), Tuple::SIZE, THIS_NETNS, 0) };
+    let socket = unsafe { bpf_skc_lookup_tcp(skb.as_ptr(), tuple.as_mut_ptr(), Tuple::SIZE, THIS_NETNS, 0) };
     if socket.is_null() {
         return None;
     }

@@ -46,6 +46,7 @@ pub enum Conntrack {
 }
 
 /// What the program asks of the kernel and does to it. Each call may fail; none may hold anything on return.
+#[expect(clippy::result_unit_err, reason = "of a call that failed, the verdict needs to know only that")]
 pub trait Kernel {
     /// Finds the packet's conntrack entry.
     fn conntrack(&mut self, packet: &Packet) -> Conntrack;
@@ -119,7 +120,7 @@ impl Entry {
     }
 
     /// Whether the TCP flow of this entry is over. A SYN then begins another one: conntrack throws an entry in
-    /// TIME_WAIT away, whichever side opened it, and starts over with a fresh one that engines' rules catch
+    /// `TIME_WAIT` away, whichever side opened it, and starts over with a fresh one that engines' rules catch
     /// (`nf_conntrack_tcp_packet`, "Attempt to reopen a closed/aborted connection"); to one in CLOSE that the
     /// other side opened, the SYN is invalid.
     #[inline(always)]

@@ -3,7 +3,6 @@
 //! A [`World`] is one combination of answers that conntrack, the maps and the sockets can give, failures
 //! included; every combination is tried ([`everywhere`]), and each test states one property of all of them.
 
-#![expect(clippy::expect_used, reason = "a panic is the verdict")]
 
 use wsl_mirror_ebpf::{
     abi::{FlowState, Policy, Protocol, Reason, Verdict},

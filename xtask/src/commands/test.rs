@@ -66,7 +66,11 @@ impl Test {
         let mut groups = Vec::new();
         if host {
             groups.push(check("format", "fmt", &["--all", "--check"]));
-            groups.push(check("lints", "clippy", &["--workspace", "--all-targets", "--release", "--", "-D", "warnings"]));
+            groups.push(check(
+                "lints",
+                "clippy",
+                &["--workspace", "--all-targets", "--release", "--", "-D", "warnings"],
+            ));
         }
         // Once, and before the tests: a lab that ran an older binary would prove nothing.
         let started = Instant::now();
