@@ -316,6 +316,7 @@ macro_rules! reasons {
         }
 
         /// Value of `VERDICTS` (per-CPU array, one element): packets by reason.
+        #[expect(clippy::doc_markdown, reason = "the sentences are shown to people as they stand")]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[repr(C)]
         pub struct Verdicts {
