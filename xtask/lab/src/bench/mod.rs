@@ -75,6 +75,14 @@ impl Bench {
             ))?;
             return Ok(Verdict::Kept);
         }
+        let doubtful = comparisons.iter().filter(|comparison| comparison.is_doubtful()).count();
+        if doubtful > 0 {
+            print(&format!(
+                "{doubtful} of {} ratios are doubtful: the limit lies inside of the interval. A machine that has \
+                 nothing else to do tells more.",
+                comparisons.len()
+            ))?;
+        }
         let limits = costs.len() + comparisons.len();
         if missed == 0 {
             print(&format!("All {limits} limits hold ({seconds} s). {busy}."))?;

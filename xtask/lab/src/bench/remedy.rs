@@ -51,6 +51,11 @@ impl Comparison {
     pub(super) fn holds(&self) -> bool {
         self.ratio.median >= LIMIT
     }
+
+    /// Whether another run could well come out the other way.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.interval.is_none_or(|(low, high)| (low..high).contains(&LIMIT))
+    }
 }
 
 /// What makes Docker's published ports answer on Windows.
@@ -141,5 +146,16 @@ mod tests {
         assert!(comparison.holds());
         let slower: Vec<_> = pairs.iter().map(|(ours, remedy)| (ours * 0.95, *remedy)).collect();
         assert!(!Comparison::of(Load::KeepAlive, &slower).holds());
+    }
+
+    #[test]
+    fn an_interval_across_the_limit_is_doubtful_and_one_beside_it_is_not() {
+        let of = |ratios: [f64; 2]| {
+            let pairs: Vec<_> = ratios.into_iter().cycle().take(20).map(|ratio| (ratio, 1.0)).collect();
+            Comparison::of(Load::KeepAlive, &pairs)
+        };
+        assert!(of([0.9, 1.1]).is_doubtful());
+        assert!(!of([0.98, 1.1]).is_doubtful());
+        assert!(!of([0.8, 0.9]).is_doubtful());
     }
 }
