@@ -5,6 +5,8 @@
 //! 8080 is shown as 8080. A change to anything in a map is a new layout: [`LAYOUT`] and with it the pin
 //! directory change.
 
+use core::mem::transmute;
+
 /// The version of this file's layout; part of the pin path (`/sys/fs/bpf/wsl-mirror/v1`).
 pub const LAYOUT: u32 = 1;
 
@@ -159,7 +161,11 @@ impl PortKey {
     /// The key of this port.
     #[inline(always)]
     pub const fn new(protocol: Protocol, port: u16) -> Self {
-        Self { protocol: protocol as u8, zero: 0, port }
+        let word = u32::from_le_bytes([protocol as u8, 0, 0, 0]) | (port as u32) << 16;
+        // SAFETY: no padding, and every bit pattern is a value. (Little endian, as every machine that this runs
+        // on.) Written as the word that the map's hash reads: a load that spans several stores waits until they
+        // have left the store buffer.
+        unsafe { transmute::<u32, Self>(word) }
     }
 }
 
@@ -217,9 +223,17 @@ pub struct FlowKey {
     /// Host order.
     pub server_port: u16,
     /// IP protocol number: 6 TCP, 17 UDP.
-    pub protocol: u8,
-    /// Always 0.
-    pub zero: [u8; 3],
+    pub protocol: u32,
+}
+
+impl FlowKey {
+    /// The key of this flow.
+    #[inline(always)]
+    pub const fn new(protocol: Protocol, client: [u8; 4], client_port: u16, server_port: u16) -> Self {
+        let ports = client_port as u32 | (server_port as u32) << 16;
+        // SAFETY: as for `PortKey`.
+        unsafe { transmute::<[u32; 3], Self>([u32::from_ne_bytes(client), ports, protocol as u32]) }
+    }
 }
 
 /// Value of `FLOWS`: that a flow was steered when it started, so that its later packets are known as ours; or
@@ -449,6 +463,9 @@ mod tests {
         assert_eq!(size_of::<PortPolicy>(), 2);
         assert_eq!(size_of::<FlowKey>(), 12);
         assert_eq!(size_of::<Settings>(), 40);
+        let flow = FlowKey::new(Protocol::Udp, [127, 0, 0, 2], 50_000, 53);
+        let fields = FlowKey { client: [127, 0, 0, 2], client_port: 50_000, server_port: 53, protocol: 17 };
+        assert_eq!(flow, fields);
         let PortKey { protocol, zero, port } = PortKey::new(Protocol::Tcp, 8080);
         assert_eq!((protocol, zero, port.to_le_bytes()), (0x06, 0x00, [0x90, 0x1f]));
     }

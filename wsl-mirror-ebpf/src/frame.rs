@@ -100,4 +100,10 @@ impl Bytes for Pointer {
         // WSL runs on load unaligned anyway; the verifier refuses it where they cannot.
         u16::from_be(unsafe { *self.0.add(offset).cast::<u16>() })
     }
+
+    #[inline(always)]
+    fn four(&self, offset: usize) -> [u8; 4] {
+        // SAFETY: as above. One load: told that it may be unaligned, the compiler reads byte by byte.
+        unsafe { *self.0.add(offset).cast::<u32>() }.to_ne_bytes()
+    }
 }

@@ -9,6 +9,9 @@ const UDP: usize = 8;
 /// As much of a frame as [`parse`] ever looks at: Ethernet, IPv4 with all its options, TCP without options.
 pub const MAX_HEADERS: usize = ETHERNET + 60 + TCP_MIN;
 
+/// 127.0.0.1
+pub const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
+
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
@@ -23,6 +26,8 @@ pub trait Bytes {
     fn u8(&self, offset: usize) -> u8;
     /// The two bytes at `offset`, big endian.
     fn u16(&self, offset: usize) -> u16;
+    /// The four bytes at `offset`.
+    fn four(&self, offset: usize) -> [u8; 4];
 }
 
 /// A frame as it came in, from its Ethernet header on.
@@ -89,13 +94,7 @@ impl Packet {
     /// The packet's flow, as `FLOWS` has it.
     #[inline(always)]
     pub const fn flow(&self) -> FlowKey {
-        FlowKey {
-            client: self.client,
-            client_port: self.client_port,
-            server_port: self.server_port,
-            protocol: self.protocol as u8,
-            zero: [0; 3],
-        }
+        FlowKey::new(self.protocol, self.client, self.client_port, self.server_port)
     }
 }
 
@@ -130,8 +129,8 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
         return Err(Reason::BadHeader);
     }
     let Some(protocol) = Protocol::from_number(ip.u8(9)) else { return Err(Reason::NotTcpUdp) };
-    let client = [ip.u8(12), ip.u8(13), ip.u8(14), ip.u8(15)];
-    if client[0] != 127 || ip.u16(16) != 0x7f00 || ip.u16(18) != 0x0001 {
+    let client = ip.four(12);
+    if client[0] != 127 || ip.four(16) != LOCALHOST {
         return Err(Reason::NotLoopback);
     }
     let fragment = ip.u16(6);
@@ -142,7 +141,8 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
         Protocol::Tcp => TCP_MIN,
         Protocol::Udp => UDP,
     };
-    let on_wire = frame.len().saturating_sub(ETHERNET);
+    // At least IPV4_MIN, which could be read.
+    let on_wire = frame.len() - ETHERNET;
     let total = match usize::from(ip.u16(2)) {
         // BIG TCP: a super-packet that is longer than the field can say carries 0 there.
         0 if on_wire > usize::from(u16::MAX) => on_wire,

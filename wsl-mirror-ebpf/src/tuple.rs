@@ -1,7 +1,7 @@
 //! A packet's addresses and ports, as the kernel's lookups want them.
 
 use aya_ebpf::bindings::bpf_sock_tuple;
-use wsl_mirror_ebpf::packet::Packet;
+use wsl_mirror_ebpf::packet::{LOCALHOST, Packet};
 
 /// The IPv4 arm of `struct bpf_sock_tuple`: everything in network order.
 #[repr(C)]
@@ -21,7 +21,7 @@ impl Tuple {
     pub const fn of(packet: &Packet) -> Self {
         Self {
             source: packet.client,
-            destination: [127, 0, 0, 1],
+            destination: LOCALHOST,
             source_port: packet.client_port.to_be(),
             destination_port: packet.server_port.to_be(),
         }

@@ -119,4 +119,8 @@ impl Bytes for Window<'_> {
     fn u16(&self, offset: usize) -> u16 {
         u16::from_be_bytes([self.0[offset], self.0[offset + 1]])
     }
+
+    fn four(&self, offset: usize) -> [u8; 4] {
+        [self.u8(offset), self.u8(offset + 1), self.u8(offset + 2), self.u8(offset + 3)]
+    }
 }
