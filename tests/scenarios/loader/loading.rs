@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use wsl_mirror_lab::{
-    Lab, loopback,
+    Lab, SCRATCH, loopback,
     process::{Background, wait_for},
     servers, tcp,
 };
@@ -127,6 +127,26 @@ fn unload_removes_what_load_made_and_nothing_else() -> Result<()> {
     let again = ok(&lab, &["unload"])?;
     assert_eq!(again.stderr, "wsl-mirror: nothing is loaded\n");
     unchanged(&lab, &now)?;
+    Ok(())
+}
+
+#[test]
+fn unload_ends_only_when_the_program_is_off_the_interface() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    // The kernel lets go of an unpinned link when it comes to it: mostly at once, on a busy machine later. So what
+    // counts is that it is asked afterwards, and what its last answer was.
+    let trace = format!("{SCRATCH}/trace");
+    for round in 0..5 {
+        ok(&lab, &["load"])?;
+        run_wrapped(&lab, &["strace", "-qq", "-o", &trace, "-e", "trace=bpf,unlink"], &["unload"])?
+            .success()?;
+        assert_eq!(bpf::tcx(lab.guest())?, [], "round {round}");
+        let trace = lab.guest().enter(|| fs::read_to_string(&trace))?;
+        let (_, after) =
+            trace.split_once(&format!("unlink(\"{PINS}/link\")")).context("it was not unpinned")?;
+        let answer = after.lines().rfind(|line| line.contains("BPF_PROG_QUERY"));
+        assert!(answer.is_some_and(|line| line.contains("prog_ids=[]")), "{answer:?}");
+    }
     Ok(())
 }
 
