@@ -123,16 +123,17 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
         return Err(Reason::NotToUs);
     }
     let Some(ip) = frame.at(ETHERNET, IPV4_MIN) else { return Err(Reason::Truncated) };
+    // First what strangers fail by: half a nanosecond of what their packets cost.
+    let client = ip.four(12);
+    if client[0] != 127 || ip.four(16) != LOCALHOST {
+        return Err(Reason::NotLoopback);
+    }
     let version_ihl = ip.u8(0);
     let header = usize::from(version_ihl & 0x0f) * 4;
     if version_ihl >> 4 != 4 || header < IPV4_MIN {
         return Err(Reason::BadHeader);
     }
     let Some(protocol) = Protocol::from_number(ip.u8(9)) else { return Err(Reason::NotTcpUdp) };
-    let client = ip.four(12);
-    if client[0] != 127 || ip.four(16) != LOCALHOST {
-        return Err(Reason::NotLoopback);
-    }
     let fragment = ip.u16(6);
     if fragment & FRAGMENT_OFFSET != 0 {
         return Err(Reason::LaterFragment);
