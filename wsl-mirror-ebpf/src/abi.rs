@@ -16,6 +16,9 @@ pub const LAYOUT: u32 = 1;
 /// (kube-proxy), 0xf00 (Cilium), 0xff0000 (Tailscale).
 pub const DEFAULT_MARK: u32 = 0x1000;
 
+/// How many ports there are, of both protocols: the length of `PORT_PACKETS`.
+pub const PORTS: usize = 2 * 65_536;
+
 /// A transport protocol that can be steered, by its IP protocol number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -167,6 +170,18 @@ impl PortKey {
         // have left the store buffer.
         unsafe { transmute::<u32, Self>(word) }
     }
+
+    /// The port's index in `PORT_PACKETS`: the port itself for TCP, 65536 more for UDP.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self.port as u32 | ((self.protocol == Protocol::Udp as u8) as u32) << 16
+    }
+
+    /// The port at this index of `PORT_PACKETS`.
+    pub const fn at_index(index: u32) -> Self {
+        let protocol = if index >> 16 == 0 { Protocol::Tcp } else { Protocol::Udp };
+        Self::new(protocol, (index & 0xffff) as u16)
+    }
 }
 
 /// Value of `PORT_POLICY` (hash): what the user wrote about a port, by where it was written.
@@ -197,22 +212,21 @@ impl PortPolicy {
     }
 }
 
-/// Value of `PORT_STATS` (per-CPU LRU hash): what happened on a port. Packets towards the port only: replies
+/// Value of `PORT_STATS` (per-CPU hash): what happened on a port. Packets towards the port only: replies
 /// leave through the egress side of the interface, which this program does not see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PortStats {
-    /// Flows that were steered (their conntrack entry was made by us).
+    /// Flows that were steered (their conntrack entry was made by us). Each is also one packet; the flows' other
+    /// packets are counted in `PORT_PACKETS`.
     pub steered_flows: u64,
-    /// Packets of steered flows.
-    pub steered_packets: u64,
     /// Packets that passed untouched.
     pub passed_packets: u64,
     /// Packets that passed because one of our calls failed.
     pub failed_packets: u64,
 }
 
-/// Key of `FLOWS` (LRU hash): the client's side of a steered flow. The server's address is always 127.0.0.1.
+/// Key of `FLOWS` (LRU hash): the client's side of a flow. The server's address is always 127.0.0.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FlowKey {
@@ -222,7 +236,7 @@ pub struct FlowKey {
     pub client_port: u16,
     /// Host order.
     pub server_port: u16,
-    /// IP protocol number: 6 TCP, 17 UDP.
+    /// IP protocol number: 6 TCP, 17 UDP. As wide as it is so that there is nothing to pad.
     pub protocol: u32,
 }
 
@@ -236,19 +250,34 @@ impl FlowKey {
     }
 }
 
-/// Value of `FLOWS`: that a flow was steered when it started, so that its later packets are known as ours; or
-/// that an engine carries a UDP flow, so that it stays with it.
+/// Value of `FLOWS`: who carries a flow, for the packet that finds the flow's conntrack entry lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowState {
-    /// Which conntrack entry we made for the flow: the low half of its address, enough to notice that
-    /// another entry has taken its place. Or [`FlowState::ENGINES`].
-    pub conntrack: u32,
+    /// A [`Carrier`].
+    pub carrier: u32,
 }
 
-impl FlowState {
-    /// Stands in place of an entry of ours: the flow is an engine's.
-    pub const ENGINES: u32 = 0;
+/// Who carries a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Carrier {
+    /// It was steered when it began.
+    Listener = 1,
+    /// An engine, by DNAT. Only noted of UDP, whose datagrams do not tell whether their flow has just begun.
+    Engine = 2,
+}
+
+impl Carrier {
+    /// The carrier that this number stands for.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::Listener),
+            2 => Some(Self::Engine),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(feature = "user")]
@@ -363,7 +392,7 @@ reasons! {
     PickedUp => steer_picked_up, Steer;
     /// a packet of a flow that was steered
     Established => steer_established, Steer;
-    /// the flow was steered, but there was no room to remember it: its later packets go unmarked
+    /// the flow was steered, but there was no room to remember that: should its entry get lost, it is judged anew
     Unremembered => steer_unremembered, Steer;
 
     /// not IPv4 (ARP, IPv6, …)
@@ -454,6 +483,17 @@ mod tests {
         for byte in 3..=u8::MAX {
             assert_eq!(PortPolicy { cli: byte, config: 1 }.effective(), Policy::Pass);
             assert_eq!(PortPolicy { cli: byte, config: byte }.effective(), Policy::Unset);
+        }
+    }
+
+    #[test]
+    fn every_port_has_its_own_place() {
+        for protocol in Protocol::ALL {
+            for port in [0, 1, 80, 65_535] {
+                let key = PortKey::new(protocol, port);
+                assert!((key.index() as usize) < PORTS);
+                assert_eq!(PortKey::at_index(key.index()), key);
+            }
         }
     }
 

@@ -140,23 +140,7 @@ unsafe fn tcp_state(entry: *const NfConn) -> u8 {
     value as u8
 }
 
-/// Gives the entry back and returns what tells it from the flow's next one: see
-/// [`wsl_mirror_ebpf::abi::FlowState`].
-#[inline(always)]
-fn release(entry: *mut NfConn) -> u32 {
-    // SAFETY: the entry is held, and not used as one again.
-    unsafe { ct_release(entry) };
-    let mut address = entry as u64;
-    // Only now may one calculate with the address: the verifier forbids it while it is a pointer. Written by
-    // hand, because the compiler would do it earlier.
-    // SAFETY: only changes the register.
-    unsafe {
-        asm!("{address} <<= 32", "{address} >>= 32", address = inout(reg) address, options(nomem, nostack));
-    }
-    address as u32
-}
-
-/// What the verdict needs to know of an entry that is held. `is_reply` and `id` are filled in by the caller.
+/// What the verdict needs to know of an entry that is held.
 #[inline(always)]
 fn look_at(entry: *const NfConn, packet: &Packet, options: &Options) -> Entry {
     Entry {
@@ -168,7 +152,6 @@ fn look_at(entry: *const NfConn, packet: &Packet, options: &Options) -> Entry {
             Protocol::Tcp => unsafe { tcp_state(entry) },
             Protocol::Udp => 0,
         },
-        id: 0,
     }
 }
 
@@ -181,8 +164,9 @@ pub fn find(skb: &Skb, packet: &Packet) -> Conntrack {
     if entry.is_null() {
         return if options.error == -ENOENT { Conntrack::Missing } else { Conntrack::Failed };
     }
-    let mut found = look_at(entry, packet, &options);
-    found.id = release(entry);
+    let found = look_at(entry, packet, &options);
+    // SAFETY: the entry is held, and not used again.
+    unsafe { ct_release(entry) };
     Conntrack::Found(found)
 }
 
@@ -202,7 +186,8 @@ pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
         Some(_) => unsafe { ct_change_timeout(entry, 0) },
         None => -1,
     };
-    release(entry);
+    // SAFETY: the entry is held, and not used again.
+    unsafe { ct_release(entry) };
     if changed != 0 {
         return Err(());
     }
@@ -211,7 +196,8 @@ pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
     if still.is_null() {
         return Ok(());
     }
-    release(still);
+    // SAFETY: not null, held, and not used again.
+    unsafe { ct_release(still) };
     Err(())
 }
 
@@ -219,7 +205,7 @@ pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
 /// it goes anyway: nat PREROUTING then skips the rules of every engine, and nothing else changes
 /// (`nf_nat_inet_fn`, `nf_nat_initialized`).
 #[inline(always)]
-pub fn create(skb: &Skb, packet: &Packet) -> Result<u32, Reason> {
+pub fn create(skb: &Skb, packet: &Packet) -> Result<(), Reason> {
     let mut options = Options::of(packet);
     // SAFETY: the tuple and the options outlive the call.
     let entry = unsafe { ct_alloc(skb, &mut Tuple::of(packet), &mut options) };
@@ -240,6 +226,7 @@ pub fn create(skb: &Skb, packet: &Packet) -> Result<u32, Reason> {
     if entry.is_null() {
         return Err(Reason::InsertFailed);
     }
-    let id = release(entry);
-    if translated == 0 { Ok(id) } else { Err(Reason::NatFailed) }
+    // SAFETY: not null, held, and not used again.
+    unsafe { ct_release(entry) };
+    if translated == 0 { Ok(()) } else { Err(Reason::NatFailed) }
 }

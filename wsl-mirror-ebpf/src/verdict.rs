@@ -1,6 +1,6 @@
 //! The verdict: one pure function, compiled into the program and into the host's tests.
 
-use crate::abi::{FlowState, Policy, Reason};
+use crate::abi::{Carrier, Policy, Reason};
 use crate::packet::{Packet, Role};
 
 /// `IPS_*` bits of `nf_conn.status` (`include/uapi/linux/netfilter/nf_conntrack_common.h`).
@@ -11,6 +11,10 @@ pub mod status {
     pub const SRC_NAT: u64 = 1 << 4;
     /// The destination is translated.
     pub const DST_NAT: u64 = 1 << 5;
+    /// It was decided whether the source is translated, one way or the other.
+    pub const SRC_NAT_DONE: u64 = 1 << 7;
+    /// It was decided whether the destination is translated, one way or the other.
+    pub const DST_NAT_DONE: u64 = 1 << 8;
 }
 
 /// `enum tcp_conntrack` values that a new SYN restarts (`nf_conntrack_proto_tcp.c`).
@@ -30,8 +34,6 @@ pub struct Entry {
     pub status: u64,
     /// `enum tcp_conntrack`; meaningless for UDP.
     pub tcp_state: u8,
-    /// Tells this entry from another one for the same flow ([`crate::abi::FlowState::conntrack`]).
-    pub id: u32,
 }
 
 /// An answer of conntrack.
@@ -50,8 +52,8 @@ pub enum Conntrack {
 pub trait Kernel {
     /// Finds the packet's conntrack entry.
     fn conntrack(&mut self, packet: &Packet) -> Conntrack;
-    /// The conntrack entry that we made for this flow, or [`FlowState::ENGINES`], if we remember the flow.
-    fn remembered(&mut self, packet: &Packet) -> Option<u32>;
+    /// Who carried the packet's flow, if we remember it.
+    fn remembered(&mut self, packet: &Packet) -> Option<Carrier>;
     /// What the user wrote about the packet's destination port.
     fn written_policy(&mut self, packet: &Packet) -> Policy;
     /// What ports get that nobody wrote about.
@@ -64,11 +66,9 @@ pub trait Kernel {
     /// Takes away the packet's conntrack entry if it still is of no use ([`Entry::replaceable`]).
     fn expire(&mut self, packet: &Packet) -> Result<(), ()>;
     /// Makes a conntrack entry for the flow whose destination NAT is already done, to where it goes anyway.
-    fn create(&mut self, packet: &Packet) -> Result<u32, Reason>;
-    /// Remembers that the entry with this id is ours.
-    fn remember(&mut self, packet: &Packet, id: u32) -> Result<(), ()>;
-    /// Remembers that the flow is an engine's. No room: then it is not remembered.
-    fn remember_engines(&mut self, packet: &Packet);
+    fn create(&mut self, packet: &Packet) -> Result<(), Reason>;
+    /// Remembers who carries the packet's flow.
+    fn remember(&mut self, packet: &Packet, carrier: Carrier) -> Result<(), ()>;
     /// Forgets the flow.
     fn forget(&mut self, packet: &Packet);
 }
@@ -98,12 +98,13 @@ fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Reaso
     if entry.status & status::DST_NAT != 0 {
         // A datagram does not tell whether its flow has just begun. Without this note, one whose entry was
         // lost (conntrack -F) would be steered away from the engine that carries it.
-        if matches!(packet.role, Role::Datagram) && kernel.remembered(packet) != Some(FlowState::ENGINES) {
-            kernel.remember_engines(packet);
+        if matches!(packet.role, Role::Datagram) && kernel.remembered(packet) != Some(Carrier::Engine) {
+            // No room: then it is not remembered.
+            let _ = kernel.remember(packet, Carrier::Engine);
         }
         return Reason::EngineNat;
     }
-    if kernel.remembered(packet) == Some(entry.id) { Reason::Established } else { Reason::NotOurs }
+    if entry.is_ours() { Reason::Established } else { Reason::NotOurs }
 }
 
 impl Entry {
@@ -117,6 +118,15 @@ impl Entry {
             Role::Syn | Role::Datagram if self.is_caught() && !self.is_reply => Some(Reason::Healed),
             _ => None,
         }
+    }
+
+    /// Whether we made this entry, in whatever run. In ours the destination is decided and the source never is:
+    /// an entry that stands in the table already is left as it is (`nf_nat_setup_info`), and ours stands there
+    /// from the start. Of any other entry both are decided before it gets there, on the flow's first way through
+    /// the stack; or neither, where nobody does NAT at all.
+    #[inline(always)]
+    const fn is_ours(&self) -> bool {
+        self.status & (status::SRC_NAT_DONE | status::DST_NAT_DONE) == status::DST_NAT_DONE
     }
 
     /// Whether the TCP flow of this entry is over. A SYN then begins another one: conntrack throws an entry in
@@ -141,7 +151,7 @@ impl Entry {
 fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Reason {
     match packet.role {
         // Should the engine no longer carry it, the next datagram finds it caught, and heals it.
-        Role::Datagram if kernel.remembered(packet) == Some(FlowState::ENGINES) => Reason::EngineNat,
+        Role::Datagram if kernel.remembered(packet) == Some(Carrier::Engine) => Reason::EngineNat,
         Role::Syn | Role::Datagram => match admit(packet, kernel) {
             Ok(()) => create(packet, Reason::New, kernel),
             Err(reason) => leave(packet, reason, kernel),
@@ -152,7 +162,7 @@ fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Reason {
             if !kernel.has_connection(packet) {
                 return Reason::NoSocket;
             }
-            if kernel.remembered(packet).is_none()
+            if kernel.remembered(packet) != Some(Carrier::Listener)
                 && let Err(reason) = admit(packet, kernel)
             {
                 return reason;
@@ -178,7 +188,7 @@ fn admit<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<(), Reason> {
 }
 
 /// Leaves a flow that begins with this packet to the stack. What we remember of an earlier flow on the same
-/// addresses must not be taken for it: its entry may come to lie where that one's lay, and ids are addresses.
+/// addresses is not true of this one.
 #[inline(always)]
 fn leave<K: Kernel>(packet: &Packet, reason: Reason, kernel: &mut K) -> Reason {
     kernel.forget(packet);
@@ -189,7 +199,7 @@ fn leave<K: Kernel>(packet: &Packet, reason: Reason, kernel: &mut K) -> Reason {
 fn create<K: Kernel>(packet: &Packet, reason: Reason, kernel: &mut K) -> Reason {
     match kernel.create(packet) {
         Err(failed) => failed,
-        Ok(id) => match kernel.remember(packet, id) {
+        Ok(()) => match kernel.remember(packet, Carrier::Listener) {
             Ok(()) => reason,
             Err(()) => Reason::Unremembered,
         },

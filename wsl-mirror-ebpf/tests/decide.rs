@@ -3,18 +3,16 @@
 //! A [`World`] is one combination of answers that conntrack, the maps and the sockets can give, failures
 //! included; every combination is tried ([`everywhere`]), and each test states one property of all of them.
 
-
 use wsl_mirror_ebpf::{
-    abi::{FlowState, Policy, Protocol, Reason, Verdict},
+    abi::{Carrier, Policy, Protocol, Reason, Verdict},
     packet::{Packet, Role},
     verdict::{Conntrack, Entry, Kernel, decide, status, tcp_state},
 };
 
-const OUR_ID: u32 = 0xc0ff_ee00;
-const OTHER_ID: u32 = 0xdead_0000;
-
-/// Bits that have no meaning to the verdict: expected, assured, confirmed, NAT done, dying, ….
-const OTHER_BITS: u64 = !(status::SEEN_REPLY | status::SRC_NAT | status::DST_NAT);
+/// The bits that have a meaning to the verdict; and those that have none: expected, assured, confirmed, dying, ….
+const BITS: [u64; 5] =
+    [status::SEEN_REPLY, status::SRC_NAT, status::DST_NAT, status::SRC_NAT_DONE, status::DST_NAT_DONE];
+const OTHER_BITS: u64 = !(BITS[0] | BITS[1] | BITS[2] | BITS[3] | BITS[4]);
 
 /// Something that the verdict asked or did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +27,7 @@ enum Call {
     Expire,
     Create,
     Remember,
-    RememberEngines,
+    RememberEngine,
     Forget,
 }
 
@@ -70,13 +68,13 @@ impl Calls {
 #[derive(Clone, Copy, Debug)]
 struct World {
     conntrack: Conntrack,
-    remembered: Option<u32>,
+    remembered: Option<Carrier>,
     written: Policy,
     default: Policy,
     listener: bool,
     connection: bool,
     expire: Result<(), ()>,
-    create: Result<u32, Reason>,
+    create: Result<(), Reason>,
     remember: Result<(), ()>,
 }
 
@@ -111,7 +109,7 @@ impl Kernel for Visit<'_> {
         self.world.conntrack
     }
 
-    fn remembered(&mut self, _: &Packet) -> Option<u32> {
+    fn remembered(&mut self, _: &Packet) -> Option<Carrier> {
         self.calls.push(Call::Remembered);
         self.world.remembered
     }
@@ -141,19 +139,17 @@ impl Kernel for Visit<'_> {
         self.world.expire
     }
 
-    fn create(&mut self, _: &Packet) -> Result<u32, Reason> {
+    fn create(&mut self, _: &Packet) -> Result<(), Reason> {
         self.calls.push(Call::Create);
         self.world.create
     }
 
-    fn remember(&mut self, _: &Packet, id: u32) -> Result<(), ()> {
-        self.calls.push(Call::Remember);
-        assert_eq!(Ok(id), self.world.create, "another entry than was made is remembered");
+    fn remember(&mut self, _: &Packet, carrier: Carrier) -> Result<(), ()> {
+        self.calls.push(match carrier {
+            Carrier::Listener => Call::Remember,
+            Carrier::Engine => Call::RememberEngine,
+        });
         self.world.remember
-    }
-
-    fn remember_engines(&mut self, _: &Packet) {
-        self.calls.push(Call::RememberEngines);
     }
 
     fn forget(&mut self, _: &Packet) {
@@ -165,14 +161,12 @@ impl Kernel for Visit<'_> {
 fn conntrack_answers() -> Vec<Conntrack> {
     let mut answers = vec![Conntrack::Missing, Conntrack::Failed];
     for is_reply in [false, true] {
-        for bits in 0..8_u64 {
-            let status = [status::SEEN_REPLY, status::SRC_NAT, status::DST_NAT];
-            let status = (0..3).filter(|bit| bits >> bit & 1 == 1).map(|bit| status[bit]).sum::<u64>();
+        for bits in 0..1_u64 << BITS.len() {
+            let status = (0..BITS.len()).filter(|bit| bits >> bit & 1 == 1).map(|bit| BITS[bit]).sum::<u64>();
             for tcp_state in 0..=10 {
                 // Alternately with and without the bits that mean nothing.
                 let others = if tcp_state % 2 == 0 { 0 } else { OTHER_BITS };
-                let entry = |status| Entry { is_reply, status, tcp_state, id: OUR_ID };
-                answers.push(Conntrack::Found(entry(status | others)));
+                answers.push(Conntrack::Found(Entry { is_reply, status: status | others, tcp_state }));
             }
         }
     }
@@ -185,7 +179,7 @@ fn everywhere(test: impl Fn(&World, &Packet, Reason, &Calls)) {
     for role in [Role::Syn, Role::Ack, Role::Other, Role::Datagram] {
         let packet = packet(role);
         for conntrack in &answers {
-            for combination in 0..4 * 3 * 3 * 2 * 2 * 2 * 4 * 2 {
+            for combination in 0..3 * 3 * 3 * 2 * 2 * 2 * 4 * 2 {
                 let world = world(*conntrack, combination);
                 let mut visit = Visit { world: &world, calls: Calls::default() };
                 let reason = decide(&packet, &mut visit);
@@ -209,18 +203,14 @@ fn world(conntrack: Conntrack, mut number: usize) -> World {
     };
     World {
         conntrack,
-        remembered: [None, Some(OUR_ID), Some(OTHER_ID), Some(FlowState::ENGINES)][choose(4)],
+        remembered: [None, Some(Carrier::Listener), Some(Carrier::Engine)][choose(3)],
         written: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
         default: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
         listener: choose(2) == 1,
         connection: choose(2) == 1,
         expire: [Ok(()), Err(())][choose(2)],
-        create: [
-            Ok(OTHER_ID + 1),
-            Err(Reason::AllocFailed),
-            Err(Reason::NatFailed),
-            Err(Reason::InsertFailed),
-        ][choose(4)],
+        create: [Ok(()), Err(Reason::AllocFailed), Err(Reason::NatFailed), Err(Reason::InsertFailed)]
+            [choose(4)],
         remember: [Ok(()), Err(())][choose(2)],
     }
 }
@@ -242,7 +232,7 @@ fn is_caught(entry: &Entry, packet: &Packet) -> bool {
 
 /// Its entry was lost, and an engine carried it before.
 fn is_the_engines(world: &World, packet: &Packet) -> bool {
-    packet.role == Role::Datagram && world.is_missing() && world.remembered == Some(FlowState::ENGINES)
+    packet.role == Role::Datagram && world.is_missing() && world.remembered == Some(Carrier::Engine)
 }
 
 #[test]
@@ -254,8 +244,8 @@ fn a_udp_flow_that_an_engine_carries_is_left_to_it_when_its_entry_is_lost() {
         }
         // Known as the engine's from an entry that works, and noted once.
         let carried = packet.role == Role::Datagram && reason == Reason::EngineNat && !world.is_missing();
-        let noted = world.remembered == Some(FlowState::ENGINES);
-        assert_eq!(calls.has(Call::RememberEngines), carried && !noted, "{packet:?} {world:?}");
+        let noted = world.remembered == Some(Carrier::Engine);
+        assert_eq!(calls.has(Call::RememberEngine), carried && !noted, "{packet:?} {world:?}");
     });
 }
 
@@ -355,7 +345,7 @@ fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
         let resumed = packet.role == Role::Ack
             && world.is_missing()
             && world.connection
-            && world.remembered.is_some()
+            && world.remembered == Some(Carrier::Listener)
             && calls.in_order(Call::HasConnection, Call::Create);
         let admitted = world.admits() && calls.in_order(Call::HasListener, Call::Create);
         assert!(admitted || resumed, "{packet:?} {world:?} {calls:?}");
@@ -379,7 +369,7 @@ fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
             assert!(!calls.changed_anything(), "{calls:?}");
             return;
         }
-        let ours = world.remembered.is_some();
+        let ours = world.remembered == Some(Carrier::Listener);
         let nothing_fails = world.create.is_ok() && world.remember.is_ok();
         if nothing_fails {
             assert_eq!(reason == Reason::PickedUp, ours || world.admits(), "{world:?}");
@@ -398,7 +388,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
         if is_finished(&entry, packet) || is_caught(&entry, packet) {
             return;
         }
-        let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Remembered | Call::RememberEngines);
+        let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Remembered | Call::RememberEngine);
         assert!(!calls.made.iter().flatten().any(more), "{packet:?} {world:?} {calls:?}");
     });
 }
@@ -415,7 +405,7 @@ fn a_packet_of_an_established_flow_is_steered_exactly_if_its_entry_is_the_one_th
         }
         let expected = if entry.status & status::DST_NAT != 0 {
             Reason::EngineNat
-        } else if world.remembered == Some(entry.id) {
+        } else if entry.status & status::DST_NAT_DONE != 0 && entry.status & status::SRC_NAT_DONE == 0 {
             Reason::Established
         } else {
             Reason::NotOurs
@@ -452,7 +442,7 @@ fn steered_means_that_an_entry_of_ours_is_there() {
         let made = calls.has(Call::Create) && world.create.is_ok();
         let steered = reason.verdict() == Verdict::Steer;
         assert_eq!(steered, made || reason == Reason::Established, "{packet:?} {world:?} {reason:?}");
-        // What was made is remembered; that there is no room costs no more than the mark on later packets.
+        // What was made is remembered; that there is no room matters to no packet but one that finds the entry lost.
         assert_eq!(made, calls.has(Call::Remember), "{calls:?}");
         assert_eq!(reason == Reason::Unremembered, made && world.remember.is_err(), "{world:?}");
     });
@@ -472,6 +462,6 @@ fn no_question_is_asked_twice() {
 #[test]
 fn the_kernels_numbers_are_what_its_headers_say() {
     // nf_conntrack_common.h, nf_conntrack_tcp.h: both uapi, so they stay.
-    assert_eq!((status::SEEN_REPLY, status::SRC_NAT, status::DST_NAT), (2, 16, 32));
+    assert_eq!(BITS, [1 << 1, 1 << 4, 1 << 5, 1 << 7, 1 << 8]);
     assert_eq!((tcp_state::TIME_WAIT, tcp_state::CLOSE), (7, 8));
 }

@@ -9,7 +9,6 @@ use std::{collections::HashSet, mem::discriminant, net::Ipv4Addr};
 
 use etherparse::{
     EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
-    err::ipv4::HeaderSliceError,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 use wsl_mirror_ebpf::{
@@ -70,15 +69,15 @@ fn look_at_frame(sample: &Sample, faults: &mut Vec<Reason>) -> Option<Packet> {
 }
 
 fn look_at_ip(bytes: &[u8], there: usize, faults: &mut Vec<Reason>) -> Option<Packet> {
-    let bytes = prolonged(bytes, 60 + 60);
-    let ip = match Ipv4HeaderSlice::from_slice(&bytes) {
-        Ok(ip) => ip,
-        Err(HeaderSliceError::Content(_)) => {
-            faults.push(if there < 20 { Reason::Truncated } else { Reason::BadHeader });
-            return None;
-        }
-        Err(HeaderSliceError::Len(_)) => unreachable!("60 bytes are any IPv4 header"),
-    };
+    let mut bytes = prolonged(bytes, 60 + 60);
+    let understood = Ipv4HeaderSlice::from_slice(&bytes).is_ok();
+    if !understood {
+        // It begins with another version or length than an IPv4 header can have. The fields that are always at the
+        // same place can be judged even so.
+        faults.push(if there < 20 { Reason::Truncated } else { Reason::BadHeader });
+        bytes[0] = 0x45;
+    }
+    let ip = Ipv4HeaderSlice::from_slice(&bytes).expect("60 bytes are any IPv4 header");
     let header = ip.slice().len();
     if there < header {
         faults.push(Reason::Truncated);
@@ -88,6 +87,9 @@ fn look_at_ip(bytes: &[u8], there: usize, faults: &mut Vec<Reason>) -> Option<Pa
     }
     if !ip.source_addr().is_loopback() || ip.destination_addr() != Ipv4Addr::LOCALHOST {
         faults.push(Reason::NotLoopback);
+    }
+    if !understood {
+        return None;
     }
     if ip.fragments_offset().value() != 0 {
         faults.push(Reason::LaterFragment);

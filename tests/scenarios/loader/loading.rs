@@ -63,8 +63,17 @@ fn nobody_but_root_can_open_anything_below_our_directory() -> Result<()> {
             assert_eq!(entry.metadata()?.permissions().mode() & 0o077, 0, "{entry:?}");
         }
         names.sort();
-        let all =
-            ["AYA_LOGS", "FLOWS", "PORT_POLICY", "PORT_STATS", "SETTINGS", "VERDICTS", "link", "program"];
+        let all = [
+            "AYA_LOGS",
+            "FLOWS",
+            "PORT_PACKETS",
+            "PORT_POLICY",
+            "PORT_STATS",
+            "SETTINGS",
+            "VERDICTS",
+            "link",
+            "program",
+        ];
         assert_eq!(names, all);
         Ok(())
     })

@@ -7,9 +7,9 @@ use std::{
 };
 
 use wsl_mirror_ebpf::{
-    abi::{FlowKey, FlowState, Policy, PortKey, Protocol, Reason},
+    abi::{Carrier, FlowKey, Policy, PortKey, Protocol, Reason},
     packet::{Packet, parse},
-    verdict::{Conntrack, Entry, Kernel, decide},
+    verdict::{Conntrack, Entry, Kernel, decide, status},
 };
 use wsl_mirror_packets::Sample;
 
@@ -46,9 +46,8 @@ pub struct Model {
     pub policies: HashMap<PortKey, Policy>,
     /// What is true of the others.
     pub default: Policy,
-    entries: HashMap<Tuple, u32>,
-    flows: HashMap<FlowKey, u32>,
-    made: u32,
+    entries: HashSet<Tuple>,
+    flows: HashMap<FlowKey, Carrier>,
 }
 
 impl Model {
@@ -59,9 +58,8 @@ impl Model {
             connected: None,
             policies: HashMap::new(),
             default: Policy::Steer,
-            entries: HashMap::new(),
+            entries: HashSet::new(),
             flows: HashMap::new(),
-            made: 0,
         }
     }
 
@@ -87,18 +85,18 @@ impl Model {
 impl Kernel for Model {
     fn conntrack(&mut self, packet: &Packet) -> Conntrack {
         let tuple = Tuple::of(packet);
-        // No frame gets past the hook, so no entry ever sees an answer or another state than NONE.
+        // No frame gets past the hook, so every entry is as the program made it: no answer, state NONE.
         let found =
-            |is_reply, id: &u32| Conntrack::Found(Entry { is_reply, status: 0, tcp_state: 0, id: *id });
-        match (self.entries.get(&tuple), self.entries.get(&tuple.turned_round())) {
+            |is_reply| Conntrack::Found(Entry { is_reply, status: status::DST_NAT_DONE, tcp_state: 0 });
+        match (self.entries.contains(&tuple), self.entries.contains(&tuple.turned_round())) {
             // From a port to itself: both directions look alike, and conntrack finds the reply's first.
-            (Some(id), _) => found(tuple == tuple.turned_round(), id),
-            (None, Some(id)) => found(true, id),
-            (None, None) => Conntrack::Missing,
+            (true, _) => found(tuple == tuple.turned_round()),
+            (false, true) => found(true),
+            (false, false) => Conntrack::Missing,
         }
     }
 
-    fn remembered(&mut self, packet: &Packet) -> Option<u32> {
+    fn remembered(&mut self, packet: &Packet) -> Option<Carrier> {
         self.flows.get(&packet.flow()).copied()
     }
 
@@ -126,19 +124,14 @@ impl Kernel for Model {
         Ok(())
     }
 
-    fn create(&mut self, packet: &Packet) -> Result<u32, Reason> {
-        self.made += 1;
-        self.entries.insert(Tuple::of(packet), self.made);
-        Ok(self.made)
-    }
-
-    fn remember(&mut self, packet: &Packet, id: u32) -> Result<(), ()> {
-        self.flows.insert(packet.flow(), id);
+    fn create(&mut self, packet: &Packet) -> Result<(), Reason> {
+        self.entries.insert(Tuple::of(packet));
         Ok(())
     }
 
-    fn remember_engines(&mut self, packet: &Packet) {
-        self.flows.insert(packet.flow(), FlowState::ENGINES);
+    fn remember(&mut self, packet: &Packet, carrier: Carrier) -> Result<(), ()> {
+        self.flows.insert(packet.flow(), carrier);
+        Ok(())
     }
 
     fn forget(&mut self, packet: &Packet) {

@@ -6,9 +6,9 @@ use anyhow::Result;
 use aya::programs::{ProgramInfo, loaded_programs};
 use clap::Args;
 use serde::Serialize;
-use wsl_mirror_ebpf::abi::{Hook, Policy, PortKey, PortStats, Protocol, Reason, Settings, Verdicts};
+use wsl_mirror_ebpf::abi::{Hook, Policy, PortKey, Protocol, Reason, Settings, Verdicts};
 
-use crate::datapath::maps::{self, PolicyMap, SettingsMap};
+use crate::datapath::maps::{self, PolicyMap, PortTraffic, SettingsMap};
 use crate::datapath::pins::Pins;
 use crate::datapath::state::{self, Attachment};
 use crate::exit::Exit;
@@ -114,7 +114,7 @@ impl Report {
         // A load that was killed may have left some of the maps unpinned.
         let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
         let verdicts = if pins.has("VERDICTS") { maps::verdicts()? } else { Verdicts::default() };
-        let ports = if pins.has("PORT_STATS") { maps::port_stats()? } else { BTreeMap::new() };
+        let ports = if pins.has("PORT_STATS") { maps::port_traffic()? } else { BTreeMap::new() };
         let exempt_ports = policies.values().filter(|policy| policy.effective() == Policy::Pass).count();
         let details = Details::new(&settings, attachment, program, exempt_ports, &verdicts, &ports);
         Ok(Self { loaded: true, steering: attachment.is_alive(), details: Some(details) })
@@ -143,7 +143,7 @@ impl Details {
         program: Option<Program>,
         exempt_ports: usize,
         verdicts: &Verdicts,
-        ports: &BTreeMap<PortKey, PortStats>,
+        ports: &BTreeMap<PortKey, PortTraffic>,
     ) -> Self {
         Self {
             attachment: match attachment {
@@ -229,7 +229,7 @@ impl Details {
 }
 
 impl Port {
-    fn new(key: PortKey, stats: PortStats) -> Option<Self> {
+    fn new(key: PortKey, stats: PortTraffic) -> Option<Self> {
         Some(Self {
             port: key.port,
             protocol: Protocol::from_number(key.protocol)?.name(),
@@ -275,7 +275,8 @@ mod tests {
         let mut verdicts = Verdicts::default();
         *verdicts.counter(Reason::New) = 3;
         let key = PortKey::new(Protocol::Tcp, 8080);
-        let stats = PortStats { steered_flows: 3, steered_packets: 30, passed_packets: 1, failed_packets: 0 };
+        let stats =
+            PortTraffic { steered_flows: 3, steered_packets: 30, passed_packets: 1, failed_packets: 0 };
         let program = Some(Program { id: 42, name: "wsl_mirror".into(), tag: "00ff".into() });
         Details::new(&settings, Attachment::Alive(42), program, 2, &verdicts, &BTreeMap::from([(key, stats)]))
     }

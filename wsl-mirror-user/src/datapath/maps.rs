@@ -109,28 +109,44 @@ pub fn verdicts() -> Result<Verdicts> {
     Ok(sum)
 }
 
-/// `PORT_STATS`, summed over the CPUs.
-pub fn port_stats() -> Result<BTreeMap<PortKey, PortStats>> {
-    let map: PerCpuHashMap<MapData, PortKey, PortStats> = Map::PerCpuLruHashMap(open("PORT_STATS")?)
+/// What happened on a port: `PORT_STATS`, summed over the CPUs, and `PORT_PACKETS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortTraffic {
+    /// Flows that were steered.
+    pub steered_flows: u64,
+    /// Their packets.
+    pub steered_packets: u64,
+    /// Packets that passed untouched.
+    pub passed_packets: u64,
+    /// Packets that passed because one of our calls failed.
+    pub failed_packets: u64,
+}
+
+/// Every port on which something happened.
+pub fn port_traffic() -> Result<BTreeMap<PortKey, PortTraffic>> {
+    let stats: PerCpuHashMap<MapData, PortKey, PortStats> = Map::PerCpuHashMap(open("PORT_STATS")?)
         .try_into()
         .context("PORT_STATS is not the kind of map that we made")?;
-    let mut ports = BTreeMap::new();
-    for entry in &map {
-        let (key, values) = match entry {
-            Ok(entry) => entry,
-            // Evicted between being listed and being read.
-            Err(MapError::KeyNotFound) => continue,
-            Err(error) => {
-                return Err(error).or_exit(Exit::Kernel, || "cannot read the map PORT_STATS".into());
-            }
-        };
-        let sum = values.iter().fold(PortStats::default(), |sum, value| PortStats {
-            steered_flows: sum.steered_flows + value.steered_flows,
-            steered_packets: sum.steered_packets + value.steered_packets,
-            passed_packets: sum.passed_packets + value.passed_packets,
-            failed_packets: sum.failed_packets + value.failed_packets,
-        });
-        ports.insert(key, sum);
+    let packets: Array<MapData, u64> = Map::Array(open("PORT_PACKETS")?)
+        .try_into()
+        .context("PORT_PACKETS is not the kind of map that we made")?;
+    let mut ports: BTreeMap<PortKey, PortTraffic> = BTreeMap::new();
+    for entry in &stats {
+        let (key, values) = entry.or_exit(Exit::Kernel, || "cannot read the map PORT_STATS".into())?;
+        let port = ports.entry(key).or_default();
+        for value in values.iter() {
+            port.steered_flows += value.steered_flows;
+            port.steered_packets += value.steered_flows;
+            port.passed_packets += value.passed_packets;
+            port.failed_packets += value.failed_packets;
+        }
+    }
+    // All of them: a flow that was steered before the last unload goes on, and began in no map that is left.
+    for (index, packets) in (0..).zip(packets.iter()) {
+        match packets.or_exit(Exit::Kernel, || "cannot read the map PORT_PACKETS".into())? {
+            0 => {}
+            packets => ports.entry(PortKey::at_index(index)).or_default().steered_packets += packets,
+        }
     }
     Ok(ports)
 }

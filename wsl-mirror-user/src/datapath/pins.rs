@@ -22,7 +22,8 @@ pub const LINK: &str = "link";
 const NEW: &str = "_new";
 
 /// The maps that are pinned, each under its own name.
-pub const MAPS: [&str; 6] = ["SETTINGS", "PORT_POLICY", "VERDICTS", "PORT_STATS", "FLOWS", "AYA_LOGS"];
+pub const MAPS: [&str; 7] =
+    ["SETTINGS", "PORT_POLICY", "VERDICTS", "PORT_STATS", "PORT_PACKETS", "FLOWS", "AYA_LOGS"];
 
 /// The directory of this release's layout.
 pub fn directory() -> PathBuf {

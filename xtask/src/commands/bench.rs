@@ -14,10 +14,16 @@ pub(crate) struct Bench {
     /// A few short runs, to see that it works: no measurement, and not judged
     #[arg(long)]
     quick: bool,
+    /// Only single packets, not the traffic through docker-proxy
+    #[arg(long)]
+    packets: bool,
 }
 
 impl Bench {
     pub(crate) fn exec(self) -> Result<ExitCode> {
-        lab::run("bench", if self.quick { &["--quick"] } else { &[] })
+        let options = [(self.quick, "--quick"), (self.packets, "--packets")];
+        let arguments: Vec<&str> =
+            options.into_iter().filter_map(|(given, name)| given.then_some(name)).collect();
+        lab::run("bench", &arguments)
     }
 }
