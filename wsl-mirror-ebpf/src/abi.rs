@@ -171,6 +171,11 @@ impl PortKey {
         unsafe { transmute::<u32, Self>(word) }
     }
 
+    /// Whether this is a port of TCP or UDP: the world may write any bytes into a map.
+    pub const fn is_valid(self) -> bool {
+        Protocol::from_number(self.protocol).is_some() && self.zero == 0 && self.port != 0
+    }
+
     /// The port's index in `PORT_PACKETS`: the port itself for TCP, 65536 more for UDP.
     #[inline(always)]
     pub const fn index(self) -> u32 {

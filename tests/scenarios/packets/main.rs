@@ -20,7 +20,7 @@ use wsl_mirror_lab::{GUEST_MAC, Lab, loopback, nat, raw::RawSocket, servers};
 use wsl_mirror_packets::{Sample, Spec, TO_US, anything, samples};
 
 use crate::{
-    model::Model,
+    model::{Foreign, Model},
     program::{NEXT, Outcome, Program, difference},
     ring::Ring,
 };
@@ -37,6 +37,39 @@ const WIRE_LONGEST: usize = 1_514;
 /// no further than the hook live 5 seconds, and the model knows no time.
 const BATCH: usize = 1_000;
 const BATCH_LIMIT: Duration = Duration::from_secs(2);
+
+/// Entries that others have made, where generated frames come by.
+const FOREIGN: [Foreign; 9] = {
+    const TCP: Foreign = Foreign {
+        protocol: Protocol::Tcp,
+        ports: (50_000, 8080),
+        state: Some(("ESTABLISHED", 3)),
+        translated: false,
+        answered: true,
+    };
+    const UDP: Foreign = Foreign { protocol: Protocol::Udp, state: None, answered: false, ..TCP };
+    [
+        // Linux to Linux, or from before the load.
+        TCP,
+        UDP,
+        // Finished.
+        Foreign { ports: (50_001, 8080), state: Some(("TIME_WAIT", 7)), ..TCP },
+        Foreign { ports: (50_002, 8080), state: Some(("CLOSE", 8)), ..TCP },
+        // Caught by an engine's DNAT.
+        Foreign {
+            ports: (50_003, 8080),
+            state: Some(("SYN_SENT", 1)),
+            translated: true,
+            answered: false,
+            ..TCP
+        },
+        Foreign { ports: (50_002, 8080), translated: true, ..UDP },
+        Foreign { ports: (50_003, 8081), translated: true, ..UDP },
+        // Carried by it.
+        Foreign { ports: (50_000, 8081), translated: true, ..TCP },
+        Foreign { ports: (50_001, 8080), translated: true, answered: true, ..UDP },
+    ]
+};
 
 /// Sockets and policies behind the ports that come up often (`wsl_mirror_packets::SERVER_PORTS`), in the guest
 /// and in the model of it.
@@ -91,6 +124,30 @@ impl World {
         Ok(())
     }
 
+    /// Empties conntrack's table, and puts in what others could have there.
+    fn renew_conntrack(&mut self) -> Result<()> {
+        nat::conntrack_flush(self.lab.guest())?;
+        self.model.flush_conntrack();
+        for foreign in FOREIGN {
+            let (from, to) = (foreign.ports.0.to_string(), foreign.ports.1.to_string());
+            let mut arguments =
+                vec!["-I", "-p", foreign.protocol.name(), "-s", "127.0.0.1", "-d", "127.0.0.1"];
+            arguments.extend(["--sport", &from, "--dport", &to, "-t", "100"]);
+            if let Some((name, _)) = foreign.state {
+                arguments.extend(["--state", name]);
+            }
+            if foreign.translated {
+                arguments.extend(["--dst-nat", "172.17.0.2:80"]);
+            }
+            if foreign.answered {
+                arguments.extend(["-u", "SEEN_REPLY"]);
+            }
+            self.lab.guest().run("conntrack", arguments)?;
+            self.model.insert(foreign);
+        }
+        Ok(())
+    }
+
     /// Has `deliver` bring every sample to the program, and compares what the program counts with what the pure
     /// function says over the model. To be called inside the guest.
     fn compare(
@@ -103,12 +160,11 @@ impl World {
         let mut started = Instant::now();
         for (index, sample) in samples.enumerate() {
             if index % BATCH == 0 || started.elapsed() > BATCH_LIMIT {
-                nat::conntrack_flush(self.lab.guest())?;
-                self.model.flush_conntrack();
+                self.renew_conntrack()?;
                 started = Instant::now();
             }
             if index % BATCH == BATCH / 2 {
-                // From here on the flows that began before are somebody else's.
+                // From here on it is not remembered who carries the flows that began before.
                 program.forget_flows()?;
                 self.model.forget_flows();
             }
@@ -228,7 +284,10 @@ fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_
         &[
             Reason::New,
             Reason::Established,
+            Reason::Reused,
+            Reason::Healed,
             Reason::NotOurs,
+            Reason::EngineNat,
             Reason::Reply,
             Reason::Exempt,
             Reason::NoListener,

@@ -35,6 +35,38 @@ impl Tuple {
     }
 }
 
+/// What stands in conntrack's table about a flow.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    status: u64,
+    tcp_state: u8,
+}
+
+impl Found {
+    /// As the program makes it. No frame gets past the hook, so it stays so: no answer, state NONE.
+    const OURS: Self = Self { status: status::DST_NAT_DONE, tcp_state: 0 };
+
+    /// The replies of a flow that goes elsewhere come from elsewhere.
+    fn is_translated(self) -> bool {
+        self.status & status::DST_NAT != 0
+    }
+}
+
+/// An entry that somebody else made, on loopback, from one port to another.
+#[derive(Clone, Copy, Debug)]
+pub struct Foreign {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// From and to.
+    pub ports: (u16, u16),
+    /// For TCP: conntrack's name and number of the state.
+    pub state: Option<(&'static str, u8)>,
+    /// Whether an engine's DNAT carries it.
+    pub translated: bool,
+    /// Whether an answer came.
+    pub answered: bool,
+}
+
 /// Sockets, policies, conntrack's table, and the flows that the program remembers.
 #[derive(Debug)]
 pub struct Model {
@@ -46,7 +78,7 @@ pub struct Model {
     pub policies: HashMap<PortKey, Policy>,
     /// What is true of the others.
     pub default: Policy,
-    entries: HashSet<Tuple>,
+    entries: HashMap<Tuple, Found>,
     flows: HashMap<FlowKey, Carrier>,
 }
 
@@ -58,7 +90,7 @@ impl Model {
             connected: None,
             policies: HashMap::new(),
             default: Policy::Steer,
-            entries: HashSet::new(),
+            entries: HashMap::new(),
             flows: HashMap::new(),
         }
     }
@@ -76,6 +108,30 @@ impl Model {
         self.entries.clear();
     }
 
+    /// Somebody else makes an entry.
+    pub fn insert(&mut self, foreign: Foreign) {
+        let here = Ipv4Addr::LOCALHOST.octets();
+        let tuple =
+            Tuple { protocol: foreign.protocol, from: (here, foreign.ports.0), to: (here, foreign.ports.1) };
+        let done = status::SRC_NAT_DONE | status::DST_NAT_DONE;
+        let translated = if foreign.translated { status::DST_NAT | done } else { 0 };
+        let answered = if foreign.answered { status::SEEN_REPLY } else { 0 };
+        let tcp_state = foreign.state.map_or(0, |(_, number)| number);
+        self.entries.insert(tuple, Found { status: translated | answered, tcp_state });
+    }
+
+    /// Which entry matches the packet, and whether as a reply.
+    fn find(&self, packet: &Packet) -> Option<(Tuple, bool, Found)> {
+        let tuple = Tuple::of(packet);
+        if let Some(found) = self.entries.get(&tuple) {
+            // From a port to itself: both directions look alike, and conntrack finds the reply's first.
+            return Some((tuple, tuple == tuple.turned_round(), *found));
+        }
+        let opened = tuple.turned_round();
+        let found = self.entries.get(&opened).filter(|found| !found.is_translated())?;
+        Some((opened, true, *found))
+    }
+
     /// The program's map is emptied.
     pub fn forget_flows(&mut self) {
         self.flows.clear();
@@ -84,15 +140,11 @@ impl Model {
 
 impl Kernel for Model {
     fn conntrack(&mut self, packet: &Packet) -> Conntrack {
-        let tuple = Tuple::of(packet);
-        // No frame gets past the hook, so every entry is as the program made it: no answer, state NONE.
-        let found =
-            |is_reply| Conntrack::Found(Entry { is_reply, status: status::DST_NAT_DONE, tcp_state: 0 });
-        match (self.entries.contains(&tuple), self.entries.contains(&tuple.turned_round())) {
-            // From a port to itself: both directions look alike, and conntrack finds the reply's first.
-            (true, _) => found(tuple == tuple.turned_round()),
-            (false, true) => found(true),
-            (false, false) => Conntrack::Missing,
+        match self.find(packet) {
+            Some((_, is_reply, Found { status, tcp_state })) => {
+                Conntrack::Found(Entry { is_reply, status, tcp_state })
+            }
+            None => Conntrack::Missing,
         }
     }
 
@@ -120,12 +172,14 @@ impl Kernel for Model {
     }
 
     fn expire(&mut self, packet: &Packet) -> Result<(), ()> {
-        self.entries.remove(&Tuple::of(packet));
+        if let Some((tuple, ..)) = self.find(packet) {
+            self.entries.remove(&tuple);
+        }
         Ok(())
     }
 
     fn create(&mut self, packet: &Packet) -> Result<(), Reason> {
-        self.entries.insert(Tuple::of(packet));
+        self.entries.insert(Tuple::of(packet), Found::OURS);
         Ok(())
     }
 

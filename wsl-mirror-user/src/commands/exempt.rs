@@ -108,8 +108,12 @@ impl From<PortRange<PortPolicy>> for Entry {
 }
 
 fn list(json: bool) -> Result<Exit> {
-    let _lock = Lock::take_shared()?;
-    let ranges = ranges(open()?.all()?.into_iter().filter(|(_, policy)| !policy.is_unset()));
+    let written = {
+        // Not while it is shown: a pager may take its time.
+        let _lock = Lock::take_shared()?;
+        open()?.all()?
+    };
+    let ranges = ranges(written.into_iter().filter(|(_, policy)| !policy.is_unset()));
     if json {
         output::json(&ranges.into_iter().map(Entry::from).collect::<Vec<_>>())?;
     } else if !ranges.is_empty() {

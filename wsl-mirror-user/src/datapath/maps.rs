@@ -57,10 +57,12 @@ impl PolicyMap {
         Ok(Self(map.try_into().context("PORT_POLICY is not the kind of map that we made")?))
     }
 
-    /// Everything that is written, in order.
+    /// Everything that is written about ports, in order. Keys that are no port's (bpftool writes any bytes) mean
+    /// nothing to the program either.
     pub fn all(&self) -> Result<BTreeMap<PortKey, PortPolicy>> {
         self.0
             .iter()
+            .filter(|entry| !matches!(entry, Ok((key, _)) if !key.is_valid()))
             .collect::<Result<_, _>>()
             .or_exit(Exit::Kernel, || "cannot read the map PORT_POLICY".into())
     }

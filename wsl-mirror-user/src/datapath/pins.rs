@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use aya::maps::MapInfo;
+use aya::maps::{MapError, MapInfo};
 use wsl_mirror_ebpf::abi::LAYOUT;
 
 use super::object;
@@ -105,8 +105,7 @@ impl Pins {
         let object = aya_obj::Object::parse(object::pristine()).context("the eBPF object is damaged")?;
         let mut differences = Vec::new();
         for name in MAPS.iter().filter(|name| self.has(name)) {
-            let pinned = MapInfo::from_pin(path(name))
-                .map_err(|error| unknown_layout(&format!("{} is no map: {error}", path(name).display())))?;
+            let pinned = MapInfo::from_pin(path(name)).map_err(|error| not_opened(name, error))?;
             let wanted =
                 object.maps.get(*name).with_context(|| format!("the eBPF object has no map {name}"))?;
             let is = Shape {
@@ -128,6 +127,21 @@ impl Pins {
             }
         }
         if differences.is_empty() { Ok(()) } else { Err(unknown_layout(&differences.join("; "))) }
+    }
+}
+
+/// A pin of a map's name that cannot be opened as a map: of another layout, unless the kernel would not open
+/// anything there (bpffs mounted read-only, no more descriptors, …).
+fn not_opened(name: &str, error: MapError) -> anyhow::Error {
+    let path = path(name);
+    match &error {
+        MapError::SyscallError(call) if call.call == "BPF_OBJ_GET" => {
+            anyhow::Error::new(error).context(Failure {
+                exit: Exit::Kernel,
+                message: format!("cannot open the pinned map {}", path.display()),
+            })
+        }
+        _ => unknown_layout(&format!("{} is no map: {error}", path.display())),
     }
 }
 
@@ -173,7 +187,7 @@ fn unknown_layout(what: &str) -> anyhow::Error {
         Exit::UnknownLayout,
         format!(
             "the pins are not laid out as this release of wsl-mirror does it: {what}. If no other release is in \
-             use, remove them (`rm -r {DIRECTORY}`; that ends the steering) and load again"
+             use, remove them (`rm -r {DIRECTORY}`; with a tcx link that ends the steering) and load again"
         ),
     )
 }

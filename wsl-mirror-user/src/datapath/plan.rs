@@ -218,7 +218,8 @@ fn refuse_second_interface(state: &State, hook: Hook) -> Result<()> {
         return Ok(());
     }
     let steered = settings.interface_name();
-    if steered != state.interface.name {
+    // By index: the interface may have been renamed.
+    if settings.ifindex != state.interface.index {
         return Err(Failure::new(
             Exit::OtherInterface,
             format!(
@@ -346,6 +347,7 @@ mod tests {
     fn a_second_interface_is_refused_while_the_first_one_is_steered() {
         let mut state = loaded();
         state.interface.name = "eth0".into();
+        state.interface.index = 9;
         state.interface.tcx_programs = Some(Vec::new());
         assert_eq!(exit_of(&plan(&state, &Config::default()).unwrap_err()), Exit::OtherInterface);
         state.steered_is_alive = false;

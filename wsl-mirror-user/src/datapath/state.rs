@@ -76,15 +76,16 @@ impl Attachment {
 
 /// Asks the interface whether our program is on it.
 pub fn attachment(settings: &Settings, linked_program: Option<u32>) -> Result<Attachment> {
-    let name = settings.interface_name();
-    let Some(index) = interface::index(name) else { return Ok(Attachment::InterfaceGone) };
-    if index != settings.ifindex {
-        return Ok(Attachment::InterfaceMadeAnew);
-    }
+    let Some(name) = interface::name(settings.ifindex) else {
+        return Ok(match interface::index(settings.interface_name()) {
+            Some(_) => Attachment::InterfaceMadeAnew,
+            None => Attachment::InterfaceGone,
+        });
+    };
     let ours = match Hook::from_number(settings.hook) {
-        Some(Hook::ClsBpf) => hook::clsact(index)?.our_program,
+        Some(Hook::ClsBpf) => hook::clsact(settings.ifindex)?.our_program,
         Some(Hook::Tcx) | None => {
-            let programs = hook::tcx_programs(name)?.unwrap_or_default();
+            let programs = hook::tcx_programs(&name)?.unwrap_or_default();
             linked_program.filter(|linked| programs.contains(linked))
         }
     };

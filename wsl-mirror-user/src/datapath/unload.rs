@@ -10,7 +10,7 @@ use super::pins::{self, MAPS, Pins};
 use super::state::{Attachment, attachment, linked_program};
 use super::{apply, hook};
 use crate::exit::{Exit, Failure};
-use crate::host::bpffs;
+use crate::host::{bpffs, interface};
 
 /// Takes everything away; goes on after an error and reports every one. Says whether there was anything.
 pub fn unload() -> Result<bool> {
@@ -51,7 +51,10 @@ fn remove_link(pins: &Pins) -> Result<()> {
     if pins.has("SETTINGS")
         && let Some(program) = linked?
     {
-        hook::wait_until_off(SettingsMap::pinned()?.get()?.interface_name(), program)?;
+        let steered = SettingsMap::pinned()?.get()?.ifindex;
+        if let Some(name) = interface::name(steered) {
+            hook::wait_until_off(&name, program)?;
+        }
     }
     Ok(())
 }
@@ -65,8 +68,10 @@ fn detach_filter() -> Result<()> {
     if !matches!(attachment(&settings, None)?, Attachment::Alive(_) | Attachment::Detached) {
         return Ok(()); // the interface took both along
     }
-    if hook::clsact(settings.ifindex)?.our_program.is_some() {
-        hook::remove_filter(settings.interface_name())?;
+    if hook::clsact(settings.ifindex)?.our_program.is_some()
+        && let Some(name) = interface::name(settings.ifindex)
+    {
+        hook::remove_filter(&name)?;
     }
     let left = hook::clsact(settings.ifindex)?;
     if settings.clsact_ifindex == settings.ifindex && left.exists && !left.has_others {

@@ -19,6 +19,12 @@ pub fn index(name: &str) -> Option<u32> {
     netdevice::name_to_index(any_socket().ok()?, name).ok()
 }
 
+/// The name of the interface of this index, if there is one now: interfaces can be renamed, an index never
+/// changes and is not used again.
+pub fn name(index: u32) -> Option<String> {
+    netdevice::index_to_name(any_socket().ok()?, index).ok()
+}
+
 /// The index of the interface of this name.
 pub fn require_index(name: &str) -> Result<u32> {
     any_socket().and_then(|socket| netdevice::name_to_index(socket, name)).or_exit(Exit::NoInterface, || {
