@@ -21,7 +21,7 @@ const CONTEXT: usize = 192;
 
 /// The pinned program and its maps. To be opened and used inside the guest.
 pub struct Program {
-    program: SchedClassifier,
+    classifier: SchedClassifier,
     verdicts: PerCpuArray<MapData, Verdicts>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     policies: HashMap<MapData, PortKey, PortPolicy>,
@@ -44,12 +44,12 @@ pub struct Outcome {
 impl Program {
     /// Opens what `wsl-mirror load` has pinned.
     pub fn open() -> Result<Self> {
-        let program =
+        let classifier =
             SchedClassifier::from_pin(format!("{PINS}/program")).context("opening the pinned program")?;
         let settings: aya::maps::Array<MapData, Settings> = Map::Array(map("SETTINGS")?).try_into()?;
         let settings = settings.get(&0, 0)?;
         Ok(Self {
-            program,
+            classifier,
             verdicts: Map::PerCpuArray(map("VERDICTS")?).try_into()?,
             flows: Map::LruHashMap(map("FLOWS")?).try_into()?,
             policies: Map::HashMap(map("PORT_POLICY")?).try_into()?,
@@ -68,7 +68,7 @@ impl Program {
         context[CB].fill(0xa5);
         let mut context_after = [0; CONTEXT + 64];
         let mut data = vec![0; frame.len() + 256];
-        let result = self.program.test_run(TestRunOptions {
+        let result = self.classifier.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut data),
             ctx_in: Some(&context),

@@ -86,8 +86,10 @@ impl Ring {
 
     fn write(&self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= SLOT);
-        // SAFETY: within the mapping, whose page nobody else writes to while no frame is under way.
-        unsafe { self.slot.add(at).copy_from_nonoverlapping(NonNull::from_ref(bytes).cast(), bytes.len()) };
+        // SAFETY: within the mapping.
+        let to = unsafe { self.slot.add(at) };
+        // SAFETY: as above; nobody else writes to this page while no frame is under way.
+        unsafe { to.copy_from_nonoverlapping(NonNull::from_ref(bytes).cast(), bytes.len()) };
     }
 
     /// Waits, since the buffer may still be on its way (`tpacket_destruct_skb` gives the slot back).
