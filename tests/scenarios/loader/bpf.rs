@@ -117,7 +117,7 @@ pub fn add_filter(lab: &Lab, direction: &str, rest: &str) -> Result<()> {
 pub fn attach(guest: &Namespace, program: &OwnedFd, first: bool) -> Result<OwnedFd> {
     let mut create = LinkCreate {
         program: program.as_raw_fd().cast_unsigned(),
-        ifindex: ifindex(guest)?,
+        ifindex: ifindex(guest, "loopback0")?,
         attach_type: TCX_INGRESS,
         flags: if first { F_BEFORE } else { 0 },
         ..LinkCreate::default()
@@ -127,9 +127,14 @@ pub fn attach(guest: &Namespace, program: &OwnedFd, first: bool) -> Result<Owned
 
 /// The tcx programs on ingress of `loopback0` in the order in which they run, each with its link: by id.
 pub fn tcx(guest: &Namespace) -> Result<Vec<(u32, u32)>> {
+    tcx_on(guest, "loopback0")
+}
+
+/// The same of another interface.
+pub fn tcx_on(guest: &Namespace, interface: &str) -> Result<Vec<(u32, u32)>> {
     let (mut programs, mut links) = ([0_u32; 16], [0_u32; 16]);
     let mut query = Query {
-        ifindex: ifindex(guest)?,
+        ifindex: ifindex(guest, interface)?,
         attach_type: TCX_INGRESS,
         programs: programs.as_mut_ptr().addr() as u64,
         links: links.as_mut_ptr().addr() as u64,

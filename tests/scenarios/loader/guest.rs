@@ -106,9 +106,9 @@ pub fn sh(lab: &Lab, script: &str) -> Result<String> {
     Ok(lab.guest().run("sh", ["-ec", script])?.stdout)
 }
 
-/// The index of `loopback0`.
-pub fn ifindex(guest: &Namespace) -> Result<u32> {
-    let text = guest.enter(|| fs::read_to_string("/sys/class/net/loopback0/ifindex"))?;
+/// The index of an interface.
+pub fn ifindex(guest: &Namespace, interface: &str) -> Result<u32> {
+    let text = guest.enter(|| fs::read_to_string(format!("/sys/class/net/{interface}/ifindex")))?;
     Ok(text.trim().parse()?)
 }
 

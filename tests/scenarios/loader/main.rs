@@ -9,4 +9,5 @@ mod loading;
 mod lock;
 mod output;
 mod refusals;
+mod regressions;
 mod upgrade;
