@@ -10,6 +10,7 @@ use aya_ebpf::cty::c_void;
 use wsl_mirror_ebpf::abi::{Protocol, Reason};
 use wsl_mirror_ebpf::kernel::{Field, Kfunc};
 use wsl_mirror_ebpf::packet::Packet;
+use wsl_mirror_ebpf::verdict::status::DST_NAT;
 use wsl_mirror_ebpf::verdict::{Conntrack, Entry};
 
 use crate::frame::Skb;
@@ -140,18 +141,35 @@ unsafe fn tcp_state(entry: *const NfConn) -> u8 {
     value as u8
 }
 
+/// The first byte of the address that replies come from; likewise.
+#[inline(always)]
+unsafe fn reply_source_network(entry: *const NfConn) -> u8 {
+    let value: u64;
+    // SAFETY: as above.
+    unsafe {
+        asm!("{value} = *(u8 *)({entry} + {offset})",
+            value = lateout(reg) value, entry = in(reg) entry,
+            offset = const Field::ReplySource.placeholder(), options(readonly, nostack));
+    }
+    value as u8
+}
+
 /// What the verdict needs to know of an entry that is held.
 #[inline(always)]
 fn look_at(entry: *const NfConn, packet: &Packet, options: &Options) -> Entry {
+    // SAFETY: the entry is held.
+    let status = unsafe { status(entry) };
     Entry {
         is_reply: options.direction != 0,
-        // SAFETY: the entry is held.
-        status: unsafe { status(entry) },
+        status,
         tcp_state: match packet.protocol {
             // SAFETY: the entry is held.
             Protocol::Tcp => unsafe { tcp_state(entry) },
             Protocol::Udp => 0,
         },
+        // Only asked of what is translated: most flows are not.
+        // SAFETY: the entry is held.
+        is_to_loopback: status & DST_NAT != 0 && unsafe { reply_source_network(entry) } == 127,
     }
 }
 

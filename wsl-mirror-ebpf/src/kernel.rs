@@ -71,17 +71,21 @@ pub enum Field {
     Status = 0x10,
     /// `proto.tcp.state`: `enum tcp_conntrack`, a byte.
     TcpState = 0x20,
+    /// `tuplehash[IP_CT_DIR_REPLY].tuple.src.u3`: where replies come from, and so where the flow goes after
+    /// translation. An address in network order.
+    ReplySource = 0x30,
 }
 
 impl Field {
     /// All of them; the program needs each.
-    pub const ALL: [Self; 2] = [Self::Status, Self::TcpState];
+    pub const ALL: [Self; 3] = [Self::Status, Self::TcpState, Self::ReplySource];
 
-    /// The way to it from `struct nf_conn`.
+    /// The way to it from `struct nf_conn`: names of members, and elements of arrays as `[1]`.
     pub const fn path(self) -> &'static [&'static str] {
         match self {
             Self::Status => &["status"],
             Self::TcpState => &["proto", "tcp", "state"],
+            Self::ReplySource => &["tuplehash", "[1]", "tuple", "src", "u3"],
         }
     }
 

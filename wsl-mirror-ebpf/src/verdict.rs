@@ -34,6 +34,9 @@ pub struct Entry {
     pub status: u64,
     /// `enum tcp_conntrack`; meaningless for UDP.
     pub tcp_state: u8,
+    /// The destination is translated to an address of 127.0.0.0/8: to a program on this machine, not to a
+    /// container.
+    pub is_to_loopback: bool,
 }
 
 /// An answer of conntrack.
@@ -140,10 +143,12 @@ impl Entry {
 
     /// Whether an engine's DNAT caught the flow and it cannot work: no answer came, and no source NAT is in
     /// place, so the container sees 127.0.0.1 and would answer itself. Engines that need no help (Podman,
-    /// Docker without its proxy) masquerade such flows.
+    /// Docker without its proxy) masquerade such flows; and a program on this machine, to which a rule may
+    /// redirect a port, need not answer at all.
     #[inline(always)]
     const fn is_caught(&self) -> bool {
         self.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY) == status::DST_NAT
+            && !self.is_to_loopback
     }
 }
 

@@ -166,7 +166,10 @@ fn conntrack_answers() -> Vec<Conntrack> {
             for tcp_state in 0..=10 {
                 // Alternately with and without the bits that mean nothing.
                 let others = if tcp_state % 2 == 0 { 0 } else { OTHER_BITS };
-                answers.push(Conntrack::Found(Entry { is_reply, status: status | others, tcp_state }));
+                for is_to_loopback in [false, true] {
+                    let status = status | others;
+                    answers.push(Conntrack::Found(Entry { is_reply, status, tcp_state, is_to_loopback }));
+                }
             }
         }
     }
@@ -227,7 +230,7 @@ fn is_finished(entry: &Entry, packet: &Packet) -> bool {
 /// Caught by an engine's DNAT, and certain not to work.
 fn is_caught(entry: &Entry, packet: &Packet) -> bool {
     let bits = entry.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY);
-    is_start(packet) && !entry.is_reply && bits == status::DST_NAT
+    is_start(packet) && !entry.is_reply && !entry.is_to_loopback && bits == status::DST_NAT
 }
 
 /// Its entry was lost, and an engine carried it before.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, Service, loopback, nat,
     process::wait_for,
@@ -195,5 +195,34 @@ fn established_flows_that_a_rule_redirects_to_another_port_stay_there() -> Resul
     thread::sleep(Duration::from_millis(50));
     go_on("after a stray SYN");
     assert!(packets(&lab, "pass_engine_nat")? >= 3);
+    Ok(())
+}
+
+/// Such as a log that is sent and never answered: that no answer came does not mean that it cannot work.
+#[test]
+fn one_way_flows_that_a_rule_redirects_to_another_port_stay_there() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    nft(
+        &lab,
+        "add table ip mine; add chain ip mine pre { type nat hook prerouting priority dstnat; }; \
+         add rule ip mine pre udp dport 8100 dnat to 127.0.0.1:8200",
+    )?;
+    let _holder = lab.guest().enter(|| UdpSocket::bind(loopback(8100)))?;
+    let sink = lab.guest().enter(|| UdpSocket::bind(loopback(8200)))?;
+    sink.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let log = windows_udp(&lab, 8100).connect()?;
+    let arrives = |when: &str| -> Result<()> {
+        log.send(HELLO)?;
+        let mut buffer = [0; 64];
+        let length = sink.recv(&mut buffer).with_context(|| format!("receiving {when}"))?;
+        assert_eq!(&buffer[..length], HELLO, "{when}");
+        Ok(())
+    };
+    arrives("before the load")?;
+    load(&lab)?;
+    for _ in 0..3 {
+        arrives("after the load")?;
+    }
+    assert_eq!(packets(&lab, "steer_healed")?, 0);
     Ok(())
 }

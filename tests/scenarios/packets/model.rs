@@ -142,7 +142,8 @@ impl Kernel for Model {
     fn conntrack(&mut self, packet: &Packet) -> Conntrack {
         match self.find(packet) {
             Some((_, is_reply, Found { status, tcp_state })) => {
-                Conntrack::Found(Entry { is_reply, status, tcp_state })
+                // What is translated in here goes to a container.
+                Conntrack::Found(Entry { is_reply, status, tcp_state, is_to_loopback: false })
             }
             None => Conntrack::Missing,
         }

@@ -100,13 +100,16 @@ impl<'a> Btf<'a> {
         self.find(name, KIND_FUNC).map(|(id, _)| id)
     }
 
-    /// The offset in bytes of a field of a structure, found by the names on the way to it; anonymous
-    /// structures and unions are looked into.
+    /// The offset in bytes of a field of a structure, found by what is on the way to it: names of members
+    /// (anonymous structures and unions are looked into), and elements of arrays as `[1]`.
     pub fn field_offset(&self, structure: &str, path: &[&str]) -> Option<u32> {
         let (_, mut holder) = self.find(structure, KIND_STRUCT)?;
         let mut bits = 0_u32;
         for name in path {
-            let (offset, id) = self.member(holder, name, 0)?;
+            let (offset, id) = match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                Some(index) => self.element(holder, index.parse().ok()?)?,
+                None => self.member(holder, name, 0)?,
+            };
             bits = bits.checked_add(offset)?;
             holder = self.resolve(id)?;
         }
@@ -137,6 +140,20 @@ impl<'a> Btf<'a> {
             let (inner, id) = self.member(self.resolve(id)?, name, depth + 1)?;
             Some((offset.checked_add(inner)?, id))
         })
+    }
+
+    /// Bit offset and type id of an element of an array of structures.
+    fn element(&self, array: Type<'a>, index: u32) -> Option<(u32, u32)> {
+        if array.kind != KIND_ARRAY {
+            return None;
+        }
+        // struct btf_array: type of the elements, type of the index, number.
+        let (id, count) = (u32_at(array.rest, 0).ok()?, u32_at(array.rest, 8).ok()?);
+        let element = self.resolve(id)?;
+        if index >= count || !matches!(element.kind, KIND_STRUCT | KIND_UNION) {
+            return None;
+        }
+        Some((index.checked_mul(element.size_or_type)?.checked_mul(8)?, id))
     }
 
     /// The type behind typedefs and qualifiers.
@@ -226,6 +243,22 @@ mod tests {
         assert_eq!(btf.field_offset("nf_conn", &["proto", "tcp", "state"]), Some(8 + 4 + 2));
         assert_eq!(btf.field_offset("nf_conn", &["proto", "udp"]), None);
         assert_eq!(btf.field_offset("nf_con", &["proto"]), None);
+    }
+
+    #[test]
+    fn an_element_of_an_array_is_found_by_its_number() {
+        // nf_conn { struct { u8 tcp; u8 state } proto[2] }
+        let mut types = entry(19, KIND_INT, 0, 1, &[8]); // 1: u8
+        types.extend(entry(0, KIND_STRUCT, 2, 6, &[15, 1, 0, 19, 1, 40])); // 2: struct, 6 bytes long
+        types.extend(entry(0, KIND_ARRAY, 0, 0, &[2, 1, 2])); // 3: [struct 2; 2]
+        types.extend(entry(1, KIND_STRUCT, 1, 16, &[9, 3, 32])); // 4: struct nf_conn { array 3 at bit 32 }
+        let blob = blob(&types, STRINGS);
+        let btf = Btf::parse(&blob).unwrap();
+        assert_eq!(btf.field_offset("nf_conn", &["proto", "[0]", "state"]), Some(4 + 5));
+        assert_eq!(btf.field_offset("nf_conn", &["proto", "[1]", "state"]), Some(4 + 6 + 5));
+        for path in [["proto", "[2]", "state"], ["proto", "[x]", "state"], ["proto", "tcp", "state"]] {
+            assert_eq!(btf.field_offset("nf_conn", &path), None, "{path:?}");
+        }
     }
 
     #[test]
