@@ -37,6 +37,8 @@ const NEXT: i32 = -1;
 
 /// `BPF_F_NO_PREALLOC`: entries take memory only once they exist.
 const NO_PREALLOC: usize = 1;
+/// `BPF_F_MMAPABLE`, since Linux 5.5.
+const MMAPABLE: usize = 1 << 10;
 
 #[btf_map]
 static SETTINGS: Array<Settings, 1> = Array::new();
@@ -52,9 +54,10 @@ static VERDICTS: PerCpuArray<Verdicts, 1> = PerCpuArray::new();
 static PORT_STATS: PerCpuHashMap<PortKey, PortStats, 131_072, NO_PREALLOC> = PerCpuHashMap::new();
 
 /// Beside `PORT_STATS` because nearly every packet is counted here: an array's element is found in 2 ns, a hash
-/// map's in 30 (measured, `cargo xtask bench --packets`).
+/// map's in 30 (measured, `cargo xtask bench --packets`). Mapped into memory by `status`, which would need as many
+/// calls as there are ports otherwise.
 #[btf_map]
-static PORT_PACKETS: Array<u64, PORTS> = Array::new();
+static PORT_PACKETS: Array<u64, PORTS, MMAPABLE> = Array::new();
 
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowState, 32_768> = LruHashMap::new();

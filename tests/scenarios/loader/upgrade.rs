@@ -124,7 +124,7 @@ fn is_whole(lab: &Lab) -> Result<()> {
                 pinned.starts_with(&format!("{program}: ")),
                 "program {program} runs, pinned is {pinned}"
             );
-            ensure!(sh(lab, &format!("ls {PINS} | wc -l"))? == "8\n", "{}", sh(lab, &format!("ls {PINS}"))?);
+            ensure!(sh(lab, &format!("ls {PINS} | wc -l"))? == "9\n", "{}", sh(lab, &format!("ls {PINS}"))?);
         }
         3 => {
             ensure!(on_hook.is_empty(), "unloaded, but {on_hook:?}");

@@ -114,7 +114,8 @@ impl Report {
         // A load that was killed may have left some of the maps unpinned.
         let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
         let verdicts = if pins.has("VERDICTS") { maps::verdicts()? } else { Verdicts::default() };
-        let ports = if pins.has("PORT_STATS") { maps::port_traffic()? } else { BTreeMap::new() };
+        let counted = pins.has("PORT_STATS") && pins.has("PORT_PACKETS");
+        let ports = if counted { maps::port_traffic()? } else { BTreeMap::new() };
         let exempt_ports = policies.values().filter(|policy| policy.effective() == Policy::Pass).count();
         let details = Details::new(&settings, attachment, program, exempt_ports, &verdicts, &ports);
         Ok(Self { loaded: true, steering: attachment.is_alive(), details: Some(details) })

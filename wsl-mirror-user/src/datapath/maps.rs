@@ -1,10 +1,14 @@
 //! The pinned maps, typed.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
-use wsl_mirror_ebpf::abi::{PortKey, PortPolicy, PortStats, Reason, Settings, Verdicts};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use wsl_mirror_ebpf::abi::{PORTS, PortKey, PortPolicy, PortStats, Reason, Settings, Verdicts};
 
 use super::pins;
 use crate::exit::{Exit, OrExit as _};
@@ -129,9 +133,6 @@ pub fn port_traffic() -> Result<BTreeMap<PortKey, PortTraffic>> {
     let stats: PerCpuHashMap<MapData, PortKey, PortStats> = Map::PerCpuHashMap(open("PORT_STATS")?)
         .try_into()
         .context("PORT_STATS is not the kind of map that we made")?;
-    let packets: Array<MapData, u64> = Map::Array(open("PORT_PACKETS")?)
-        .try_into()
-        .context("PORT_PACKETS is not the kind of map that we made")?;
     let mut ports: BTreeMap<PortKey, PortTraffic> = BTreeMap::new();
     for entry in &stats {
         let (key, values) = entry.or_exit(Exit::Kernel, || "cannot read the map PORT_STATS".into())?;
@@ -144,11 +145,32 @@ pub fn port_traffic() -> Result<BTreeMap<PortKey, PortTraffic>> {
         }
     }
     // All of them: a flow that was steered before the last unload goes on, and began in no map that is left.
-    for (index, packets) in (0..).zip(packets.iter()) {
-        match packets.or_exit(Exit::Kernel, || "cannot read the map PORT_PACKETS".into())? {
-            0 => {}
-            packets => ports.entry(PortKey::at_index(index)).or_default().steered_packets += packets,
+    for (index, packets) in (0..).zip(port_packets()?) {
+        if packets != 0 {
+            ports.entry(PortKey::at_index(index)).or_default().steered_packets += packets;
         }
     }
     Ok(ports)
+}
+
+/// `PORT_PACKETS`, read where it lies.
+fn port_packets() -> Result<Vec<u64>> {
+    let map = open("PORT_PACKETS")?;
+    let length = PORTS * size_of::<u64>();
+    // SAFETY: a new mapping, at an address that the kernel chooses.
+    let start =
+        unsafe { mmap(ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, map.fd().as_fd(), 0) }
+            .or_exit(Exit::Kernel, || "cannot map PORT_PACKETS into memory".into())?;
+    let counters = start.cast::<AtomicU64>();
+    let packets = (0..PORTS)
+        .map(|index| {
+            // SAFETY: within the mapping, which is page-aligned.
+            let counter = unsafe { counters.add(index) };
+            // SAFETY: as above; programs add to it meanwhile, and nobody else writes.
+            unsafe { &*counter }.load(Ordering::Relaxed)
+        })
+        .collect();
+    // SAFETY: nothing refers to the mapping any more.
+    unsafe { munmap(start, length) }.context("cannot unmap PORT_PACKETS")?;
+    Ok(packets)
 }
