@@ -89,8 +89,13 @@ pub fn decide<K: Kernel>(packet: &Packet, kernel: &mut K) -> Reason {
 #[inline(always)]
 fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Reason {
     if let Some(reason) = entry.replaceable(packet) {
-        return match admit(packet, kernel) {
-            Err(reason) => leave(packet, reason, kernel),
+        let wanted = match packet.role {
+            Role::Ack if is_ours_for_certain(packet, kernel) => Ok(()),
+            Role::Ack => Err(Reason::EngineNat),
+            _ => admit(packet, kernel).map_err(|reason| leave(packet, reason, kernel)),
+        };
+        return match wanted {
+            Err(reason) => reason,
             Ok(()) if kernel.expire(packet).is_err() => Reason::ExpireFailed,
             Ok(()) => create(packet, reason, kernel),
         };
@@ -111,7 +116,9 @@ fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Reaso
 }
 
 impl Entry {
-    /// Why a flow that begins with this packet needs a new entry in this one's place, if it does.
+    /// Why the packet's flow needs a new entry in this one's place, if it does: because it begins; or because it
+    /// is one of ours that an engine's rule caught in its midst, its entry having been flushed after we had seen
+    /// it and before the stack did.
     ///
     /// Nothing wider than this may ever be taken away: it would end established flows that engines carry.
     #[inline(always)]
@@ -119,6 +126,7 @@ impl Entry {
         match packet.role {
             Role::Syn if self.is_finished() => Some(Reason::Reused),
             Role::Syn | Role::Datagram if self.is_caught() && !self.is_reply => Some(Reason::Healed),
+            Role::Ack if self.is_caught() && !self.is_reply => Some(Reason::PickedUp),
             _ => None,
         }
     }
@@ -150,6 +158,13 @@ impl Entry {
         self.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY) == status::DST_NAT
             && !self.is_to_loopback
     }
+}
+
+/// Whether the flow that this segment belongs to was steered when it began, and still has its socket here: then an
+/// engine's DNAT of it is wrong for certain.
+#[inline(always)]
+fn is_ours_for_certain<K: Kernel>(packet: &Packet, kernel: &mut K) -> bool {
+    kernel.remembered(packet) == Some(Carrier::Listener) && kernel.has_connection(packet)
 }
 
 #[inline(always)]

@@ -233,6 +233,17 @@ fn is_caught(entry: &Entry, packet: &Packet) -> bool {
     is_start(packet) && !entry.is_reply && !entry.is_to_loopback && bits == status::DST_NAT
 }
 
+/// One of ours, caught by an engine's DNAT in its midst.
+fn is_caught_midway(world: &World, entry: &Entry, packet: &Packet) -> bool {
+    let bits = entry.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY);
+    packet.role == Role::Ack
+        && !entry.is_reply
+        && !entry.is_to_loopback
+        && bits == status::DST_NAT
+        && world.remembered == Some(Carrier::Listener)
+        && world.connection
+}
+
 /// Its entry was lost, and an engine carried it before.
 fn is_the_engines(world: &World, packet: &Packet) -> bool {
     packet.role == Role::Datagram && world.is_missing() && world.remembered == Some(Carrier::Engine)
@@ -326,6 +337,10 @@ fn an_entry_is_taken_away_only_if_it_is_finished_or_caught_without_an_answer() {
             return;
         }
         let entry = world.entry().expect("an entry");
+        if is_caught_midway(world, &entry, packet) {
+            assert!(calls.in_order(Call::HasConnection, Call::Expire), "{calls:?}");
+            return;
+        }
         assert!(is_finished(&entry, packet) || is_caught(&entry, packet), "{packet:?} {world:?}");
         assert!(calls.in_order(Call::HasListener, Call::Expire), "only once it is known what for: {calls:?}");
         assert!(world.admits(), "{world:?}");
@@ -346,7 +361,7 @@ fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
             None => assert!(world.is_missing(), "{world:?}"),
         }
         let resumed = packet.role == Role::Ack
-            && world.is_missing()
+            && (world.is_missing() || world.entry().is_some_and(|e| is_caught_midway(world, &e, packet)))
             && world.connection
             && world.remembered == Some(Carrier::Listener)
             && calls.in_order(Call::HasConnection, Call::Create);
@@ -359,6 +374,13 @@ fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
 fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
     everywhere(|world, packet, reason, calls| {
         let mid_stream = matches!(packet.role, Role::Ack | Role::Other);
+        if let Some(entry) = world.entry() {
+            let midway = is_caught_midway(world, &entry, packet);
+            assert!(midway || reason != Reason::PickedUp, "{packet:?} {world:?}");
+            let nothing_fails = world.expire.is_ok() && world.create.is_ok() && world.remember.is_ok();
+            assert!(!midway || !nothing_fails || reason == Reason::PickedUp, "{packet:?} {world:?}");
+            return;
+        }
         if !mid_stream || !world.is_missing() {
             assert_ne!(reason, Reason::PickedUp, "{packet:?} {world:?}");
             return;
@@ -391,7 +413,15 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
         if is_finished(&entry, packet) || is_caught(&entry, packet) {
             return;
         }
-        let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Remembered | Call::RememberEngine);
+        if is_caught_midway(world, &entry, packet) {
+            let asked = |call| calls.has(call);
+            assert!(!asked(Call::WrittenPolicy) && !asked(Call::DefaultPolicy) && !asked(Call::HasListener));
+            return;
+        }
+        // The socket of a segment whose entry looks caught; it may be an engine's, and then nothing is done.
+        let more = |call: &Call| {
+            !matches!(call, Call::Conntrack | Call::Remembered | Call::RememberEngine | Call::HasConnection)
+        };
         assert!(!calls.made.iter().flatten().any(more), "{packet:?} {world:?} {calls:?}");
     });
 }
@@ -403,7 +433,10 @@ fn a_packet_of_an_established_flow_is_steered_exactly_if_its_entry_is_the_one_th
             assert_ne!(reason, Reason::Established, "{world:?}");
             return;
         };
-        if entry.is_reply || is_finished(&entry, packet) || is_caught(&entry, packet) {
+        let replaced = is_finished(&entry, packet)
+            || is_caught(&entry, packet)
+            || is_caught_midway(world, &entry, packet);
+        if entry.is_reply || replaced {
             return;
         }
         let expected = if entry.status & status::DST_NAT != 0 {
