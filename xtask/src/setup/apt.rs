@@ -112,7 +112,7 @@ mod tests {
     fn what_apt_prints_is_understood() {
         let packages = parse(
             "rustc-web:\n  Installed: (none)\n  Candidate: 1.96.0+dfsg1-1~deb12u2\n  Version table:\n     \
-             1.96.0+dfsg1-1~deb12u2 500\n        500 http://deb.debian.org/debian bookworm/main amd64 Packages\n\
+             1.96.0+dfsg1-1~deb12u2 500\n        500 http://mirror.example/debian bookworm/main amd64 Packages\n\
              llvm-22-dev:\n  Installed: 1:22.1.8-1~deb12u1\n  Candidate: 1:22.1.8-1~deb12u1\n\
              rust-llvm:\n  Installed: (none)\n  Candidate: (none)\n",
         );
