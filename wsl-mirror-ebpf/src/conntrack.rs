@@ -128,28 +128,15 @@ unsafe fn status(entry: *const NfConn) -> u64 {
     value
 }
 
-/// `nf_conn.proto.tcp.state`; likewise.
+/// A byte of `nf_conn`, from this [`Field`]'s placeholder; likewise.
 #[inline(always)]
-unsafe fn tcp_state(entry: *const NfConn) -> u8 {
+unsafe fn byte<const PLACEHOLDER: u16>(entry: *const NfConn) -> u8 {
     let value: u64;
     // SAFETY: as above.
     unsafe {
         asm!("{value} = *(u8 *)({entry} + {offset})",
             value = lateout(reg) value, entry = in(reg) entry,
-            offset = const Field::TcpState.placeholder(), options(readonly, nostack));
-    }
-    value as u8
-}
-
-/// The first byte of the address that replies come from; likewise.
-#[inline(always)]
-unsafe fn reply_source_network(entry: *const NfConn) -> u8 {
-    let value: u64;
-    // SAFETY: as above.
-    unsafe {
-        asm!("{value} = *(u8 *)({entry} + {offset})",
-            value = lateout(reg) value, entry = in(reg) entry,
-            offset = const Field::ReplySource.placeholder(), options(readonly, nostack));
+            offset = const PLACEHOLDER, options(readonly, nostack));
     }
     value as u8
 }
@@ -164,12 +151,13 @@ fn look_at(entry: *const NfConn, packet: &Packet, options: &Options) -> Entry {
         status,
         tcp_state: match packet.protocol {
             // SAFETY: the entry is held.
-            Protocol::Tcp => unsafe { tcp_state(entry) },
+            Protocol::Tcp => unsafe { byte::<{ Field::TcpState.placeholder() }>(entry) },
             Protocol::Udp => 0,
         },
         // Only asked of what is translated: most flows are not.
         // SAFETY: the entry is held.
-        is_to_loopback: status & DST_NAT != 0 && unsafe { reply_source_network(entry) } == 127,
+        is_to_loopback: status & DST_NAT != 0
+            && unsafe { byte::<{ Field::ReplySource.placeholder() }>(entry) } == 127,
     }
 }
 

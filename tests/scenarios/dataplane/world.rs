@@ -257,7 +257,7 @@ pub fn slow_echo(client: &tcp::Client, bytes: u64, over: Duration) -> Result<()>
             }
             Ok(sender.shutdown(Shutdown::Write)?)
         });
-        read_pattern(&mut stream, bytes)?;
+        read_pattern(&mut stream, bytes, |_| ())?;
         sending.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
     })
 }
@@ -266,20 +266,11 @@ pub fn slow_echo(client: &tcp::Client, bytes: u64, over: Duration) -> Result<()>
 pub fn slow_download(client: &tcp::Client, bytes: u64, over: Duration) -> Result<()> {
     let mut stream = client.connect()?;
     let started = Instant::now();
-    let mut pattern = Pattern::default();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let at = pattern.position();
-        match stream.read(&mut buffer).with_context(|| format!("after {at} bytes"))? {
-            0 if at == bytes => return Ok(()),
-            0 => bail!("closed after {at} bytes"),
-            length => check(&mut pattern, &buffer[..length])?,
-        }
-        pace(started, over, pattern.position(), bytes);
-    }
+    read_pattern(&mut stream, bytes, |received| pace(started, over, received, bytes))
 }
 
-fn read_pattern(stream: &mut TcpStream, bytes: u64) -> Result<()> {
+/// Takes `bytes` bytes and checks them; `after_each` is told how many there are so far.
+fn read_pattern(stream: &mut TcpStream, bytes: u64, mut after_each: impl FnMut(u64)) -> Result<()> {
     let mut pattern = Pattern::default();
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -289,6 +280,7 @@ fn read_pattern(stream: &mut TcpStream, bytes: u64) -> Result<()> {
             0 => bail!("closed after {at} bytes"),
             length => check(&mut pattern, &buffer[..length])?,
         }
+        after_each(pattern.position());
     }
 }
 
