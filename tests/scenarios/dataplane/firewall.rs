@@ -86,14 +86,24 @@ fn a_download_may_stall_after_a_flush_unless_conntrack_is_liberal() -> Result<()
         drop_invalid(&lab)?;
         lab.guest().set_sysctls([("net/netfilter/nf_conntrack_tcp_be_liberal", liberal)])?;
         load(&lab)?;
-        // Who is first is a matter of chance to some degree.
-        let went_through = (0..10).find_map(|_| match flush_in_a_download(&lab, first == "server") {
-            Ok((was_first, went_through)) => (was_first == first).then_some(Ok(went_through)),
-            Err(error) => Some(Err(error)),
-        });
-        let went_through = went_through.with_context(|| format!("the {first} never was the first"))??;
-        let case = format!("the {first} first, liberal {liberal}: {} invalid packets", invalid(&lab)?);
-        assert_eq!(went_through, (first, liberal) != ("client", "0"), "{case}");
+        let stalls = (first, liberal) == ("client", "0");
+        // Who is first is a matter of chance to some degree, and so is whether a burst comes that is too large for
+        // the window: the one stall that shall happen may take several tries, and none may be where none is due.
+        let mut outcomes = Vec::new();
+        for _ in 0..10 {
+            let (was_first, went_through) = flush_in_a_download(&lab, first == "server")?;
+            if was_first == first {
+                outcomes.push(went_through);
+                if !(stalls && went_through) {
+                    break;
+                }
+            }
+        }
+        let case = format!(
+            "the {first} first, liberal {liberal}: came through {outcomes:?}, {} invalid packets",
+            invalid(&lab)?
+        );
+        assert_eq!(outcomes.last(), Some(&!stalls), "{case}");
     }
     Ok(())
 }
