@@ -23,6 +23,7 @@ mod docker;
 mod mirrored;
 mod namespace;
 pub mod nat;
+pub mod pace;
 pub mod process;
 pub mod services;
 mod traffic;

@@ -15,7 +15,9 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-/// Enough for every short command the lab runs, on a busy machine too.
+use crate::pace;
+
+/// Enough for every short command the lab runs, on a busy machine too. As all limits here, longer in emulation.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// A program that has ended: what was run, how it ended, what it said.
@@ -84,11 +86,11 @@ pub fn run_with_input(command: &mut Command, input: &str, limit: Duration) -> Re
     if in_time { Ok(finished) } else { bail!("no end within {limit:?}, so it was killed: {finished}") }
 }
 
-/// Whether `child` ended within `limit`.
+/// Whether `child` ended within `limit` (longer in emulation).
 pub(crate) fn wait(child: &mut Child, limit: Duration) -> Result<bool> {
     let pid = Pid::from_child(child);
     let pidfd: OwnedFd = pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?;
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + pace::limit(limit);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).context("a time limit too long for poll(2)")?;
@@ -224,8 +226,10 @@ pub fn command_line(command: &Command) -> String {
     line
 }
 
-/// Asks `ready` again and again until it gives a value; past `limit` the error says what was awaited.
+/// Asks `ready` again and again until it gives a value; past `limit` (longer in emulation) the error says what was
+/// awaited.
 pub fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let limit = pace::limit(limit);
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = ready().with_context(|| format!("waiting for {what}"))? {

@@ -10,6 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+/// The package whose tests load the program and build networks.
+pub(crate) const LAB_PACKAGE: &str = "wsl-mirror-lab";
+
 /// How the product is built. The object inside is always optimised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Profile {
@@ -57,35 +60,54 @@ pub(crate) fn build_product(profile: Profile) -> Result<PathBuf> {
 /// Builds a package whose one program has its name, and returns where cargo put that.
 pub(crate) fn build(package: &str, profile: Profile) -> Result<PathBuf> {
     let mut cargo = command("build");
-    cargo.args(["--package", package, "--message-format", "json-render-diagnostics"]);
+    cargo.args(["--package", package]);
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    let mut child =
-        cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting cargo build")?;
-    let mut binary = None;
+    let binary = executables(package, &mut cargo)?.into_iter().rfind(|path| path.ends_with(package));
+    binary.with_context(|| format!("cargo built {package} and did not say where it put the binary"))
+}
+
+/// Builds the test binaries of a package, and returns them with the names of their targets.
+pub(crate) fn build_tests(package: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut cargo = command("test");
+    cargo.args(["--release", "--package", package, "--tests", "--no-run"]);
+    let library = package.replace('-', "_");
+    let tests = executables(package, &mut cargo)?.into_iter().filter_map(|path| {
+        // <target>-<hash>; beside the tests cargo builds the package's programs, which have no hash, and its
+        // library's unit tests.
+        let (name, _) = path.file_name()?.to_str()?.rsplit_once('-')?;
+        let is_test = path.parent()?.ends_with("deps") && name != library;
+        is_test.then(|| (name.to_owned(), path.clone()))
+    });
+    Ok(tests.collect())
+}
+
+/// Runs a cargo that builds, and returns the programs that it made.
+fn executables(package: &str, cargo: &mut Command) -> Result<Vec<PathBuf>> {
+    cargo.args(["--message-format", "json-render-diagnostics"]);
+    let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting cargo")?;
+    let mut found = Vec::new();
     for line in BufReader::new(child.stdout.take().context("cargo's output is piped")?).lines() {
-        let line = line.context("reading cargo's messages")?;
-        binary = executable(&line, package).or(binary);
+        found.extend(executable(&line.context("reading cargo's messages")?));
     }
-    let status = child.wait().context("waiting for cargo build")?;
+    let status = child.wait().context("waiting for cargo")?;
     if !status.success() {
         bail!("building {package} ended with {status}; the compiler's messages are above");
     }
-    binary.with_context(|| format!("cargo built {package} and did not say where it put the binary"))
+    Ok(found)
 }
 
 /// Where a binary was put, if this message of cargo's says so. Asking cargo is the only way that is right
 /// with every `target-dir` and `build.target` there is; its messages are one JSON object a line, of which one
 /// field is needed.
-fn executable(message: &str, name: &str) -> Option<PathBuf> {
+fn executable(message: &str) -> Option<PathBuf> {
     if !message.starts_with(r#"{"reason":"compiler-artifact""#) {
         return None;
     }
     let (_, rest) = message.split_once(r#""executable":""#)?;
     let (path, _) = rest.split_once('"')?;
-    let path = PathBuf::from(path.replace(r"\\", r"\"));
-    (path.file_name()? == name).then_some(path)
+    Some(PathBuf::from(path.replace(r"\\", r"\")))
 }
 
 /// Whether cargo has a subcommand that comes as a component of its own (`fmt`, `clippy`), and its version.
@@ -101,10 +123,9 @@ mod tests {
     #[test]
     fn the_binary_is_where_cargo_says() {
         let message = r#"{"reason":"compiler-artifact","package_id":"p","target":{"kind":["bin"]},"executable":"/t/release/wsl-mirror","fresh":true}"#;
-        assert_eq!(executable(message, "wsl-mirror"), Some(PathBuf::from("/t/release/wsl-mirror")));
-        assert_eq!(executable(message, "xtask"), None);
-        assert_eq!(executable(r#"{"reason":"build-finished","success":true}"#, "wsl-mirror"), None);
+        assert_eq!(executable(message), Some(PathBuf::from("/t/release/wsl-mirror")));
+        assert_eq!(executable(r#"{"reason":"build-finished","success":true}"#), None);
         let library = r#"{"reason":"compiler-artifact","executable":null,"fresh":true}"#;
-        assert_eq!(executable(library, "wsl-mirror"), None);
+        assert_eq!(executable(library), None);
     }
 }

@@ -24,7 +24,7 @@ impl AddAssign for Count {
 impl Count {
     /// Reads `test result: ok. 13 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s`,
     /// which libtest prints once for each test binary and for each crate's documentation tests.
-    fn parse(line: &str) -> Option<Self> {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let (_, numbers) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
         let number = |word: &str| {
             numbers.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())

@@ -6,9 +6,11 @@ mod exit_code;
 mod lab;
 mod libtest;
 mod progress;
+mod report;
 mod root;
 mod setup;
 mod table;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use exit_code::ExitCode;
@@ -27,6 +29,7 @@ enum Task {
     Build(commands::Build),
     Demo(commands::Demo),
     Test(commands::Test),
+    Vm(commands::Vm),
     Bench(commands::Bench),
 }
 
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Task::Build(build) => build.exec(),
         Task::Demo(demo) => demo.exec(),
         Task::Test(test) => test.exec(),
+        Task::Vm(vm) => vm.exec(),
         Task::Bench(bench) => bench.exec(),
     };
     result.unwrap_or_else(|error| {

@@ -18,11 +18,11 @@ const HEARTBEAT: Duration = Duration::from_secs(20);
 /// How many lines of the log are shown when a step fails.
 const TAIL: usize = 25;
 
-/// Runs one step: its name and its time on the terminal, its output in `log`.
+/// Runs one step of a task: its name and its time on the terminal, its output in `log`.
 ///
 /// # Errors
 /// Names the command, how it ended and the log, with the end of what the command wrote there.
-pub(crate) fn step(name: &str, command: &mut Command, log: &Path) -> Result<()> {
+pub(crate) fn step(task: &str, name: &str, command: &mut Command, log: &Path) -> Result<()> {
     let open = || -> io::Result<(File, u64)> {
         if let Some(folder) = log.parent() {
             std::fs::create_dir_all(folder)?;
@@ -38,7 +38,7 @@ pub(crate) fn step(name: &str, command: &mut Command, log: &Path) -> Result<()> 
     let terminal = io::stderr().is_terminal();
     let started = Instant::now();
     if !terminal {
-        eprintln!("setup: {name} …");
+        eprintln!("{task}: {name} …");
     }
     let mut child = command
         .stdin(Stdio::null())
@@ -55,17 +55,17 @@ pub(crate) fn step(name: &str, command: &mut Command, log: &Path) -> Result<()> 
             let last = tail(log, start, 1);
             let elapsed = started.elapsed().as_secs();
             let line: String =
-                format!("setup: {name} … {elapsed} s  {}", last.trim()).chars().take(78).collect();
+                format!("{task}: {name} … {elapsed} s  {}", last.trim()).chars().take(78).collect();
             eprint!("\r\x1b[K{line}");
         } else if beat.elapsed() >= HEARTBEAT {
             beat = Instant::now();
-            eprintln!("setup: {name} … {} s", started.elapsed().as_secs());
+            eprintln!("{task}: {name} … {} s", started.elapsed().as_secs());
         }
         thread::sleep(FRAME);
     };
     let end = if status.success() { "done" } else { "failed" };
     let back = if terminal { "\r\x1b[K" } else { "" };
-    eprintln!("{back}setup: {name}: {end} after {:.1} s", started.elapsed().as_secs_f32());
+    eprintln!("{back}{task}: {name}: {end} after {:.1} s", started.elapsed().as_secs_f32());
     if !status.success() {
         bail!(
             "{name}: `{}` ended with {status}\n{}\n(all of it is in {})",
@@ -110,8 +110,8 @@ mod tests {
         let log = std::env::temp_dir().join(format!("wsl-mirror-xtask-{}.log", std::process::id()));
         let mut fails = Command::new("sh");
         fails.args(["-c", "echo before; echo the reason >&2; exit 7"]);
-        let text =
-            step("try", &mut fails, &log).map_or_else(|error| format!("{error:#}"), |()| String::new());
+        let text = step("a task", "try", &mut fails, &log)
+            .map_or_else(|error| format!("{error:#}"), |()| String::new());
         std::fs::remove_file(&log).unwrap_or_else(|error| panic!("removing {}: {error}", log.display()));
         assert!(text.contains("before\nthe reason"), "{text}");
         assert!(

@@ -4,15 +4,22 @@ use std::fmt::Write as _;
 
 /// Lays out rows below a heading. Columns from `right` on are numbers, and aligned as such.
 pub(crate) fn render<const N: usize>(heading: [&str; N], rows: &[[String; N]], right: usize) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([heading[column].chars().count()]).max().unwrap_or(0)
-    };
-    let widths: [usize; N] = std::array::from_fn(width);
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.to_vec()).collect();
+    render_any(&heading.map(str::to_owned), &rows, right)
+}
+
+/// The same with a number of columns that is known only when it runs.
+pub(crate) fn render_any(heading: &[String], rows: &[Vec<String>], right: usize) -> String {
+    let widths: Vec<usize> = (0..heading.len())
+        .map(|column| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.chain([heading[column].chars().count()]).max().unwrap_or(0)
+        })
+        .collect();
     let mut text = String::new();
-    let mut line = |cells: [&str; N]| {
+    let mut line = |cells: &[String]| {
         let mut row = String::new();
-        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
+        for (column, (cell, width)) in cells.iter().zip(&widths).enumerate() {
             let gap = if column == 0 { "" } else { "  " };
             // Writing to a String does not fail.
             let _ = if column < right {
@@ -25,10 +32,9 @@ pub(crate) fn render<const N: usize>(heading: [&str; N], rows: &[[String; N]], r
         text.push('\n');
     };
     line(heading);
-    let rules = widths.map(|width| "─".repeat(width));
-    line(std::array::from_fn(|column| rules[column].as_str()));
+    line(&widths.iter().map(|width| "─".repeat(*width)).collect::<Vec<_>>());
     for row in rows {
-        line(std::array::from_fn(|column| row[column].as_str()));
+        line(row);
     }
     text
 }

@@ -114,7 +114,7 @@ fn flush_in_a_download(lab: &Lab, wait_for_the_server: bool) -> Result<(&'static
     let mut client = windows(lab, 8100).connect()?;
     let (mut server, _) = accept(&listener)?;
     talk(&mut client, &mut server)?;
-    server.set_write_timeout(Some(tcp::LIMIT))?;
+    server.set_write_timeout(Some(tcp::limit()))?;
     let sending = thread::spawn(move || Pattern::default().write(&mut server, BYTES));
     // The client's buffer fills up; from then on the server only asks now and then whether it is read.
     thread::sleep(Duration::from_millis(300));

@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Container, Docker, DockerOptions, Lab, Service, nat, process::wait_for, tcp, udp};
+use wsl_mirror_lab::{
+    Container, Docker, DockerOptions, Lab, Service, nat, pace, process::wait_for, tcp, udp,
+};
 
 use crate::world::{
     HELLO, Services, load, nft, packets, slow_download, slow_echo, slow_upload, unload, while_flushing,
@@ -58,15 +60,20 @@ fn nothing_breaks_under_a_flush_every_50_ms() -> Result<()> {
         })
     })?;
     transfers?;
-    assert!(flushes > 150, "only {flushes} flushes in 20 seconds: the machine is too busy for this test");
+    // Emulated CPUs do not get that far in the same time.
+    let at_least = |number| if pace::is_emulated() { number / 10 } else { number };
+    assert!(
+        u64::from(flushes) > at_least(150),
+        "only {flushes} flushes in 20 seconds: the machine is too busy for this test"
+    );
     for (name, connection) in [("keep-alive", &keep_alive), ("calm keep-alive", &calm)] {
         assert!(connection.is_alive(), "{name}");
     }
     let report = keep_alive.stop();
     assert_eq!(report.failure, None);
-    assert!(report.exchanges > 1000, "{report:?}");
+    assert!(u64::from(report.exchanges) > at_least(1000), "{report:?}");
     let picked_up = packets(&lab, "steer_picked_up")?;
-    assert!(picked_up > 100);
+    assert!(picked_up > at_least(100));
     // A packet that the program has seen and the stack has not, at the moment of the flush, does get to the rule.
     let caught = nat::dnat_packets(lab.guest(), "tcp", 8007)? - before;
     assert!(caught * 50 < picked_up, "Docker's rule saw {caught} packets, and {picked_up} were picked up");

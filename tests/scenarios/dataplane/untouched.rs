@@ -69,7 +69,7 @@ fn udp_flow(lab: &Lab, road: Road, port: u16) -> Result<Seen> {
     let server = to.enter(|| UdpSocket::bind(loopback(port)))?;
     let client = from.enter(|| UdpSocket::bind(loopback(road.client_port())))?;
     for socket in [&server, &client] {
-        socket.set_read_timeout(Some(tcp::LIMIT))?;
+        socket.set_read_timeout(Some(tcp::limit()))?;
     }
     let mut buffer = [0; 16];
     client.send_to(HELLO, loopback(port))?;
@@ -167,7 +167,7 @@ fn a_reply_from_windows_to_a_flow_that_linux_translated_reaches_its_client() -> 
     let _server = servers::udp_echo(lab.windows(), (Ipv4Addr::LOCALHOST, 9100))?;
     // Not connected, so it would take a reply from anywhere.
     let client = lab.guest().enter(|| UdpSocket::bind(loopback(45_000)))?;
-    client.set_read_timeout(Some(tcp::LIMIT))?;
+    client.set_read_timeout(Some(tcp::limit()))?;
     let ask = || -> Result<SocketAddr> {
         client.send_to(HELLO, loopback(9999))?;
         Ok(client.recv_from(&mut [0; 16])?.1)

@@ -307,11 +307,11 @@ pub fn read_to_the_end(stream: &mut TcpStream) -> Result<u64> {
     Ok(bytes)
 }
 
-/// The next connection, which waits no longer than [`tcp::LIMIT`], neither for itself nor for what is read.
+/// The next connection, which waits no longer than [`tcp::limit`], neither for itself nor for what is read.
 pub fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
-    SockRef::from(listener).set_read_timeout(Some(tcp::LIMIT))?;
+    SockRef::from(listener).set_read_timeout(Some(tcp::limit()))?;
     let (stream, from) = listener.accept().context("waiting for a connection")?;
-    stream.set_read_timeout(Some(tcp::LIMIT))?;
+    stream.set_read_timeout(Some(tcp::limit()))?;
     Ok((stream, from))
 }
 

@@ -25,8 +25,8 @@ use crate::{
     ring::Ring,
 };
 
-/// How many frames go through `BPF_PROG_TEST_RUN`.
-const GENERATED: usize = 24_000;
+/// How many frames go through `BPF_PROG_TEST_RUN` in each of the two configurations.
+const GENERATED: usize = 100_000;
 /// What that call takes at most; the kernel wants its own room in the page.
 const TEST_RUN_LONGEST: usize = 3_500;
 /// How many frames Windows sends.

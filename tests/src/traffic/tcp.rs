@@ -14,11 +14,13 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::{Namespace, services::Pattern};
+use crate::{Namespace, pace, services::Pattern};
 
 /// Long enough that a retransmission (the first is due after a second) fits in, a thousand times what an
 /// answer takes: whatever has not happened by then hangs.
-pub const LIMIT: Duration = Duration::from_millis(1500);
+pub fn limit() -> Duration {
+    pace::limit(Duration::from_millis(1500))
+}
 
 /// How a connection, or an exchange over it, failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +126,7 @@ impl Client {
             namespace: namespace.clone(),
             to: to.address(),
             from: None,
-            limit: LIMIT,
+            limit: limit(),
             reset_on_close: false,
         }
     }

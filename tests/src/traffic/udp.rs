@@ -9,7 +9,7 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::tcp::{Destination, LIMIT};
+use super::tcp::{Destination, limit};
 use crate::Namespace;
 
 /// How a request failed.
@@ -51,7 +51,7 @@ pub struct Client {
 impl Client {
     /// A client in `namespace`.
     pub fn new(namespace: &Namespace, to: impl Destination) -> Self {
-        Self { namespace: namespace.clone(), to: to.address(), from: None, limit: LIMIT }
+        Self { namespace: namespace.clone(), to: to.address(), from: None, limit: limit() }
     }
 
     /// From this port of 127.0.0.1.

@@ -5,9 +5,11 @@ mod build;
 mod demo;
 mod setup;
 mod test;
+mod vm;
 
 pub(crate) use bench::Bench;
 pub(crate) use build::Build;
 pub(crate) use demo::Demo;
 pub(crate) use setup::Setup;
 pub(crate) use test::Test;
+pub(crate) use vm::Vm;

@@ -1,7 +1,7 @@
 //! `cargo xtask test`
 
 use std::{
-    env, fmt,
+    env,
     io::Write as _,
     path::Path,
     process::{Command, Stdio},
@@ -14,17 +14,16 @@ use clap::Args;
 use crate::{
     cargo::{self, Profile},
     exit_code::ExitCode,
-    libtest::{self, Count},
+    libtest,
+    report::{self, Group, Verdict},
     root::is_root,
     setup::{self, Needs, Outcome},
-    table,
+    vm::{self, Selection},
 };
 
 /// The packages whose tests need no root and touch nothing outside of their process.
 const HOST_PACKAGES: [&str; 5] =
     ["wsl-mirror-ebpf", "wsl-mirror", "xtask", "xtask-lab", "wsl-mirror-toolchain"];
-/// The package whose tests load the program and build networks.
-const LAB_PACKAGE: &str = "wsl-mirror-lab";
 /// How many of the lab's networks run at once, unless `RUST_TEST_THREADS` says otherwise: each has an engine
 /// of its own, and more of them than cores make the timeouts of a scenario a matter of luck.
 const LAB_THREADS: &str = "2";
@@ -32,18 +31,25 @@ const LAB_THREADS: &str = "2";
 /// and does not fail the tests: new releases bring new lints.
 const LINTED_WITH: &str = "1.95";
 
-/// Run the tests: on the host, then in the lab
+/// Run the tests: on the host, in the lab, then in the lab on other kernels
 ///
-/// The lab needs root, for network namespaces and BPF. Ends with a table and a line of the form
-/// `N passed, N failed`. A group that broke before its tests could run counts as one failure.
+/// The lab needs root, for network namespaces and BPF; virtual machines do not. Ends with a table and a line of the
+/// form `N passed, N failed`. A group that broke before its tests could run counts as one failure.
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch on the command line")]
 pub(crate) struct Test {
     /// Only format, lints and unit tests: what needs no root
-    #[arg(long, conflicts_with = "lab")]
+    #[arg(long)]
     host: bool,
-    /// Only packets and scenarios: what needs root
+    /// Only packets and scenarios on this kernel: what needs root
     #[arg(long)]
     lab: bool,
+    /// Only packets and scenarios in virtual machines: `cargo xtask vm` without options
+    #[arg(long)]
+    vm: bool,
+    /// Many more rounds of what may go wrong once in a while
+    #[arg(long)]
+    soak: bool,
     /// For the test binaries: a filter, `--nocapture`, `--ignored`
     #[arg(last = true)]
     args: Vec<String>,
@@ -51,7 +57,8 @@ pub(crate) struct Test {
 
 impl Test {
     pub(crate) fn exec(self) -> Result<ExitCode> {
-        let (host, lab) = (!self.lab, !self.host);
+        let all = !(self.host || self.lab || self.vm);
+        let (host, lab, vm) = (self.host || all, self.lab || all, self.vm || all);
         if lab && !is_root() {
             bail!(
                 "the lab builds network namespaces and loads BPF programs, which takes root, and this is not \
@@ -59,7 +66,12 @@ impl Test {
                  need no root: `cargo xtask test --host`"
             );
         }
-        if matches!(setup::ensure(if lab { Needs::Lab } else { Needs::Build })?, Outcome::Missing) {
+        let needs = match (lab, vm) {
+            (_, true) => Needs::Vm,
+            (true, false) => Needs::Lab,
+            (false, false) => Needs::Build,
+        };
+        if matches!(setup::ensure(needs)?, Outcome::Missing) {
             return Ok(ExitCode::Missing);
         }
 
@@ -85,11 +97,33 @@ impl Test {
         }
         if lab {
             groups.push(match &binary {
-                Ok(binary) => self.run("lab", &mut lab_tests(binary))?,
+                Ok(binary) => self.run("lab", &mut lab_tests(binary, self.soak))?,
                 Err(_) => Group::without_tests("lab", Verdict::NotRun, Duration::ZERO),
             });
         }
-        Ok(report(&groups))
+        if vm {
+            match &binary {
+                Ok(binary) => groups.extend(self.in_machines(binary)),
+                Err(_) => groups.push(Group::without_tests("vm", Verdict::NotRun, Duration::ZERO)),
+            }
+        }
+        report::print_table(&groups);
+        Ok(report::conclude(&groups))
+    }
+
+    /// Runs the lab's tests on other kernels. What fails before they can run is one failure more, and takes
+    /// nothing from what the others found.
+    fn in_machines(&self, binary: &Path) -> Vec<Group> {
+        heading("vm");
+        let started = Instant::now();
+        let run = || -> Result<Vec<Group>> {
+            let kernels = vm::kernels(&Selection::Default)?;
+            vm::run(&kernels, &vm::build(binary)?, &vm::Effort { soak: self.soak, arguments: &self.args })
+        };
+        run().unwrap_or_else(|error| {
+            eprintln!("xtask: {error:#}");
+            vec![Group::without_tests("vm", Verdict::Failed, started.elapsed())]
+        })
     }
 
     /// Runs tests, passes their output on and counts.
@@ -110,7 +144,7 @@ impl Test {
         let count = libtest::stream(output, std::io::stdout())
             .with_context(|| format!("{name}: reading the tests' output"))?;
         let status = child.wait().with_context(|| format!("{name}: waiting for cargo test"))?;
-        Ok(Group { name, verdict: Verdict::of(status.success()), count, time: started.elapsed() })
+        Ok(Group { count, ..Group::without_tests(name, Verdict::of(status.success()), started.elapsed()) })
     }
 }
 
@@ -121,9 +155,12 @@ fn host_tests() -> Command {
     cargo
 }
 
-fn lab_tests(binary: &Path) -> Command {
+fn lab_tests(binary: &Path, soak: bool) -> Command {
     let mut cargo = cargo::command("test");
-    cargo.args(["--release", "--package", LAB_PACKAGE]).env("WSL_MIRROR_BIN", binary);
+    cargo.args(["--release", "--package", cargo::LAB_PACKAGE]).env("WSL_MIRROR_BIN", binary);
+    if soak {
+        cargo.env(vm::SOAK, "1");
+    }
     if env::var_os("RUST_TEST_THREADS").is_none() {
         cargo.env("RUST_TEST_THREADS", LAB_THREADS);
     }
@@ -177,105 +214,9 @@ fn heading(name: &str) {
     let _ = std::io::stdout().flush();
 }
 
-/// What one group came to.
-struct Group {
-    name: &'static str,
-    verdict: Verdict,
-    count: Count,
-    time: Duration,
-}
-
-impl Group {
-    fn without_tests(name: &'static str, verdict: Verdict, time: Duration) -> Self {
-        Self { name, verdict, count: Count::default(), time }
-    }
-
-    /// What the last line counts. A group that failed without a failing test (it did not compile, it was
-    /// killed) is one failure, so that `0 failed` means what it says.
-    fn counted(&self) -> Count {
-        let broke = matches!(self.verdict, Verdict::Failed | Verdict::NotRun) && self.count.failed == 0;
-        Count { failed: self.count.failed + u32::from(broke), ..self.count }
-    }
-
-    fn row(&self) -> [String; 6] {
-        let Count { passed, failed, ignored } = self.count;
-        let number = |n: u32| if n == 0 { "·".to_owned() } else { n.to_string() };
-        let time = format!("{:.1} s", self.time.as_secs_f32());
-        [
-            self.name.to_owned(),
-            self.verdict.to_string(),
-            number(passed),
-            number(failed),
-            number(ignored),
-            time,
-        ]
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Ok,
-    Failed,
-    /// The lab has nothing to run without a binary.
-    NotRun,
-    /// The toolchain lacks the component.
-    NotHere,
-    /// Another release of the component than ours objects.
-    Findings,
-}
-
-impl Verdict {
-    fn of(success: bool) -> Self {
-        if success { Self::Ok } else { Self::Failed }
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ok => "ok",
-            Self::Failed => "FAILED",
-            Self::NotRun => "NOT RUN",
-            Self::NotHere => "not installed",
-            Self::Findings => "findings",
-        })
-    }
-}
-
-/// Prints the table and the last line.
-fn report(groups: &[Group]) -> ExitCode {
-    let mut sum = Count::default();
-    for group in groups {
-        sum += group.counted();
-    }
-    let rows: Vec<_> = groups.iter().map(Group::row).collect();
-    let heading = ["group", "result", "passed", "failed", "ignored", "time"];
-    println!("\n{}\n{} passed, {} failed", table::render(heading, &rows, 2), sum.passed, sum.failed);
-    if sum.failed == 0 { ExitCode::Success } else { ExitCode::TestsFailed }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn group(verdict: Verdict, passed: u32, failed: u32) -> Group {
-        Group { name: "g", verdict, count: Count { passed, failed, ignored: 0 }, time: Duration::ZERO }
-    }
-
-    #[test]
-    fn a_group_that_does_not_compile_is_a_failure() {
-        assert_eq!(group(Verdict::Failed, 3, 0).counted().failed, 1);
-        assert_eq!(group(Verdict::Failed, 3, 2).counted().failed, 2);
-        assert_eq!(group(Verdict::NotRun, 0, 0).counted().failed, 1);
-        assert_eq!(report(&[group(Verdict::Ok, 1, 0), group(Verdict::Failed, 0, 0)]), ExitCode::TestsFailed);
-    }
-
-    #[test]
-    fn what_is_not_installed_is_not_a_failure() {
-        let groups =
-            [group(Verdict::NotHere, 0, 0), group(Verdict::Findings, 0, 0), group(Verdict::Ok, 5, 0)];
-        assert_eq!(report(&groups), ExitCode::Success);
-    }
 
     #[test]
     fn the_release_is_compared_by_number() {

@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 use plan::{Plan, Step, plan};
 use state::State;
+pub(crate) use state::program;
 use wsl_mirror_toolchain::Toolchain;
 
 /// What a task needs.
@@ -23,6 +24,10 @@ pub(crate) enum Needs {
     Build,
     /// That, and the programs that the lab runs.
     Lab,
+    /// That, and qemu.
+    Vm,
+    /// A toolchain for C and what else the kernel's build runs.
+    Kernels,
 }
 
 /// How it came out.
@@ -110,7 +115,7 @@ fn missing(state: &State, by_hand: &[String]) -> String {
     }
     if !state.missing_tools.is_empty() {
         let names: Vec<_> = state.missing_tools.iter().map(|tool| tool.program).collect();
-        let _ = writeln!(text, "Missing for the lab: {}", names.join(", "));
+        let _ = writeln!(text, "Missing: {}", names.join(", "));
     }
     if !by_hand.is_empty() {
         text.push_str("To be done by hand:\n");

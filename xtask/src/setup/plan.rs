@@ -121,8 +121,13 @@ impl Round<'_> {
         let Some(apt) = &self.state.apt else {
             let programs: Vec<_> = self.state.missing_tools.iter().map(|tool| tool.program).collect();
             if !programs.is_empty() {
+                let how = if self.state.missing_tools.contains(&BUSYBOX) {
+                    " (busybox has to be static)"
+                } else {
+                    ""
+                };
                 self.plan.by_hand.push(format!(
-                    "install {}, as your distribution packages them (busybox has to be static)",
+                    "install {}, as your distribution packages them{how}",
                     programs.join(", ")
                 ));
             }

@@ -11,10 +11,10 @@ use wsl_mirror_toolchain::{CARGO_OVERRIDE, LINKER_OVERRIDE, Missing, Toolchain};
 
 use super::{Needs, apt::Apt};
 
-/// A program that the lab runs.
+/// A program that a task runs, or a header that it compiles with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tool {
-    /// What is run.
+    /// What is run; a header as C includes it, in angle brackets.
     pub(super) program: &'static str,
     /// The package that brings it on Debian.
     pub(super) package: &'static str,
@@ -37,6 +37,26 @@ pub(super) const LAB: [Tool; 11] = [
     BUSYBOX,
 ];
 
+/// What a virtual machine needs besides the lab that runs in it.
+pub(super) const VM: [Tool; 1] = [Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" }];
+
+/// What building a kernel with BTF needs.
+pub(super) const KERNELS: [Tool; 13] = [
+    Tool { program: "make", package: "make" },
+    Tool { program: "gcc", package: "gcc" },
+    Tool { program: "ld", package: "binutils" },
+    Tool { program: "flex", package: "flex" },
+    Tool { program: "bison", package: "bison" },
+    Tool { program: "bc", package: "bc" },
+    Tool { program: "perl", package: "perl" },
+    Tool { program: "xz", package: "xz-utils" },
+    Tool { program: "python3", package: "python3" },
+    Tool { program: "pahole", package: "dwarves" },
+    Tool { program: "<libelf.h>", package: "libelf-dev" },
+    Tool { program: "<openssl/evp.h>", package: "libssl-dev" },
+    Tool { program: "dpkg-deb", package: "dpkg" },
+];
+
 /// Has to be static, unlike the others.
 pub(super) const BUSYBOX: Tool = Tool { program: "busybox", package: "busybox-static" };
 
@@ -44,7 +64,7 @@ pub(super) const BUSYBOX: Tool = Tool { program: "busybox", package: "busybox-st
 #[derive(Clone, Debug)]
 pub(super) struct State {
     pub(super) toolchain: Result<Toolchain, Missing>,
-    /// Empty when the lab was not asked for.
+    /// Those that were asked for.
     pub(super) missing_tools: Vec<Tool>,
     pub(super) root: bool,
     /// `None` without apt, and when nothing is missing: asking it takes longer than all the rest.
@@ -61,8 +81,14 @@ pub(super) struct State {
 impl State {
     pub(super) fn read(needs: Needs, apt_updated: bool) -> Self {
         let toolchain = wsl_mirror_toolchain::find();
-        let lab = if needs == Needs::Lab { &LAB[..] } else { &[] };
-        let missing_tools: Vec<Tool> = lab.iter().copied().filter(|tool| !has(*tool)).collect();
+        let tools: &[&[Tool]] = match needs {
+            Needs::Build => &[],
+            Needs::Lab => &[&LAB],
+            Needs::Vm => &[&LAB, &VM],
+            Needs::Kernels => &[&KERNELS],
+        };
+        let tools = tools.iter().copied().flatten().copied();
+        let missing_tools: Vec<Tool> = tools.filter(|tool| !has(*tool)).collect();
         let complete = toolchain.is_ok() && missing_tools.is_empty();
         let apt = if complete { None } else { Apt::read(apt_updated) };
         Self {
@@ -82,12 +108,19 @@ impl State {
     }
 }
 
+/// Where the C compiler looks for headers; on Debian those of one architecture have a folder of their own.
+const HEADERS: [&str; 4] =
+    ["/usr/include", "/usr/local/include", "/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu"];
+
 fn has(tool: Tool) -> bool {
+    if let Some(header) = tool.program.strip_prefix('<').and_then(|rest| rest.strip_suffix('>')) {
+        return HEADERS.iter().any(|folder| Path::new(folder).join(header).exists());
+    }
     program(tool.program).is_some_and(|path| tool != BUSYBOX || is_static(&path))
 }
 
 /// Looks for a program, in the system's folders too: they are not on every user's PATH.
-pub(super) fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
     env::split_paths(&path).chain(system).map(|folder| folder.join(name)).find(|path| {

@@ -1,0 +1,40 @@
+//! How much is done, and how long is waited: less and longer on an emulated machine, more when asked to soak.
+//!
+//! `cargo xtask` sets the two variables; without them everything is as on a machine of one's own.
+
+use std::{env, time::Duration};
+
+/// By what factor this machine may be slower than real hardware; more than 1 where CPUs are emulated.
+const PATIENCE: &str = "WSL_MIRROR_LAB_PATIENCE";
+/// Set for the long version of tests whose worth is in how often they do a thing.
+const SOAK: &str = "WSL_MIRROR_LAB_SOAK";
+
+/// By what factor things may take longer here.
+pub fn patience() -> u32 {
+    env::var(PATIENCE).ok().and_then(|text| text.parse().ok()).unwrap_or(1).max(1)
+}
+
+/// Whether the CPUs are emulated: times and rates that are measured here say nothing.
+pub fn is_emulated() -> bool {
+    patience() > 1
+}
+
+/// Whether the long versions are asked for.
+pub fn is_soak() -> bool {
+    env::var_os(SOAK).is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// How long is waited for what shall happen.
+pub fn limit(real: Duration) -> Duration {
+    real * patience()
+}
+
+/// How often something is done that is done `usual` times on real hardware: a tenth of it in emulation, where it
+/// takes as long as the whole, and ten times as often when soaking.
+pub fn rounds(usual: usize) -> usize {
+    match (is_emulated(), is_soak()) {
+        (false, false) | (true, true) => usual,
+        (true, false) => (usual / 10).max(1),
+        (false, true) => usual * 10,
+    }
+}

@@ -1,0 +1,185 @@
+//! Builds a kernel from Debian's package of its sources.
+//!
+//! The package need not be of this machine's release: apt is given lists of its own, so that nothing of the
+//! machine's configuration changes, and packages are unpacked, not installed.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Known, cache};
+use crate::{
+    progress,
+    setup::{self, Needs, Outcome},
+};
+
+const WSL_LIKE: &str = include_str!("wsl-like.config");
+const DEBUG: &str = include_str!("debug.config");
+/// What Debian signs its suites with.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// All that a kernel is configured with beyond `tinyconfig`.
+pub(super) fn configuration(known: &Known) -> String {
+    if known.debug { format!("{WSL_LIKE}\n{DEBUG}") } else { WSL_LIKE.to_owned() }
+}
+
+/// Builds the kernel into the cache, and returns where it is.
+///
+/// # Errors
+/// Something is missing and cannot be installed, no suite has the package any more, or the build fails; the log
+/// is named.
+pub(super) fn build(known: &Known) -> Result<PathBuf> {
+    if matches!(setup::ensure(Needs::Kernels)?, Outcome::Missing) {
+        bail!("the kernel {} cannot be built without what is named above", known.name);
+    }
+    let folder = cache::writable()?;
+    // Held until the end; whoever else builds this one waits, and finds it there.
+    let lock = folder.join(format!("build-{}.lock", known.name));
+    let lock = File::create(&lock).and_then(|file| file.lock().map(|()| file));
+    let _lock =
+        lock.with_context(|| format!("locking the build of {} in {}", known.name, folder.display()))?;
+    if let Some(image) = cache::find(known) {
+        return Ok(image);
+    }
+    let work = folder.join(format!("build-{}", known.name));
+    // What a build that was interrupted has left.
+    remove(&work)?;
+    fs::create_dir_all(&work).with_context(|| format!("creating {}", work.display()))?;
+    let log = folder.join(format!("build-{}.log", known.name));
+    let tree = sources(known, &work, &log)?;
+    let bz_image = compile(known, &tree, &log)?;
+    // Under its own name only when it is whole: a build may be interrupted at any moment.
+    let image = folder.join(format!("vmlinuz-{}", known.name));
+    let partial = folder.join(format!(".vmlinuz-{}-{}", known.name, std::process::id()));
+    fs::copy(&bz_image, &partial)
+        .with_context(|| format!("copying {} to {}", bz_image.display(), partial.display()))?;
+    let beside = cache::configuration_of(&image);
+    fs::write(&beside, configuration(known)).with_context(|| format!("writing {}", beside.display()))?;
+    fs::rename(&partial, &image).with_context(|| format!("renaming {}", partial.display()))?;
+    remove(&work)?;
+    Ok(image)
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Downloads and unpacks the sources; returns the top of their tree.
+fn sources(known: &Known, work: &Path, log: &Path) -> Result<PathBuf> {
+    let mirror = mirror()?;
+    let apt = work.join("apt");
+    for folder in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(apt.join(folder)).with_context(|| format!("creating {folder}"))?;
+    }
+    let mut last = None;
+    for suite in known.suites {
+        fs::write(apt.join("sources.list"), format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
+            .context("writing apt's sources")?;
+        let update = format!("read what {suite} has");
+        let download = format!("download {} of {suite}", known.package);
+        let found = step(&update, apt_get(&apt, &["update"]).current_dir(work), log).and_then(|()| {
+            step(&download, apt_get(&apt, &["download", known.package]).current_dir(work), log)
+        });
+        match found {
+            Ok(()) => {
+                last = None;
+                break;
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    if let Some(error) = last {
+        return Err(error).with_context(|| {
+            format!(
+                "no suite of {} has {} any more; build a kernel by hand and put it into the cache as vmlinuz-{}",
+                known.suites.join(", "),
+                known.package,
+                known.name
+            )
+        });
+    }
+    let unpack = format!("unpack {}", known.package);
+    let script = format!(
+        "dpkg-deb -x {package}_*.deb unpacked && mkdir tree && \
+         tar -xf unpacked/usr/src/{package}.tar.* -C tree --strip-components=1",
+        package = known.package
+    );
+    step(&unpack, Command::new("sh").args(["-ec", &script]).current_dir(work), log)?;
+    Ok(work.join("tree"))
+}
+
+/// apt-get that knows only our one suite, and touches nothing of the machine's.
+fn apt_get(own: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    let mut set = |name: &str, value: &str| {
+        command.arg("-o").arg(format!("{name}={value}"));
+    };
+    let path = |name: &str| own.join(name).display().to_string();
+    set("Dir::Etc::SourceList", &path("sources.list"));
+    set("Dir::Etc::SourceParts", "-");
+    set("Dir::State::Lists", &path("lists"));
+    set("Dir::State::Status", "/dev/null");
+    set("Dir::Cache", &path("cache"));
+    set("Acquire::Languages", "none");
+    set("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false");
+    // The folder is the user's own; apt's unprivileged user cannot get there.
+    set("APT::Sandbox::User", "root");
+    command.args(arguments).env("LC_ALL", "C.UTF-8");
+    command
+}
+
+/// The mirror that this machine's apt uses for Debian itself.
+fn mirror() -> Result<String> {
+    const HINT: &str = "kernels are built from Debian's packages, so on a Debian machine; elsewhere, copy a cache \
+                        of kernels and name it in WSL_MIRROR_KERNELS";
+    if !Path::new(KEYRING).exists() {
+        bail!("there is no {KEYRING}: {HINT}");
+    }
+    let output = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI)"])
+        .args(["Created-By: Packages", "Origin: Debian", "Label: Debian"])
+        .output()
+        .with_context(|| format!("asking apt-get for its mirror ({HINT})"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().map(str::trim).find(|line| !line.is_empty()) {
+        Some(mirror) => Ok(mirror.to_owned()),
+        None => bail!("apt has no Debian mirror in its sources: {HINT}"),
+    }
+}
+
+fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {
+    fs::write(tree.join("wanted.config"), configuration(known)).context("writing the configuration")?;
+    let configure =
+        "make tinyconfig && ./scripts/kconfig/merge_config.sh -m .config wanted.config && make olddefconfig";
+    let make = |script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-ec", script]).current_dir(tree).env("LC_ALL", "C.UTF-8");
+        // A cargo or a make around this one has settings of its own for its children.
+        for variable in ["MAKEFLAGS", "MFLAGS", "ARCH", "CROSS_COMPILE", "KCONFIG_CONFIG"] {
+            command.env_remove(variable);
+        }
+        command
+    };
+    step(&format!("configure {}", known.name), &mut make(configure), log)?;
+    let jobs = thread::available_parallelism().map_or(1, usize::from);
+    step(
+        &format!("build the kernel {} (some 8 minutes on two cores)", known.name),
+        &mut make(&format!("make -j{jobs} bzImage")),
+        log,
+    )?;
+    Ok(tree.join("arch/x86/boot/bzImage"))
+}
+
+fn step(name: &str, command: &mut Command, log: &Path) -> Result<()> {
+    progress::step("kernels", name, command, log)
+}

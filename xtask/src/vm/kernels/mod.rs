@@ -1,0 +1,217 @@
+//! The kernels that virtual machines boot: which there are, where they lie, and how one is made.
+
+mod build;
+mod cache;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::table;
+
+/// What the tests have to come to on a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expectation {
+    /// Everything works.
+    Works,
+    /// `load` refuses it, and says what it lacks.
+    Refused,
+}
+
+/// A kernel that the project knows how to make.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// What `--kernel` calls it; the image is `vmlinuz-<name>`.
+    pub(crate) name: &'static str,
+    /// Debian's package of its sources.
+    package: &'static str,
+    /// The suites that have the package, or had it.
+    suites: &'static [&'static str],
+    /// With `debug.config` on top.
+    debug: bool,
+    pub(crate) expectation: Expectation,
+    /// Runs unless something else is asked for.
+    by_default: bool,
+    /// What it is there for.
+    why: &'static str,
+}
+
+/// 6.6 and 5.15, which WSL also has shipped, are in no Debian; what lies on either side of them is here.
+pub(crate) const KNOWN: [Known; 5] = [
+    Known {
+        name: "6.1",
+        package: "linux-source-6.1",
+        suites: &["bookworm"],
+        debug: false,
+        expectation: Expectation::Works,
+        by_default: true,
+        why: "cls_bpf instead of tcx, the verifier of 2022, no hairpin accounting (before 6.7)",
+    },
+    Known {
+        name: "6.12",
+        package: "linux-source-6.12",
+        suites: &["trixie", "bookworm-backports"],
+        debug: false,
+        expectation: Expectation::Works,
+        by_default: true,
+        why: "tcx; between WSL's 6.6 and 6.18",
+    },
+    Known {
+        name: "7.2",
+        package: "linux-source-7.2",
+        suites: &["sid", "forky", "trixie-backports"],
+        debug: false,
+        expectation: Expectation::Works,
+        by_default: false,
+        why: "newer than any WSL's",
+    },
+    Known {
+        name: "5.10",
+        package: "linux-source-5.10",
+        suites: &["bullseye"],
+        debug: false,
+        expectation: Expectation::Refused,
+        by_default: false,
+        why: "too old: no conntrack kfuncs, no tcx; `load` has to refuse it and say so",
+    },
+    Known {
+        name: "7.2-debug",
+        package: "linux-source-7.2",
+        suites: &["sid", "forky", "trixie-backports"],
+        debug: true,
+        expectation: Expectation::Works,
+        by_default: false,
+        why: "7.2 with KASAN, lockdep, RCU and sleep checks",
+    },
+];
+
+/// Which kernels are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Selection {
+    Default,
+    All,
+    /// By version or path.
+    Named(Vec<String>),
+}
+
+/// A kernel that can be booted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    pub(crate) name: String,
+    pub(crate) image: PathBuf,
+    pub(crate) expectation: Expectation,
+    /// Checks itself, which takes its time.
+    pub(crate) debug: bool,
+}
+
+/// A kernel that was asked for, before anything is built.
+#[derive(Debug)]
+enum Wanted {
+    Known(&'static Known),
+    Image { name: String, image: PathBuf },
+}
+
+/// Finds the kernels, and builds those that are in no cache.
+///
+/// # Errors
+/// Nothing of that name is known, or building fails.
+pub(crate) fn get(selection: &Selection) -> Result<Vec<Kernel>> {
+    // All names are looked at before minutes go into building.
+    let wanted: Vec<Wanted> = match selection {
+        Selection::Default => KNOWN.iter().filter(|known| known.by_default).map(Wanted::Known).collect(),
+        Selection::All => KNOWN.iter().map(Wanted::Known).collect(),
+        Selection::Named(names) => names.iter().map(|name| named(name)).collect::<Result<_>>()?,
+    };
+    wanted
+        .into_iter()
+        .map(|wanted| match wanted {
+            Wanted::Image { name, image } => {
+                Ok(Kernel { name, image, expectation: Expectation::Works, debug: false })
+            }
+            Wanted::Known(known) => Ok(Kernel {
+                name: known.name.to_owned(),
+                image: match cache::find(known) {
+                    Some(image) => image,
+                    None => build::build(known)?,
+                },
+                expectation: known.expectation,
+                debug: known.debug,
+            }),
+        })
+        .collect()
+}
+
+fn named(name: &str) -> Result<Wanted> {
+    if let Some(known) = KNOWN.iter().find(|known| known.name == name) {
+        return Ok(Wanted::Known(known));
+    }
+    let path = Path::new(name);
+    if name.contains('/') {
+        if !path.is_file() {
+            bail!("--kernel {name}: there is no such file");
+        }
+        let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        let short = file.strip_prefix("vmlinuz-").unwrap_or(&file).to_owned();
+        return Ok(Wanted::Image { name: short, image: path.canonicalize()? });
+    }
+    match cache::find_image(name) {
+        Some(image) => Ok(Wanted::Image { name: name.to_owned(), image }),
+        None => bail!(
+            "--kernel {name}: known are {}; for any other, give the path of its bzImage (with a slash in it), or \
+             put it into {} as vmlinuz-{name}",
+            KNOWN.map(|known| known.name).join(", "),
+            cache::folders().iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" or "),
+        ),
+    }
+}
+
+/// The kernels there are, as a table.
+pub(crate) fn list() -> String {
+    let rows: Vec<[String; 4]> = KNOWN
+        .iter()
+        .map(|known| {
+            let image = cache::find(known).map_or_else(
+                || format!("to be built from {}", known.package),
+                |image| image.display().to_string(),
+            );
+            let when = if known.by_default { "always" } else { "--all" };
+            [known.name.to_owned(), when.to_owned(), image, known.why.to_owned()]
+        })
+        .collect();
+    let others = cache::others();
+    let others = others.into_iter().map(|(name, image)| {
+        [name, "by name".to_owned(), image.display().to_string(), "put there by somebody".to_owned()]
+    });
+    let rows: Vec<_> = rows.into_iter().chain(others).collect();
+    table::render(["kernel", "runs", "image", "what for"], &rows, 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_asked_for_by_its_name_or_by_a_path() {
+        assert!(matches!(named("6.12"), Ok(Wanted::Known(Known { name: "6.12", .. }))));
+        let itself = std::env::current_exe().unwrap_or_else(|error| panic!("{error}"));
+        match named(&itself.to_string_lossy()) {
+            Ok(Wanted::Image { image, .. }) => assert_eq!(image, itself),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused_with_those_that_are() {
+        let text = |name| named(name).map_or_else(|error| error.to_string(), |wanted| format!("{wanted:?}"));
+        assert!(text("6.13").contains("known are 6.1, 6.12, 7.2, 5.10, 7.2-debug"), "{}", text("6.13"));
+        assert!(text("/nowhere/vmlinuz").contains("no such file"), "{}", text("/nowhere/vmlinuz"));
+    }
+
+    #[test]
+    fn names_are_unique_and_each_has_somewhere_to_come_from() {
+        for (index, known) in KNOWN.iter().enumerate() {
+            assert!(!known.suites.is_empty(), "{}", known.name);
+            assert!(KNOWN[..index].iter().all(|other| other.name != known.name), "{} twice", known.name);
+        }
+    }
+}
