@@ -16,19 +16,19 @@ const FIELD_BASE: u16 = 0x7a00;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kfunc {
-    /// Finds the entry of a tuple. Since Linux 5.18.
+    /// Finds the entry of a tuple.
     Lookup = 1,
-    /// Makes an entry that is in no table yet. Since Linux 6.0.
+    /// Makes an entry that is in no table yet.
     Alloc = 2,
-    /// Makes the entry's address translation. Since Linux 6.1.
+    /// Makes the entry's address translation.
     SetNatInfo = 3,
-    /// Sets the lifetime of an entry that is in no table yet. Since Linux 6.0.
+    /// Sets the lifetime of an entry that is in no table yet.
     SetTimeout = 4,
-    /// Puts an entry into the table. Since Linux 6.0.
+    /// Puts an entry into the table.
     Insert = 5,
-    /// Sets the lifetime of an entry in the table. Since Linux 6.0.
+    /// Sets the lifetime of an entry in the table.
     ChangeTimeout = 6,
-    /// Gives back a reference. Since Linux 5.18.
+    /// Gives back a reference.
     Release = 7,
 }
 
@@ -54,6 +54,16 @@ impl Kfunc {
             Self::Insert => "bpf_ct_insert_entry",
             Self::ChangeTimeout => "bpf_ct_change_timeout",
             Self::Release => "bpf_ct_release",
+        }
+    }
+
+    /// The release of Linux that has it, as major and minor number; without BTF to ask, that tells what a kernel
+    /// lacks for certain.
+    pub const fn since(self) -> (u16, u16) {
+        match self {
+            Self::Lookup | Self::Release => (5, 18),
+            Self::Alloc | Self::SetTimeout | Self::Insert | Self::ChangeTimeout => (6, 0),
+            Self::SetNatInfo => (6, 1),
         }
     }
 

@@ -29,12 +29,14 @@ pub use frame::{HostFrame, Sample, TO_US};
 pub use spec::{PATTERN, Spec, Transport};
 pub use strategies::{CLIENT_PORTS, SERVER_PORTS, anything, faulty, mutated, valid};
 
+const SEED: u64 = 0x006d_6972_726f_7265;
+
 /// A proptest configuration that repeats itself: a fixed seed, nothing written to the source tree.
 pub fn config(cases: u32) -> Config {
     Config {
         cases,
         failure_persistence: None,
-        rng_seed: RngSeed::Fixed(0x006d_6972_726f_7265),
+        rng_seed: RngSeed::Fixed(SEED),
         max_global_rejects: cases,
         ..Config::default()
     }
@@ -42,7 +44,13 @@ pub fn config(cases: u32) -> Config {
 
 /// As many values of a strategy, the same in every run.
 pub fn samples<S: Strategy>(strategy: S, count: usize) -> impl Iterator<Item = S::Value> {
-    let mut runner = TestRunner::new(config(1));
+    samples_of(strategy, 0, count)
+}
+
+/// The same, others for every `series`.
+pub fn samples_of<S: Strategy>(strategy: S, series: u64, count: usize) -> impl Iterator<Item = S::Value> {
+    let mut runner =
+        TestRunner::new(Config { rng_seed: RngSeed::Fixed(SEED.wrapping_add(series)), ..config(1) });
     (0..count).map(move |_| match strategy.new_tree(&mut runner) {
         Ok(tree) => tree.current(),
         Err(reason) => panic!("a strategy that gives nothing: {reason}"),

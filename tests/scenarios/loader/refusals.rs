@@ -194,6 +194,22 @@ fn kernels_that_lack_something_are_refused_with_what_they_lack() -> Result<()> {
     Ok(())
 }
 
+/// On the real thing: see `cargo xtask vm --list`.
+#[test]
+#[ignore = "for a kernel before 6.1: cargo xtask vm --kernel 5.10"]
+fn a_kernel_that_is_too_old_is_refused_by_what_it_lacks() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let lacking =
+        ["kernel 5.", "bpf_skb_ct_lookup", "bpf_skb_ct_alloc", "bpf_ct_set_nat_info", "Linux 6.1 or later"];
+    refused_unchanged(&lab, &["load"], 12, &lacking)?;
+    refused_unchanged(&lab, &["load", "--dry-run"], 12, &lacking)?;
+    // Nothing is loaded, and looking and unloading work all the same.
+    refused_unchanged(&lab, &["status"], 3, &[])?;
+    let before = everything(&lab)?;
+    ok(&lab, &["unload"])?;
+    unchanged(&lab, &before)
+}
+
 #[test]
 fn a_damaged_btf_is_an_error_and_not_a_crash() -> Result<()> {
     for cut in [0, 1, 20, 24, 1000, 3_000_000] {

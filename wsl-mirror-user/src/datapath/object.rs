@@ -5,6 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use wsl_mirror_ebpf::kernel::Kfunc;
+
 use super::btf::Btf;
 use super::relocate::{Missing, Targets, relocate};
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -39,6 +41,12 @@ pub fn for_this_kernel() -> Result<Vec<u8>> {
 
 fn no_btf(error: io::Error) -> anyhow::Error {
     if error.kind() == io::ErrorKind::NotFound {
+        // Of a kernel that is too old, BTF is not what it needs: rebuilt with it, it would be refused again.
+        let lacks = kfuncs_after(&release());
+        if !lacks.is_empty() {
+            let missing = Missing { kfuncs: lacks, fields: vec![format!("BTF ({VMLINUX})")] };
+            return unsupported(&missing, false);
+        }
         Failure::new(
             Exit::NoBtf,
             format!(
@@ -55,6 +63,17 @@ fn no_btf(error: io::Error) -> anyhow::Error {
     }
 }
 
+fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// The kfuncs that came after this release (`5.10.102.1-microsoft-standard-WSL2`); none if it cannot be read.
+fn kfuncs_after(release: &str) -> Vec<&'static str> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u16>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return Vec::new() };
+    Kfunc::ALL.into_iter().filter(|kfunc| (major, minor) < kfunc.since()).map(Kfunc::name).collect()
+}
+
 fn conntrack_is_module() -> bool {
     MODULE.iter().any(|path| Path::new(path).exists())
 }
@@ -63,7 +82,7 @@ fn unsupported(missing: &Missing, is_module: bool) -> anyhow::Error {
     let mut lacks: Vec<String> = missing.kfuncs.iter().map(|name| (*name).to_owned()).collect();
     lacks.extend(missing.fields.iter().cloned());
     let lacks = lacks.join(", ");
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let release = release();
     if is_module {
         Failure::new(
             Exit::ConntrackModule,
@@ -89,6 +108,16 @@ fn unsupported(missing: &Missing, is_module: bool) -> anyhow::Error {
 mod tests {
     use super::*;
     use crate::exit::exit_of;
+
+    #[test]
+    fn what_is_too_new_for_a_kernel_is_told_by_its_release() {
+        assert_eq!(kfuncs_after("5.10.102.1-microsoft-standard-WSL2").len(), Kfunc::ALL.len());
+        assert_eq!(kfuncs_after("5.15.167.4-microsoft-standard-WSL2").len(), Kfunc::ALL.len());
+        assert_eq!(kfuncs_after("6.0.0"), ["bpf_ct_set_nat_info"]);
+        for fine in ["6.1.0", "6.6.87.2-microsoft-standard-WSL2", "7.2.13", "10.0-rc1", "unheard of", ""] {
+            assert!(kfuncs_after(fine).is_empty(), "{fine}");
+        }
+    }
 
     #[test]
     fn what_the_kernel_lacks_is_named_with_what_to_do() {

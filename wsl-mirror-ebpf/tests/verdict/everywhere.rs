@@ -1,161 +1,18 @@
-//! What the verdict does in every world that it can meet.
-//!
-//! A [`World`] is one combination of answers that conntrack, the maps and the sockets can give, failures
-//! included; every combination is tried ([`everywhere`]), and each test states one property of all of them.
+//! What the verdict does in every world that it can meet: every combination of answers is tried ([`everywhere`]),
+//! and each test states one property of all of them.
 
 use wsl_mirror_ebpf::{
     abi::{Carrier, Policy, Protocol, Reason, Verdict},
     packet::{Packet, Role},
-    verdict::{Conntrack, Entry, Kernel, decide, status, tcp_state},
+    verdict::{Conntrack, Entry, decide, status, tcp_state},
 };
+
+use crate::worlds::{COMBINATIONS, Call, Calls, Visit, World};
 
 /// The bits that have a meaning to the verdict; and those that have none: expected, assured, confirmed, dying, ….
 const BITS: [u64; 5] =
     [status::SEEN_REPLY, status::SRC_NAT, status::DST_NAT, status::SRC_NAT_DONE, status::DST_NAT_DONE];
 const OTHER_BITS: u64 = !(BITS[0] | BITS[1] | BITS[2] | BITS[3] | BITS[4]);
-
-/// Something that the verdict asked or did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Call {
-    Conntrack,
-    Remembered,
-    WrittenPolicy,
-    DefaultPolicy,
-    HasListener,
-    HasConnection,
-    Expire,
-    Create,
-    Remember,
-    RememberEngine,
-    Forget,
-}
-
-/// What was called, in order. Small, because there are millions.
-#[derive(Clone, Copy, Debug, Default)]
-struct Calls {
-    made: [Option<Call>; 12],
-    count: usize,
-}
-
-impl Calls {
-    fn push(&mut self, call: Call) {
-        self.made[self.count] = Some(call);
-        self.count += 1;
-    }
-
-    fn has(&self, call: Call) -> bool {
-        self.made.contains(&Some(call))
-    }
-
-    fn last(&self) -> Option<Call> {
-        self.made[self.count - 1]
-    }
-
-    /// Whether `first` was called, and before `second`.
-    fn in_order(&self, first: Call, second: Call) -> bool {
-        let at = |call| self.made.iter().position(|made| *made == Some(call));
-        at(first).zip(at(second)).is_some_and(|(first, second)| first < second)
-    }
-
-    /// Whether something in the kernel was changed.
-    fn changed_anything(&self) -> bool {
-        self.has(Call::Expire) || self.has(Call::Create) || self.has(Call::Remember)
-    }
-}
-
-/// What the kernel would answer.
-#[derive(Clone, Copy, Debug)]
-struct World {
-    conntrack: Conntrack,
-    remembered: Option<Carrier>,
-    written: Policy,
-    default: Policy,
-    listener: bool,
-    connection: bool,
-    expire: Result<(), ()>,
-    create: Result<(), Reason>,
-    remember: Result<(), ()>,
-}
-
-impl World {
-    /// Whether the user wants such a flow steered and somebody would receive it.
-    fn admits(&self) -> bool {
-        let policy = if self.written == Policy::Unset { self.default } else { self.written };
-        policy == Policy::Steer && self.listener
-    }
-
-    fn entry(&self) -> Option<Entry> {
-        match self.conntrack {
-            Conntrack::Found(entry) => Some(entry),
-            Conntrack::Missing | Conntrack::Failed => None,
-        }
-    }
-
-    fn is_missing(&self) -> bool {
-        self.conntrack == Conntrack::Missing
-    }
-}
-
-/// A world, and what was asked of it.
-struct Visit<'a> {
-    world: &'a World,
-    calls: Calls,
-}
-
-impl Kernel for Visit<'_> {
-    fn conntrack(&mut self, _: &Packet) -> Conntrack {
-        self.calls.push(Call::Conntrack);
-        self.world.conntrack
-    }
-
-    fn remembered(&mut self, _: &Packet) -> Option<Carrier> {
-        self.calls.push(Call::Remembered);
-        self.world.remembered
-    }
-
-    fn written_policy(&mut self, _: &Packet) -> Policy {
-        self.calls.push(Call::WrittenPolicy);
-        self.world.written
-    }
-
-    fn default_policy(&mut self) -> Policy {
-        self.calls.push(Call::DefaultPolicy);
-        self.world.default
-    }
-
-    fn has_listener(&mut self, _: &Packet) -> bool {
-        self.calls.push(Call::HasListener);
-        self.world.listener
-    }
-
-    fn has_connection(&mut self, _: &Packet) -> bool {
-        self.calls.push(Call::HasConnection);
-        self.world.connection
-    }
-
-    fn expire(&mut self, _: &Packet) -> Result<(), ()> {
-        self.calls.push(Call::Expire);
-        self.world.expire
-    }
-
-    fn create(&mut self, _: &Packet) -> Result<(), Reason> {
-        self.calls.push(Call::Create);
-        self.world.create
-    }
-
-    fn remember(&mut self, _: &Packet, carrier: Carrier) -> Result<(), ()> {
-        self.calls.push(match carrier {
-            Carrier::Listener => Call::Remember,
-            Carrier::Engine => Call::RememberEngine,
-        });
-        self.world.remember
-    }
-
-    fn forget(&mut self, _: &Packet) {
-        self.calls.push(Call::Forget);
-    }
-}
 
 /// Every answer that conntrack can give.
 fn conntrack_answers() -> Vec<Conntrack> {
@@ -182,9 +39,9 @@ fn everywhere(test: impl Fn(&World, &Packet, Reason, &Calls)) {
     for role in [Role::Syn, Role::Ack, Role::Other, Role::Datagram] {
         let packet = packet(role);
         for conntrack in &answers {
-            for combination in 0..3 * 3 * 3 * 2 * 2 * 2 * 4 * 2 {
-                let world = world(*conntrack, combination);
-                let mut visit = Visit { world: &world, calls: Calls::default() };
+            for combination in 0..COMBINATIONS {
+                let world = World::of(*conntrack, combination);
+                let mut visit = Visit::of(&world);
                 let reason = decide(&packet, &mut visit);
                 test(&world, &packet, reason, &visit.calls);
             }
@@ -195,27 +52,6 @@ fn everywhere(test: impl Fn(&World, &Packet, Reason, &Calls)) {
 fn packet(role: Role) -> Packet {
     let protocol = if role == Role::Datagram { Protocol::Udp } else { Protocol::Tcp };
     Packet { protocol, client: [127, 0, 0, 1], client_port: 50_000, server_port: 8080, role }
-}
-
-/// The world of that number.
-fn world(conntrack: Conntrack, mut number: usize) -> World {
-    let mut choose = |of: usize| {
-        let chosen = number % of;
-        number /= of;
-        chosen
-    };
-    World {
-        conntrack,
-        remembered: [None, Some(Carrier::Listener), Some(Carrier::Engine)][choose(3)],
-        written: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
-        default: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
-        listener: choose(2) == 1,
-        connection: choose(2) == 1,
-        expire: [Ok(()), Err(())][choose(2)],
-        create: [Ok(()), Err(Reason::AllocFailed), Err(Reason::NatFailed), Err(Reason::InsertFailed)]
-            [choose(4)],
-        remember: [Ok(()), Err(())][choose(2)],
-    }
 }
 
 fn is_start(packet: &Packet) -> bool {

@@ -1,0 +1,213 @@
+//! Ten million generated frames, each in a world of its own, through parser and verdict: what must hold of all of
+//! them, told from the frame's bytes without the parser.
+//!
+//! The same frames, some of them, go through the program in the kernel: `tests/scenarios/packets`.
+
+use std::{collections::HashMap, thread};
+
+use wsl_mirror_ebpf::{
+    abi::{Policy, Reason, Verdict},
+    verdict::{Conntrack, Entry, decide},
+};
+use wsl_mirror_packets::{Sample, TO_US, anything, parse_as_the_program_does, samples_of};
+
+use crate::worlds::{COMBINATIONS, Calls, Visit, World};
+
+const FRAMES: usize = 10_000_000;
+/// Each with a seed of its own, so that the frames are the same on however many cores.
+const PARTS: usize = 16;
+
+/// What came of a frame.
+struct Case {
+    sample: Sample,
+    world: World,
+    reason: Reason,
+    calls: Calls,
+}
+
+/// The frame's headers as the standards lay them out, as far as they are there. No parser: the n-th byte of a frame,
+/// and zero where there is none.
+impl Case {
+    fn byte(&self, at: usize) -> u8 {
+        self.sample.head.get(at).copied().unwrap_or(0)
+    }
+
+    fn is_ipv4_for_us(&self) -> bool {
+        !self.sample.vlan_tag
+            && self.sample.head.get(..6) == Some(&TO_US[..])
+            && self.sample.head.get(12..14) == Some(&[0x08, 0x00][..])
+            && self.byte(14) >> 4 == 4
+            && self.byte(14) & 0xf >= 5
+    }
+
+    fn is_tcp_or_udp(&self) -> bool {
+        matches!(self.byte(14 + 9), 6 | 17)
+    }
+
+    fn is_from_loopback_to_localhost(&self) -> bool {
+        self.byte(14 + 12) == 127 && self.sample.head.get(14 + 16..14 + 20) == Some(&[127, 0, 0, 1][..])
+    }
+
+    fn is_later_fragment(&self) -> bool {
+        self.byte(14 + 6) & 0x1f != 0 || self.byte(14 + 7) != 0
+    }
+
+    fn ports(&self) -> [u16; 2] {
+        let at = 14 + usize::from(self.byte(14) & 0xf) * 4;
+        [at, at + 2].map(|at| u16::from_be_bytes([self.byte(at), self.byte(at + 1)]))
+    }
+
+    fn is_steered(&self) -> bool {
+        self.reason.verdict() == Verdict::Steer
+    }
+
+    /// A flow that begins with this packet was steered.
+    fn began(&self) -> bool {
+        self.is_steered() && !matches!(self.reason, Reason::Established | Reason::PickedUp)
+            // No room to remember: of a flow that begins or of one that was picked up.
+            && (self.reason != Reason::Unremembered || self.is_start())
+    }
+
+    fn is_start(&self) -> bool {
+        let tcp = 14 + usize::from(self.byte(14) & 0xf) * 4;
+        // SYN, without ACK, RST and FIN.
+        self.byte(14 + 9) == 17 || self.byte(tcp + 13) & 0x17 == 0x02
+    }
+}
+
+/// What must hold, in words and as a check.
+type Property = (&'static str, fn(&Case) -> bool);
+
+const PROPERTIES: [Property; 12] = [
+    ("only IPv4 for us, without a VLAN tag, is steered", |case| !case.is_steered() || case.is_ipv4_for_us()),
+    ("only TCP and UDP is steered", |case| !case.is_steered() || case.is_tcp_or_udp()),
+    ("only what goes from 127/8 to 127.0.0.1 is steered", |case| {
+        !case.is_steered() || case.is_from_loopback_to_localhost()
+    }),
+    ("no later fragment is steered", |case| !case.is_steered() || !case.is_later_fragment()),
+    ("nothing from or to port 0 is steered", |case| !case.is_steered() || !case.ports().contains(&0)),
+    ("no flow to an exempt port begins to be steered", |case| {
+        !case.began() || case.world.written != Policy::Pass
+    }),
+    ("no flow begins to be steered that neither the user nor the default wants steered", |case| {
+        !case.began() || case.world.written == Policy::Steer || case.world.default == Policy::Steer
+    }),
+    ("no flow begins to be steered to nobody", |case| !case.began() || case.world.listener),
+    ("what the parser does not let through is passed before the kernel is asked anything", |case| {
+        let form = [
+            Reason::NotIpv4,
+            Reason::Vlan,
+            Reason::NotToUs,
+            Reason::Truncated,
+            Reason::BadHeader,
+            Reason::NotTcpUdp,
+            Reason::NotLoopback,
+            Reason::LaterFragment,
+            Reason::PortZero,
+        ];
+        form.contains(&case.reason) == (case.calls.count == 0)
+    }),
+    ("nothing is steered on a failed lookup, or when its entry could not be made", |case| {
+        !case.is_steered()
+            || case.world.conntrack != Conntrack::Failed
+                && (case.world.create.is_ok() || case.reason == Reason::Established)
+    }),
+    ("what passes has neither lost its conntrack entry nor got one, but for what failed half-way", |case| {
+        case.reason.verdict() != Verdict::Pass || !case.calls.changed_anything()
+    }),
+    ("a reply is never steered, unless it is the start of another flow", |case| {
+        !case.is_steered() || case.is_start() || case.world.entry().is_none_or(|entry| !entry.is_reply)
+    }),
+];
+
+/// Numbers that are the same in every run (splitmix64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn world(&mut self) -> World {
+        let conntrack = match self.below(8) {
+            0 => Conntrack::Failed,
+            1..=3 => Conntrack::Missing,
+            _ => Conntrack::Found(Entry {
+                is_reply: self.below(4) == 0,
+                status: self.next(),
+                tcp_state: u8::try_from(self.below(11)).unwrap_or(0),
+                is_to_loopback: self.below(4) == 0,
+            }),
+        };
+        let number = self.below(u64::try_from(COMBINATIONS).unwrap_or(1));
+        World::of(conntrack, usize::try_from(number).unwrap_or(0))
+    }
+}
+
+/// One part of the frames: how often each reason came up, and the first case that breaks a property.
+fn run(part: usize) -> Result<HashMap<&'static str, u64>, String> {
+    let seed = part as u64;
+    let mut numbers = Numbers(seed);
+    let mut reasons = HashMap::new();
+    for sample in samples_of(anything(), seed, FRAMES / PARTS) {
+        let world = numbers.world();
+        let mut visit = Visit::of(&world);
+        // However much of a frame lies in the linear part of the buffer.
+        let linear = usize::try_from(numbers.below(160)).unwrap_or(0);
+        let reason = match parse_as_the_program_does(&sample, linear) {
+            Ok(packet) => decide(&packet, &mut visit),
+            Err(reason) => reason,
+        };
+        let calls = visit.calls;
+        *reasons.entry(reason.name()).or_insert(0) += 1;
+        let case = Case { sample, world, reason, calls };
+        for (says, holds) in PROPERTIES {
+            if !holds(&case) {
+                let Case { sample, world, reason, calls } = case;
+                return Err(format!("{says}: not so: {reason:?}\n{sample:?}\n{world:?}\n{calls:?}"));
+            }
+        }
+    }
+    Ok(reasons)
+}
+
+#[test]
+fn ten_million_generated_frames_break_no_property() {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let mut reasons: HashMap<&str, u64> = HashMap::new();
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|first| {
+                scope.spawn(move || (first..PARTS).step_by(threads).map(run).collect::<Result<Vec<_>, _>>())
+            })
+            .collect();
+        for worker in workers {
+            match worker.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)) {
+                Ok(parts) => {
+                    for (reason, count) in parts.into_iter().flatten() {
+                        *reasons.entry(reason).or_insert(0) += count;
+                    }
+                }
+                Err(broken) => panic!("{broken}"),
+            }
+        }
+    });
+    assert_eq!(reasons.values().sum::<u64>(), FRAMES as u64);
+    // A property that no frame comes near proves nothing.
+    for reason in Reason::ALL {
+        // Of the program itself, before or around the pure function.
+        if matches!(reason, Reason::NoSettings | Reason::PullFailed) {
+            continue;
+        }
+        let count = reasons.get(reason.name()).copied().unwrap_or(0);
+        assert!(count >= 500, "only {count} frames came out as {reason:?}: {reasons:#?}");
+    }
+}
