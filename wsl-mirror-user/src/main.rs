@@ -1,36 +1,7 @@
-//! `wsl-mirror`: Windows' 127.0.0.1 reaches published container ports in WSL2's mirrored mode.
-
-mod commands;
-mod config;
-mod datapath;
-mod exit;
-mod host;
-mod output;
-mod policy;
+//! The program; all of it is in the library.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::commands::Command;
-use crate::exit::{Exit, exit_of};
-
-/// Puts packets for Windows' 127.0.0.1 back on the road to docker-proxy, in WSL2's mirrored mode.
-///
-/// One small eBPF program on `loopback0`; no firewall rule. `load` it once (at boot), and it goes on by itself.
-#[derive(Debug, Parser)]
-#[command(version, after_long_help = Exit::help(), max_term_width = 100)]
-struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
 fn main() -> ExitCode {
-    match Args::parse().command.exec() {
-        Ok(exit) => exit.into(),
-        Err(error) => {
-            output::note(&format!("{error:#}"));
-            exit_of(&error).into()
-        }
-    }
+    wsl_mirror::main()
 }

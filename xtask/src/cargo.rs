@@ -29,8 +29,15 @@ pub(crate) fn workspace() -> &'static Path {
 /// `cargo <subcommand>` in the root of the workspace.
 pub(crate) fn command(subcommand: &str) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut command = Command::new(&cargo);
+    let mut command = with_our_toolchain(Command::new(&cargo));
     command.arg(subcommand).current_dir(workspace());
+    command
+}
+
+/// A command that calls cargo, or is one: with the compiler that we are built with, and without what `cargo run` has
+/// told us.
+pub(crate) fn with_our_toolchain(mut command: Command) -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     // Cargo takes rustc and clippy from PATH, where setup may just have put a second rustc before the one
     // that all was built with so far. Those beside this cargo belong to it.
     if let Some(folder) = Path::new(&cargo).parent().filter(|folder| folder.is_absolute()) {

@@ -3,6 +3,7 @@
 mod cargo;
 mod commands;
 mod exit_code;
+mod fuzz;
 mod lab;
 mod libtest;
 mod progress;

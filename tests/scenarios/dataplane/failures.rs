@@ -103,7 +103,8 @@ fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
              --status ASSURED,SEEN_REPLY -t 100"
         )?;
     }
-    let fill = run_with_input(lab.guest().command("conntrack").args(["-R", "-"]), &entries, COMMAND_LIMIT)?;
+    let fill =
+        run_with_input(lab.guest().command("conntrack").args(["-R", "-"]), &entries, 3 * COMMAND_LIMIT)?;
     let count: usize = lab.guest().sysctl("net/netfilter/nf_conntrack_count")?.parse()?;
     ensure!(
         count + 8 >= limit,

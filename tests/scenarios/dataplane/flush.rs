@@ -12,8 +12,8 @@ use wsl_mirror_lab::{
 };
 
 use crate::world::{
-    HELLO, Services, load, nft, packets, slow_download, slow_echo, slow_upload, unload, while_flushing,
-    windows, windows_udp,
+    HELLO, Services, detach, load, nft, packets, slow_download, slow_echo, slow_upload, unload,
+    while_flushing, windows, windows_udp,
 };
 
 const BYTES: u64 = 100 << 20;
@@ -71,7 +71,7 @@ fn nothing_breaks_under_a_flush_every_50_ms() -> Result<()> {
     }
     let report = keep_alive.stop();
     assert_eq!(report.failure, None);
-    assert!(u64::from(report.exchanges) > at_least(1000), "{report:?}");
+    assert!(report.exchanges > at_least(1000), "{report:?}");
     let picked_up = packets(&lab, "steer_picked_up")?;
     assert!(picked_up > at_least(100));
     // A packet that the program has seen and the stack has not, at the moment of the flush, does get to the rule.
@@ -111,7 +111,7 @@ fn an_established_flow_that_dockers_rule_caught_in_its_midst_is_taken_back() -> 
     let before = nat::dnat_packets(lab.guest(), "tcp", 8080)?;
 
     // Nobody looks for a moment, but what is remembered stays.
-    lab.guest().run("rm", ["/sys/fs/bpf/wsl-mirror/v1/link"])?;
+    detach(&lab)?;
     thread::sleep(Duration::from_millis(300));
     nat::conntrack_flush(lab.guest())?;
     connection.write_all(HELLO)?;

@@ -107,6 +107,12 @@ pub fn unload(lab: &Lab) -> Result<()> {
     lab.wsl_mirror(&["unload"])?.success().map(drop)
 }
 
+/// Takes the program off the interface, and leaves everything else as it is.
+pub fn detach(lab: &Lab) -> Result<()> {
+    let script = "rm /sys/fs/bpf/wsl-mirror/v1/link 2>/dev/null || tc filter del dev loopback0 ingress";
+    lab.guest().run("sh", ["-c", script]).map(drop)
+}
+
 pub fn exempt(lab: &Lab, verb: &str, ports: &str) -> Result<()> {
     lab.wsl_mirror(&["exempt", verb, ports])?.success().map(drop)
 }

@@ -125,6 +125,13 @@ pub fn attach(guest: &Namespace, program: &OwnedFd, first: bool) -> Result<Owned
     guest.enter(|| descriptor(LINK_CREATE, &mut create)).context("attaching a program by tcx")
 }
 
+/// Whether this kernel has tcx (6.6); on an older one, `wsl-mirror` takes `cls_bpf` by itself.
+pub fn has_tcx(lab: &Lab) -> Result<bool> {
+    let mut query =
+        Query { ifindex: ifindex(lab.guest(), "lo")?, attach_type: TCX_INGRESS, ..Query::default() };
+    Ok(lab.guest().enter(|| bpf(PROG_QUERY, &mut query)).is_ok())
+}
+
 /// The tcx programs on ingress of `loopback0` in the order in which they run, each with its link: by id.
 pub fn tcx(guest: &Namespace) -> Result<Vec<(u32, u32)>> {
     tcx_on(guest, "loopback0")
@@ -141,6 +148,11 @@ pub fn tcx_on(guest: &Namespace, interface: &str) -> Result<Vec<(u32, u32)>> {
         count: 16,
         ..Query::default()
     };
-    guest.enter(|| bpf(PROG_QUERY, &mut query)).context("asking for the tcx programs")?;
+    match guest.enter(|| bpf(PROG_QUERY, &mut query)) {
+        Ok(_) => {}
+        // Before 6.6 there is no such hook.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+        Err(error) => return Err(error).context("asking for the tcx programs"),
+    }
     Ok(programs.into_iter().zip(links).take(query.count as usize).collect())
 }

@@ -116,6 +116,12 @@ fn the_hook_is_not_changed_while_loaded() -> Result<()> {
     let config = by_cls_bpf(&lab)?;
     let by_cls_bpf = ["load", "--config", config.as_str()];
     let by_tcx = ["load", "--config", "/dev/null"];
+    if !bpf::has_tcx(&lab)? {
+        // There is nothing to change to, and `load` takes this hook by itself.
+        ok(&lab, &by_tcx)?;
+        assert!(filters(&lab)?.contains(OURS));
+        return Ok(());
+    }
     for (first, second) in [(by_cls_bpf, by_tcx), (by_tcx, by_cls_bpf)] {
         ok(&lab, &first)?;
         let loaded = everything(&lab)?;

@@ -31,7 +31,7 @@ fn each(
     mut check: impl FnMut(&Finished) -> Result<()>,
 ) -> Result<()> {
     // In emulation every seventh call, and with each kind of call another one to begin with.
-    let stride = if pace::is_emulated() && !pace::is_soak() { 7 } else { 1 };
+    let stride = if is_thinned() { 7 } else { 1 };
     for (index, call) in calls.iter().enumerate() {
         for when in (1 + index % stride..).step_by(stride) {
             let (finished, hit) = injected(lab, call, what, when, arguments)?;
@@ -44,6 +44,15 @@ fn each(
         }
     }
     Ok(())
+}
+
+/// Whether only some of the calls go wrong.
+fn is_thinned() -> bool {
+    pace::is_emulated() && !pace::is_soak()
+}
+
+fn at_least(failures: u32) -> u32 {
+    if is_thinned() { 1 } else { failures }
 }
 
 /// What a load of each kind does to the machine, or asks it.
@@ -70,7 +79,7 @@ fn a_first_load_that_fails_anywhere_leaves_nothing() -> Result<()> {
             unchanged(&lab, &before)
         })?;
         println!("{failed} failed, {survived} survived");
-        ensure!(failed >= 3, "nothing was injected");
+        ensure!(failed >= at_least(3), "nothing was injected");
     }
     Ok(())
 }
@@ -119,7 +128,7 @@ fn a_second_load_that_fails_anywhere_leaves_the_first_one_as_it_was() -> Result<
             Ok(())
         })?;
         println!("{failed} failed, {survived} survived");
-        ensure!(failed > 3, "nothing was injected");
+        ensure!(failed >= at_least(4), "nothing was injected");
         ok(&lab, &["load", "--config", &old])?;
         ensure!(is_steered(&lab, 8081), "new flows are steered");
         went_on(requests)?;

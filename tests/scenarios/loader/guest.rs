@@ -112,10 +112,18 @@ pub fn ifindex(guest: &Namespace, interface: &str) -> Result<u32> {
     Ok(text.trim().parse()?)
 }
 
-/// The id of the program in our link, and the id of the link.
+/// The id of the program on our hook, and the id of its link; on a hook without links, 0 for that.
 pub fn ours(lab: &Lab) -> Result<(u32, u32)> {
     let (status, _) = status(lab)?;
     let program = status["program"]["id"].as_u64().with_context(|| format!("no program: {status}"))?;
+    if status["hook"] == "cls_bpf" {
+        let filters = lab.guest().run("tc", ["filter", "show", "dev", "loopback0", "ingress"])?.stdout;
+        ensure!(
+            filters.contains(&format!(" id {program} ")),
+            "program {program} is in no filter:\n{filters}"
+        );
+        return Ok((u32::try_from(program)?, 0));
+    }
     let found = bpf::tcx(lab.guest())?.into_iter().find(|(id, _)| u64::from(*id) == program);
     found.with_context(|| format!("program {program} is not on the hook"))
 }

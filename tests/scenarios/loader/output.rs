@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use wsl_mirror_lab::{Lab, loopback, servers, tcp};
 
-use crate::guest::{config, ok, refused, run_wrapped, sh, status};
+use crate::{
+    bpf,
+    guest::{config, ok, refused, run_wrapped, sh, status},
+};
 
 /// A guest with something to show.
 fn shown() -> Result<Lab> {
@@ -30,6 +33,7 @@ fn json_has_the_documented_shape() -> Result<()> {
     refused(&lab, &["exempt", "list", "--json"], 3)?;
 
     let lab = shown()?;
+    let hook = if bpf::has_tcx(&lab)? { "tcx" } else { "cls_bpf" };
     let (status, code) = status(&lab)?;
     assert_eq!(code, 0);
     let all = [
@@ -49,7 +53,7 @@ fn json_has_the_documented_shape() -> Result<()> {
     assert_eq!(keys(&status), BTreeSet::from(all));
     assert_eq!(
         (&status["interface"], &status["hook"], &status["mark"]),
-        (&"loopback0".into(), &"tcx".into(), &4096.into())
+        (&"loopback0".into(), &hook.into(), &4096.into())
     );
     assert_eq!(status["exempt_ports"], 11);
     assert_eq!(keys(&status["verdicts"][0]), BTreeSet::from(["verdict", "reason", "packets"]));

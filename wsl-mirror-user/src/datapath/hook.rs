@@ -103,21 +103,13 @@ pub fn clsact(ifindex: u32) -> Result<Clsact> {
             let request = if ingress { request.ingress() } else { request.egress() };
             let mut filters = request.execute();
             while let Some(filter) = filters.try_next().await? {
-                // The kernel lists each priority once more without a filter.
-                if filter.header.handle == tc::TcHandle::UNSPEC {
-                    continue;
-                }
-                let at_our_priority = ingress && filter.header.info >> 16 == u32::from(FILTER_PRIORITY);
-                let of_our_kind =
-                    kind(&filter) == Some("bpf") && filter.header.info & 0xffff == ALL_PROTOCOLS;
-                let has_our_handle = u32::from(filter.header.handle) == u32::from(FILTER_HANDLE);
-                let ours =
-                    at_our_priority && of_our_kind && has_our_handle && name(&filter) == Some(PROGRAM_NAME);
-                if ours {
-                    found.our_program = program_id(&filter);
-                } else {
-                    found.has_others = true;
-                    found.our_place_is_taken |= at_our_priority && (has_our_handle || !of_our_kind);
+                match look_at(&filter, ingress) {
+                    Filter::None => {}
+                    Filter::Ours { program } => found.our_program = program,
+                    Filter::Others { in_our_place } => {
+                        found.has_others = true;
+                        found.our_place_is_taken |= in_our_place;
+                    }
                 }
             }
         }
@@ -156,6 +148,32 @@ pub fn remove_clsact(ifindex: u32) -> Result<()> {
         Ok(request.execute().await?)
     })
     .or_exit(Exit::Kernel, || format!("cannot remove the clsact qdisc from interface {ifindex}"))
+}
+
+/// What a listed filter is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// A priority: the kernel lists each once more, without a filter.
+    None,
+    /// The one that we made, with the id of its program.
+    Ours { program: Option<u32> },
+    /// Somebody else's.
+    Others { in_our_place: bool },
+}
+
+/// Tells whose filter it is.
+pub fn look_at(filter: &TcMessage, ingress: bool) -> Filter {
+    if filter.header.handle == tc::TcHandle::UNSPEC {
+        return Filter::None;
+    }
+    let at_our_priority = ingress && filter.header.info >> 16 == u32::from(FILTER_PRIORITY);
+    let of_our_kind = kind(filter) == Some("bpf") && filter.header.info & 0xffff == ALL_PROTOCOLS;
+    let has_our_handle = u32::from(filter.header.handle) == u32::from(FILTER_HANDLE);
+    if at_our_priority && of_our_kind && has_our_handle && name(filter) == Some(PROGRAM_NAME) {
+        Filter::Ours { program: program_id(filter) }
+    } else {
+        Filter::Others { in_our_place: at_our_priority && (has_our_handle || !of_our_kind) }
+    }
 }
 
 fn kind(message: &TcMessage) -> Option<&str> {

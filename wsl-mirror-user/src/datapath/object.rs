@@ -68,7 +68,7 @@ fn release() -> String {
 }
 
 /// The kfuncs that came after this release (`5.10.102.1-microsoft-standard-WSL2`); none if it cannot be read.
-fn kfuncs_after(release: &str) -> Vec<&'static str> {
+pub fn kfuncs_after(release: &str) -> Vec<&'static str> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u16>);
     let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return Vec::new() };
     Kfunc::ALL.into_iter().filter(|kfunc| (major, minor) < kfunc.since()).map(Kfunc::name).collect()

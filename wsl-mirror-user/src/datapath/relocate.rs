@@ -56,6 +56,15 @@ impl Targets {
         if missing == Missing::default() { Ok(targets) } else { Err(missing) }
     }
 
+    /// Numbers of no kernel.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn made_up() -> Self {
+        Self {
+            kfuncs: Kfunc::ALL.iter().zip(1000..).map(|(kfunc, id)| (*kfunc, id)).collect(),
+            fields: Field::ALL.iter().zip(100..).map(|(field, offset)| (*field, offset)).collect(),
+        }
+    }
+
     fn kfunc(&self, placeholder: i32) -> Option<i32> {
         let found = self.kfuncs.iter().find(|(kfunc, _)| kfunc.placeholder().cast_signed() == placeholder);
         found.map(|(_, id)| *id)
@@ -134,13 +143,6 @@ mod tests {
     use super::*;
     use crate::datapath::object::pristine;
 
-    fn targets() -> Targets {
-        Targets {
-            kfuncs: Kfunc::ALL.iter().zip(1000..).map(|(kfunc, id)| (*kfunc, id)).collect(),
-            fields: Field::ALL.iter().zip(100..).map(|(field, offset)| (*field, offset)).collect(),
-        }
-    }
-
     /// The instructions of an object's sections, in pieces of 8 bytes.
     fn instructions(object: &[u8]) -> Vec<[u8; 8]> {
         let ranges = executable_sections(object).unwrap();
@@ -150,7 +152,7 @@ mod tests {
     #[test]
     fn every_placeholder_is_replaced_and_nothing_else_is_touched() {
         let mut object = pristine().to_vec();
-        relocate(&mut object, &targets()).unwrap();
+        relocate(&mut object, &Targets::made_up()).unwrap();
         assert_eq!(object.len(), pristine().len());
         let (before, after) = (instructions(pristine()), instructions(&object));
         let changed: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before != after).collect();
@@ -177,8 +179,8 @@ mod tests {
     #[test]
     fn an_object_without_the_placeholders_is_refused() {
         let mut object = pristine().to_vec();
-        relocate(&mut object, &targets()).unwrap();
-        assert!(relocate(&mut object, &targets()).is_err(), "relocated twice");
+        relocate(&mut object, &Targets::made_up()).unwrap();
+        assert!(relocate(&mut object, &Targets::made_up()).is_err(), "relocated twice");
     }
 
     #[test]
@@ -186,7 +188,7 @@ mod tests {
         let whole = pristine();
         // Shorter: every length of the headers, then a few.
         for len in (0..256).chain((256..whole.len()).step_by(997)) {
-            let _ = relocate(&mut whole[..len].to_vec(), &targets());
+            let _ = relocate(&mut whole[..len].to_vec(), &Targets::made_up());
         }
         // Every byte of the file header and of the section headers, which say where everything is.
         let sections = usize::try_from(u64::from_le_bytes(*whole[40..].first_chunk().unwrap())).unwrap();
@@ -194,7 +196,7 @@ mod tests {
             for value in [0x00, 0x01, 0x7f, 0x80, 0xff] {
                 let mut damaged = whole.to_vec();
                 damaged[position] = value;
-                let _ = relocate(&mut damaged, &targets());
+                let _ = relocate(&mut damaged, &Targets::made_up());
             }
         }
     }
@@ -209,7 +211,7 @@ mod tests {
         let size = sections + index * 64 + 32;
         let len = u64::from_le_bytes(*object[size..].first_chunk().unwrap());
         object[size..size + 8].copy_from_slice(&(len - 4).to_le_bytes());
-        let error = relocate(&mut object, &targets()).unwrap_err();
+        let error = relocate(&mut object, &Targets::made_up()).unwrap_err();
         assert!(error.to_string().contains("middle of an instruction"), "{error}");
     }
 }

@@ -62,13 +62,17 @@ fn visible_mount() -> Result<u64> {
     let root = fs::File::open(ROOT).with_context(|| format!("cannot open {ROOT}"))?;
     let path = format!("/proc/self/fdinfo/{}", root.as_raw_fd());
     let info = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    id.with_context(|| format!("{path} names no mount"))
+    mount_id(&info).with_context(|| format!("{path} names no mount"))
+}
+
+/// The mount that a file of `/proc/self/fdinfo` names.
+pub fn mount_id(fdinfo: &str) -> Option<u64> {
+    fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
 }
 
 /// Whether the mount of this id is a bpffs of our own. A line of mountinfo:
 /// `ID PARENT DEV ROOT MOUNTPOINT … - TYPE SOURCE OPTIONS`.
-fn is_ours(mountinfo: &str, id: u64) -> bool {
+pub fn is_ours(mountinfo: &str, id: u64) -> bool {
     mountinfo.lines().filter_map(|line| line.split_once(" - ")).any(|(place, kind)| {
         let mut kind = kind.split(' ');
         place.split(' ').next().and_then(|found| found.parse().ok()) == Some(id)

@@ -1,8 +1,9 @@
-//! `cargo xtask demo` and `cargo xtask bench`, once xtask has set up and built everything.
+//! `cargo xtask demo`, `bench` and `vm --shell`, once xtask has set up and built everything.
 
 mod bench;
 mod demo;
 mod progress;
+mod shell;
 mod status;
 mod table;
 
@@ -23,6 +24,7 @@ struct Options {
 enum Task {
     Demo(demo::Demo),
     Bench(bench::Bench),
+    Shell(shell::Shell),
 }
 
 /// How a task that could be carried out came out.
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     let verdict = match Options::parse().task {
         Task::Demo(demo) => demo.exec(),
         Task::Bench(bench) => bench.exec(),
+        Task::Shell(shell) => shell.exec(),
     };
     match verdict {
         Ok(Verdict::Kept) => ExitCode::SUCCESS,

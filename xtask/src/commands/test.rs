@@ -14,7 +14,7 @@ use clap::Args;
 use crate::{
     cargo::{self, Profile},
     exit_code::ExitCode,
-    libtest,
+    fuzz, libtest,
     report::{self, Group, Verdict},
     root::is_root,
     setup::{self, Needs, Outcome},
@@ -47,6 +47,9 @@ pub(crate) struct Test {
     /// Only packets and scenarios in virtual machines: `cargo xtask vm` without options
     #[arg(long)]
     vm: bool,
+    /// Only fuzz what reads what others wrote, each target for a minute
+    #[arg(long)]
+    fuzz: bool,
     /// Many more rounds of what may go wrong once in a while
     #[arg(long)]
     soak: bool,
@@ -57,7 +60,8 @@ pub(crate) struct Test {
 
 impl Test {
     pub(crate) fn exec(self) -> Result<ExitCode> {
-        let all = !(self.host || self.lab || self.vm);
+        // A minute each is too much for every time, and too little to find what years have not: fuzzing is extra.
+        let all = !(self.host || self.lab || self.vm || self.fuzz);
         let (host, lab, vm) = (self.host || all, self.lab || all, self.vm || all);
         if lab && !is_root() {
             bail!(
@@ -71,6 +75,9 @@ impl Test {
             (true, false) => Needs::Lab,
             (false, false) => Needs::Build,
         };
+        if self.fuzz && matches!(setup::ensure(Needs::Fuzz)?, Outcome::Missing) {
+            return Ok(ExitCode::Missing);
+        }
         if matches!(setup::ensure(needs)?, Outcome::Missing) {
             return Ok(ExitCode::Missing);
         }
@@ -106,6 +113,9 @@ impl Test {
                 Ok(binary) => groups.extend(self.in_machines(binary)),
                 Err(_) => groups.push(Group::without_tests("vm", Verdict::NotRun, Duration::ZERO)),
             }
+        }
+        if self.fuzz {
+            groups.extend(fuzz::run()?);
         }
         report::print_table(&groups);
         Ok(report::conclude(&groups))

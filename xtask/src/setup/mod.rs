@@ -26,6 +26,8 @@ pub(crate) enum Needs {
     Lab,
     /// That, and qemu.
     Vm,
+    /// What fuzz targets are linked with.
+    Fuzz,
     /// A toolchain for C and what else the kernel's build runs.
     Kernels,
 }

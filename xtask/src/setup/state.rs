@@ -57,6 +57,9 @@ pub(super) const KERNELS: [Tool; 13] = [
     Tool { program: "dpkg-deb", package: "dpkg" },
 ];
 
+/// libFuzzer is C++.
+pub(super) const FUZZ: [Tool; 1] = [Tool { program: "g++", package: "g++" }];
+
 /// Has to be static, unlike the others.
 pub(super) const BUSYBOX: Tool = Tool { program: "busybox", package: "busybox-static" };
 
@@ -86,6 +89,7 @@ impl State {
             Needs::Lab => &[&LAB],
             Needs::Vm => &[&LAB, &VM],
             Needs::Kernels => &[&KERNELS],
+            Needs::Fuzz => &[&FUZZ],
         };
         let tools = tools.iter().copied().flatten().copied();
         let missing_tools: Vec<Tool> = tools.filter(|tool| !has(*tool)).collect();

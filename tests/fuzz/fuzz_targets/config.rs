@@ -1,0 +1,5 @@
+//! A configuration file.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| wsl_mirror::fuzzing::config(data));

@@ -1,0 +1,5 @@
+//! Texts from /proc.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| wsl_mirror::fuzzing::proc(data));

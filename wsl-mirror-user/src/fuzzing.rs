@@ -1,0 +1,135 @@
+//! Everything that reads what others wrote, as fuzz targets call it: nothing in here may panic, whatever it is given.
+//!
+//! `tests/fuzz` feeds these with what a fuzzer makes up; the tests below with what fuzzers have made up before.
+
+use rtnetlink::{
+    packet_core::{NetlinkDeserializable as _, NetlinkHeader, NetlinkMessage, NetlinkPayload},
+    packet_route::RouteNetlinkMessage,
+};
+
+use crate::{
+    config::Config,
+    datapath::{
+        btf::Btf,
+        hook, object,
+        relocate::{Targets, relocate},
+    },
+    host::bpffs,
+};
+
+/// What a fuzzer calls, by its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them; each has a folder of inputs in `tests/fuzz/corpus`.
+pub const TARGETS: [Target; 5] =
+    [("config", config), ("btf", btf), ("object", damaged_object), ("proc", proc), ("netlink", netlink)];
+
+/// A configuration file. What is refused has its place in the file; what is accepted can be used.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match Config::parse(text) {
+        Ok(config) => drop(config.exempt_keys()),
+        Err(error) => {
+            assert!(
+                error.span().is_none_or(|span| span.end <= text.len()),
+                "a place beyond the end: {error}"
+            );
+        }
+    }
+}
+
+/// `/sys/kernel/btf/vmlinux`.
+pub fn btf(data: &[u8]) {
+    if let Ok(btf) = Btf::parse(data) {
+        let _ = Targets::resolve(&btf);
+    }
+}
+
+/// Our own object after something has happened to it: each six bytes are an offset, a mask and a value; the last,
+/// shorter piece is where it ends. Or, beginning with a zero, the rest as an object.
+pub fn damaged_object(data: &[u8]) {
+    let mut damaged = match data.split_first() {
+        Some((0, rest)) => rest.to_vec(),
+        _ => damage(object::pristine(), data),
+    };
+    let before = damaged.len();
+    if relocate(&mut damaged, &Targets::made_up()).is_ok() {
+        assert_eq!(damaged.len(), before, "relocation changes the length");
+    }
+}
+
+fn damage(object: &[u8], changes: &[u8]) -> Vec<u8> {
+    let mut object = object.to_vec();
+    let (pieces, end) = changes.as_chunks::<6>();
+    for [a, b, c, d, keep, flip] in pieces {
+        // Half of all changes in the ELF header, where they matter most.
+        let offset = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+        let range = if offset.is_multiple_of(2) { object.len() } else { 64.min(object.len()) };
+        if let Some(byte) = (offset / 2).checked_rem(range).and_then(|at| object.get_mut(at)) {
+            *byte = (*byte & keep) ^ flip;
+        }
+    }
+    if let [a, b, ..] = end {
+        let length = usize::from(u16::from_le_bytes([*a, *b])) * object.len() / usize::from(u16::MAX);
+        object.truncate(length);
+    }
+    object
+}
+
+/// `/proc/self/mountinfo`, `/proc/self/fdinfo/N` and the kernel's release.
+pub fn proc(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let id = bpffs::mount_id(text);
+    let _ = bpffs::is_ours(text, id.unwrap_or(0));
+    let _ = object::kfuncs_after(text);
+}
+
+/// What rtnetlink answers to a question for filters: messages one behind the other, as recv(2) gives them. And the
+/// whole as the body of one, which a fuzzer comes by more easily.
+pub fn netlink(data: &[u8]) {
+    /// `RTM_NEWTFILTER` (`include/uapi/linux/rtnetlink.h`).
+    const NEW_FILTER: u16 = 44;
+    let look = |message: &RouteNetlinkMessage| {
+        if let RouteNetlinkMessage::NewTrafficFilter(filter) = message {
+            let _ = (hook::look_at(filter, true), hook::look_at(filter, false));
+        }
+    };
+    let mut header = NetlinkHeader::default();
+    header.message_type = NEW_FILTER;
+    if let Ok(message) = RouteNetlinkMessage::deserialize(&header, data) {
+        look(&message);
+    }
+    let mut rest = data;
+    while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
+        if let NetlinkPayload::InnerMessage(message) = &message.payload {
+            look(message);
+        }
+        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
+        match length.checked_next_multiple_of(4).and_then(|length| rest.get(length.max(16)..)) {
+            Some(next) if !next.is_empty() => rest = next,
+            _ => break,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn what_fuzzers_have_found_before_harms_nobody() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
+        for (name, target) in TARGETS {
+            let folder = corpus.join(name);
+            let mut count = 0;
+            for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+            {
+                target(&fs::read(entry.unwrap().path()).unwrap());
+                count += 1;
+            }
+            assert!(count >= 3, "{name}: only {count} inputs");
+        }
+    }
+}

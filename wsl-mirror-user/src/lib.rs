@@ -1,0 +1,41 @@
+//! `wsl-mirror`: Windows' 127.0.0.1 reaches published container ports in WSL2's mirrored mode.
+//!
+//! A library only so that fuzz targets (`tests/fuzz`) can reach what reads what others wrote.
+
+mod commands;
+mod config;
+mod datapath;
+mod exit;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+mod host;
+mod output;
+mod policy;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::commands::Command;
+use crate::exit::{Exit, exit_of};
+
+/// Puts packets for Windows' 127.0.0.1 back on the road to docker-proxy, in WSL2's mirrored mode.
+///
+/// One small eBPF program on `loopback0`; no firewall rule. `load` it once (at boot), and it goes on by itself.
+#[derive(Debug, Parser)]
+#[command(version, after_long_help = Exit::help(), max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    match Args::parse().command.exec() {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            output::note(&format!("{error:#}"));
+            exit_of(&error).into()
+        }
+    }
+}

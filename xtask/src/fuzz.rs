@@ -1,0 +1,103 @@
+//! `cargo xtask test --fuzz`: every fuzz target for a minute.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use wsl_mirror_toolchain::tools_dir;
+
+use crate::{
+    cargo,
+    libtest::Count,
+    progress,
+    report::{Group, Verdict},
+    setup::program,
+};
+
+/// Where the targets are, from the root of the repository.
+const FOLDER: &str = "tests/fuzz";
+/// How long each runs.
+const EACH: Duration = Duration::from_mins(1);
+/// A single input may not take longer; most take microseconds.
+const INPUT_LIMIT: Duration = Duration::from_secs(10);
+/// The release of cargo-fuzz that is installed where there is none.
+const RELEASE: &str = "0.13.2";
+
+/// Fuzzes every target, and returns what each came to. An input that breaks one is kept in the target's folder below
+/// `tests/fuzz/artifacts`, and named.
+pub(crate) fn run() -> Result<Vec<Group>> {
+    let cargo_fuzz = cargo_fuzz()?;
+    let folder = cargo::workspace().join(FOLDER);
+    targets(&folder)?.iter().map(|target| fuzz(&cargo_fuzz, &folder, target)).collect()
+}
+
+fn targets(folder: &Path) -> Result<Vec<String>> {
+    let path = folder.join("fuzz_targets");
+    let entries = fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".rs")?.to_owned()))
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        bail!("no fuzz targets in {}", path.display());
+    }
+    Ok(names)
+}
+
+fn fuzz(cargo_fuzz: &Path, folder: &Path, target: &str) -> Result<Group> {
+    println!("\n=== fuzz {target} ===");
+    let started = Instant::now();
+    // New inputs go to a folder of their own; those that were committed are only read.
+    let found = folder.join("target/found").join(target);
+    fs::create_dir_all(&found).with_context(|| format!("creating {}", found.display()))?;
+    let status = command(cargo_fuzz)
+        // The stable compilers that this project builds with have no sanitizers; a panic is what is looked for, and
+        // unsafe code stays away from what is read.
+        .args(["run", "--fuzz-dir", FOLDER, "--sanitizer", "none", target])
+        .arg(&found)
+        .arg(folder.join("corpus").join(target))
+        .arg("--")
+        .arg(format!("-max_total_time={}", EACH.as_secs()))
+        .arg(format!("-timeout={}", INPUT_LIMIT.as_secs()))
+        .args(["-max_len=4096", "-print_final_stats=1", "-verbosity=0"])
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("starting {}", cargo_fuzz.display()))?;
+    let verdict = Verdict::of(status.success());
+    let count =
+        Count { passed: u32::from(status.success()), failed: u32::from(!status.success()), ignored: 0 };
+    Ok(Group { count, ..Group::without_tests(&format!("fuzz {target}"), verdict, started.elapsed()) })
+}
+
+/// cargo-fuzz as a cargo subcommand is called, with the cargo that runs us for all it builds.
+fn command(cargo_fuzz: &Path) -> Command {
+    let mut command = cargo::with_our_toolchain(Command::new(cargo_fuzz));
+    command.arg("fuzz").current_dir(cargo::workspace());
+    command
+}
+
+/// The user's own, or one beside the other tools, built if it is not there.
+fn cargo_fuzz() -> Result<PathBuf> {
+    if let Some(path) = program("cargo-fuzz") {
+        return Ok(path);
+    }
+    let tools =
+        tools_dir().context("no folder to install cargo-fuzz into: HOME is not set, nor XDG_CACHE_HOME")?;
+    let path = tools.join("bin/cargo-fuzz");
+    if !path.is_file() {
+        let mut install = cargo::command("install");
+        install.args(["cargo-fuzz", "--version", RELEASE, "--locked", "--root"]).arg(&tools);
+        progress::step(
+            "fuzz",
+            &format!("install cargo-fuzz {RELEASE}"),
+            &mut install,
+            &tools.join("../setup.log"),
+        )?;
+    }
+    Ok(path)
+}
