@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, net::UdpSocket, thread, time::Duration};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use wsl_mirror_lab::{
     Lab, loopback, nat,
     process::{COMMAND_LIMIT, run_with_input},
@@ -103,8 +103,17 @@ fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
              --status ASSURED,SEEN_REPLY -t 100"
         )?;
     }
-    let fill =
-        run_with_input(lab.guest().command("conntrack").args(["-R", "-"]), &entries, 3 * COMMAND_LIMIT)?;
+    // Where filling takes minutes, the datagrams' own entry would not live to see its end.
+    let fill = thread::scope(|scope| {
+        let filling = scope.spawn(|| {
+            run_with_input(lab.guest().command("conntrack").args(["-R", "-"]), &entries, 3 * COMMAND_LIMIT)
+        });
+        while !filling.is_finished() {
+            udp::exchange(&datagrams, HELLO).context("while the table is filled")?;
+            thread::sleep(Duration::from_millis(200));
+        }
+        filling.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+    })?;
     let count: usize = lab.guest().sysctl("net/netfilter/nf_conntrack_count")?.parse()?;
     ensure!(
         count + 8 >= limit,

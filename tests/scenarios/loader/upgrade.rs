@@ -118,7 +118,7 @@ fn is_whole(lab: &Lab) -> Result<()> {
     let on_hook = if has_tcx {
         bpf::tcx(lab.guest())?.len()
     } else {
-        sh(lab, "tc filter show dev loopback0 ingress")?.matches("wsl_mirror").count()
+        sh(lab, "tc filter show dev loopback0 ingress")?.matches("handle 0x77736d ").count()
     };
     match code {
         0 => {

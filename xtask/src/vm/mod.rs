@@ -80,6 +80,7 @@ pub(crate) fn build(product: &Path) -> Result<Built> {
 pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Result<Vec<Group>> {
     let room = Room::new(&built.product)?;
     let accelerator = room.accelerator(kernels)?;
+    room.expect_complaints_to_be_heard(kernels, accelerator)?;
     let mut jobs = VecDeque::new();
     for kernel in kernels {
         jobs.extend(groups_on(kernel, built)?.into_iter().map(|(group, binary, more)| {
@@ -291,6 +292,25 @@ impl Room {
         let initramfs = self.folder.join("probe.initramfs");
         initramfs::write(&initramfs, &self.busybox, None)?;
         Ok(machine::accelerator(&kernel.image, &initramfs, &self.folder.join("probe")))
+    }
+
+    /// A machine whose kernel says a line as it does in trouble, and whose job ends well: if that passes for well, a
+    /// panic would too, and nothing that these runs say is worth anything.
+    fn expect_complaints_to_be_heard(&self, kernels: &[Kernel], accelerator: Accelerator) -> Result<()> {
+        const COMPLAINT: &str = "BUG: made up by the tests of the tests";
+        let kernel = kernels.first().context("no kernel to run")?;
+        let script = format!("echo '<2>{COMPLAINT}' >/dev/kmsg\n");
+        let machine = self.machine(kernel, "canary", &script, accelerator)?;
+        match machine.run(|_| {})? {
+            End::Broken(text) if text.contains(COMPLAINT) => Ok(()),
+            End::Broken(text) => bail!("Linux {} does not run a job in here: {text}", kernel.name),
+            End::Exit(code) => {
+                bail!(
+                    "the console of Linux {} is not heard: it complained, and that ended with {code}",
+                    kernel.name
+                )
+            }
+        }
     }
 
     fn machine(&self, kernel: &Kernel, name: &str, job: &str, accelerator: Accelerator) -> Result<Machine> {
