@@ -46,7 +46,7 @@ const CPUS: u32 = 2;
 /// What a machine may use, in MiB; what the tests write is in memory.
 pub(super) const MEMORY: u64 = 3072;
 /// A machine that says nothing for so long hangs. No test takes half as long.
-const SILENCE: Duration = Duration::from_mins(5);
+const SILENCE: Duration = Duration::from_mins(10);
 /// How long KVM may take to boot a machine that does nothing. It takes one second where it works.
 const TRIAL: Duration = Duration::from_secs(6);
 
