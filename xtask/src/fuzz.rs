@@ -64,7 +64,7 @@ fn fuzz(cargo_fuzz: &Path, folder: &Path, target: &str) -> Result<Group> {
         .arg("--")
         .arg(format!("-max_total_time={}", EACH.as_secs()))
         .arg(format!("-timeout={}", INPUT_LIMIT.as_secs()))
-        .args(["-max_len=4096", "-print_final_stats=1", "-verbosity=0"])
+        .args(["-max_len=4096", "-print_final_stats=1", "-verbosity=0", "-print_funcs=0"])
         .stdin(Stdio::null())
         .status()
         .with_context(|| format!("starting {}", cargo_fuzz.display()))?;
