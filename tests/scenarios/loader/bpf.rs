@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use wsl_mirror_lab::{Lab, Namespace};
 
 use crate::guest::{ifindex, sh};
@@ -129,7 +129,19 @@ pub fn attach(guest: &Namespace, program: &OwnedFd, first: bool) -> Result<Owned
 pub fn has_tcx(lab: &Lab) -> Result<bool> {
     let mut query =
         Query { ifindex: ifindex(lab.guest(), "lo")?, attach_type: TCX_INGRESS, ..Query::default() };
-    Ok(lab.guest().enter(|| bpf(PROG_QUERY, &mut query)).is_ok())
+    let has_tcx = match lab.guest().enter(|| bpf(PROG_QUERY, &mut query)) {
+        Ok(_) => true,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+        Err(error) => return Err(error).context("asking for the tcx programs of lo"),
+    };
+    // Tests take a shorter way where there is none: not on a kernel that has it.
+    let release = lab.guest().sysctl("kernel/osrelease")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        bail!("Linux {release}?")
+    };
+    ensure!(has_tcx == ((major, minor) >= (6, 6)), "Linux {release}, and tcx: {has_tcx}");
+    Ok(has_tcx)
 }
 
 /// The tcx programs on ingress of `loopback0` in the order in which they run, each with its link: by id.

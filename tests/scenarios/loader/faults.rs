@@ -30,10 +30,10 @@ fn each(
     arguments: &[&str],
     mut check: impl FnMut(&Finished) -> Result<()>,
 ) -> Result<()> {
-    // In emulation every seventh call, and with each kind of call another one to begin with.
-    let stride = if is_thinned() { 7 } else { 1 };
-    for (index, call) in calls.iter().enumerate() {
-        for when in (1 + index % stride..).step_by(stride) {
+    for call in calls {
+        // Of bpf there are dozens; where each takes seconds, every seventh does.
+        let stride = if *call == "bpf" && is_thinned() { 7 } else { 1 };
+        for when in (1..).step_by(stride) {
             let (finished, hit) = injected(lab, call, what, when, arguments)?;
             check(&finished).with_context(|| format!("{call} number {when}: {finished}"))?;
             if !hit {
@@ -49,10 +49,6 @@ fn each(
 /// Whether only some of the calls go wrong.
 fn is_thinned() -> bool {
     pace::is_emulated() && !pace::is_soak()
-}
-
-fn at_least(failures: u32) -> u32 {
-    if is_thinned() { 1 } else { failures }
 }
 
 /// What a load of each kind does to the machine, or asks it.
@@ -79,7 +75,7 @@ fn a_first_load_that_fails_anywhere_leaves_nothing() -> Result<()> {
             unchanged(&lab, &before)
         })?;
         println!("{failed} failed, {survived} survived");
-        ensure!(failed >= at_least(3), "nothing was injected");
+        ensure!(failed >= 3, "nothing was injected");
     }
     Ok(())
 }
@@ -128,7 +124,7 @@ fn a_second_load_that_fails_anywhere_leaves_the_first_one_as_it_was() -> Result<
             Ok(())
         })?;
         println!("{failed} failed, {survived} survived");
-        ensure!(failed >= at_least(4), "nothing was injected");
+        ensure!(failed >= 3, "nothing was injected");
         ok(&lab, &["load", "--config", &old])?;
         ensure!(is_steered(&lab, 8081), "new flows are steered");
         went_on(requests)?;

@@ -18,12 +18,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_ebpf::abi::{Policy, PortKey, PortPolicy, Protocol, Reason, Verdict, Verdicts};
 use wsl_mirror_lab::{
-    GUEST_MAC, Lab, loopback, nat,
+    GUEST_MAC, Lab, loopback, nat, pace,
     process::{COMMAND_LIMIT, run_with_input},
     raw::RawSocket,
     servers,
 };
-use wsl_mirror_packets::{Sample, Spec, TO_US, anything, samples};
+use wsl_mirror_packets::{Sample, Spec, TO_US, anything, samples_of};
 
 use crate::{
     model::{Foreign, Model},
@@ -194,7 +194,7 @@ fn wait_for_count(program: &Program, before: &Verdicts) -> Result<Vec<(Reason, u
     let started = Instant::now();
     loop {
         let counted = difference(before, &program.counted()?);
-        if !counted.is_empty() || started.elapsed() > Duration::from_secs(2) {
+        if !counted.is_empty() || started.elapsed() > pace::limit(Duration::from_secs(2)) {
             return Ok(counted);
         }
     }
@@ -211,8 +211,13 @@ fn run_and_expect_untouched(program: &Program, sample: &Sample, reason: Reason, 
 
 /// Frames that the way to the program can carry. A tag beside the bytes cannot be handed over; from one in the
 /// bytes of a frame on the wire the kernel makes one.
-fn frames(longest: usize, can_carry: impl Fn(&[u8]) -> bool, count: usize) -> impl Iterator<Item = Sample> {
-    samples(anything(), usize::MAX)
+fn frames(
+    series: u64,
+    longest: usize,
+    can_carry: impl Fn(&[u8]) -> bool,
+    count: usize,
+) -> impl Iterator<Item = Sample> {
+    samples_of(anything(), series, usize::MAX)
         .filter(move |sample| !sample.vlan_tag && sample.len() <= longest && can_carry(&sample.head))
         .take(count)
 }
@@ -239,6 +244,7 @@ fn wire_can_carry(frame: &[u8]) -> bool {
 }
 
 fn program_and_pure_function_agree(
+    series: u64,
     configuration: &str,
     mark: u32,
     change: impl FnOnce(&mut World, &mut Program) -> Result<()> + Send,
@@ -256,7 +262,7 @@ fn program_and_pure_function_agree(
         let mut marks = [0, mark, !0, !mark, 0x00ff_2f01].into_iter().cycle();
         world.compare(
             &mut program,
-            frames(TEST_RUN_LONGEST, test_run_can_carry, GENERATED),
+            frames(series, TEST_RUN_LONGEST, test_run_can_carry, GENERATED),
             |program, sample, reason| {
                 run_and_expect_untouched(program, sample, reason, marks.next().unwrap_or(0))
             },
@@ -284,7 +290,7 @@ const BY_FORM: [Reason; 9] = [
 
 #[test]
 fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_it_is() -> Result<()> {
-    let seen = program_and_pure_function_agree("", 0x1000, |_, _| Ok(()))?;
+    let seen = program_and_pure_function_agree(0, "", 0x1000, |_, _| Ok(()))?;
     expect_all(&seen, &BY_FORM);
     expect_all(
         &seen,
@@ -308,6 +314,7 @@ fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_
 #[test]
 fn the_same_with_another_mark_and_a_default_to_pass() -> Result<()> {
     let seen = program_and_pure_function_agree(
+        1,
         "mark = 0x50000\ndefault = \"pass\"\n",
         0x50000,
         |world, program| {
@@ -342,7 +349,7 @@ fn frames_from_windows_are_counted_with_the_reason_that_the_pure_function_gives(
     let guest = world.lab.guest().clone();
     let seen = guest.enter(move || {
         let mut program = Program::open()?;
-        let frames = frames(WIRE_LONGEST, wire_can_carry, SENT);
+        let frames = frames(0, WIRE_LONGEST, wire_can_carry, SENT);
         world.compare(&mut program, frames, |_, sample, _| windows.send(&sample.bytes()))
     })?;
     expect_all(&seen, &BY_FORM);
@@ -353,7 +360,7 @@ fn frames_from_windows_are_counted_with_the_reason_that_the_pure_function_gives(
 /// A server that tells what it hears.
 fn listener(lab: &Lab, port: u16) -> Result<UdpSocket> {
     let socket = lab.guest().enter(|| UdpSocket::bind(loopback(port)))?;
-    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    socket.set_read_timeout(Some(pace::limit(Duration::from_secs(2))))?;
     Ok(socket)
 }
 

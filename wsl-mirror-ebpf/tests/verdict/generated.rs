@@ -6,8 +6,8 @@
 use std::{collections::HashMap, thread};
 
 use wsl_mirror_ebpf::{
-    abi::{Policy, Reason, Verdict},
-    verdict::{Conntrack, Entry, decide},
+    abi::{Carrier, Policy, Reason, Verdict},
+    verdict::{Conntrack, Entry, decide, tcp_state},
 };
 use wsl_mirror_packets::{Sample, TO_US, anything, parse_as_the_program_does, samples_of};
 
@@ -61,17 +61,16 @@ impl Case {
         self.reason.verdict() == Verdict::Steer
     }
 
-    /// A flow that begins with this packet was steered.
+    /// The packet was steered, and not because its flow had been before.
     fn began(&self) -> bool {
-        self.is_steered() && !matches!(self.reason, Reason::Established | Reason::PickedUp)
-            // No room to remember: of a flow that begins or of one that was picked up.
-            && (self.reason != Reason::Unremembered || self.is_start())
+        let was_ours = self.is_tcp_ack() && self.world.remembered == Some(Carrier::Listener);
+        self.is_steered() && self.reason != Reason::Established && !was_ours
     }
 
-    fn is_start(&self) -> bool {
+    fn is_tcp_ack(&self) -> bool {
         let tcp = 14 + usize::from(self.byte(14) & 0xf) * 4;
-        // SYN, without ACK, RST and FIN.
-        self.byte(14 + 9) == 17 || self.byte(tcp + 13) & 0x17 == 0x02
+        // ACK, without SYN, RST and FIN.
+        self.byte(14 + 9) == 6 && self.byte(tcp + 13) & 0x17 == 0x10
     }
 }
 
@@ -115,8 +114,11 @@ const PROPERTIES: [Property; 12] = [
     ("what passes has neither lost its conntrack entry nor got one, but for what failed half-way", |case| {
         case.reason.verdict() != Verdict::Pass || !case.calls.changed_anything()
     }),
-    ("a reply is never steered, unless it is the start of another flow", |case| {
-        !case.is_steered() || case.is_start() || case.world.entry().is_none_or(|entry| !entry.is_reply)
+    ("a reply is never steered, unless it starts anew on what a finished flow has left", |case| {
+        let on_finished = case.world.entry().is_some_and(|entry| {
+            matches!(entry.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE) && case.byte(14 + 9) == 6
+        });
+        !case.is_steered() || on_finished || case.world.entry().is_none_or(|entry| !entry.is_reply)
     }),
 ];
 

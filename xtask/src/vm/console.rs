@@ -4,7 +4,7 @@
 const COMPLAINTS: [(&str, &str); 13] = [
     ("Kernel panic", "panic"),
     ("Oops", "oops"),
-    ("BUG:", "bug"),
+    (" BUG:", "bug"),
     ("kernel BUG at", "bug"),
     ("general protection fault", "oops"),
     ("WARNING:", "warning"),
@@ -12,12 +12,10 @@ const COMPLAINTS: [(&str, &str); 13] = [
     ("KASAN", "bad memory access"),
     ("refcount_t", "reference count"),
     ("suspicious RCU", "RCU"),
-    ("INFO: task", "hung task"),
-    ("rcu_preempt detected stalls", "RCU stall"),
+    ("INFO: trying to register non-static key", "lockdep"),
+    ("detected stall", "RCU stall"),
     ("unregister_netdevice: waiting for", "a reference that is never given back"),
 ];
-/// What looks like one and is none: notes of kernels with checks built in, as they start.
-const HARMLESS: [&str; 3] = ["kasan: KernelAddressSanitizer initialized", "KASAN shadow", "NOTICE"];
 /// How much of what follows a complaint belongs to it.
 const CONTEXT: usize = 60;
 /// How much of a console is shown when there is no complaint to show.
@@ -27,10 +25,9 @@ const TAIL: usize = 30;
 pub(super) fn complaint(console: &str) -> Option<(&'static str, String)> {
     let lines: Vec<&str> = console.lines().map(str::trim_end).collect();
     lines.iter().enumerate().find_map(|(index, line)| {
-        if HARMLESS.iter().any(|harmless| line.contains(harmless)) {
-            return None;
-        }
-        let (_, kind) = COMPLAINTS.iter().find(|(words, _)| line.contains(words))?;
+        // So that what stands at the start of a line stands behind a space, too.
+        let spaced = format!(" {line}");
+        let (_, kind) = COMPLAINTS.iter().find(|(words, _)| spaced.contains(words))?;
         let end = lines.len().min(index + CONTEXT);
         Some((*kind, lines[index..end].join("\n")))
     })
@@ -67,6 +64,7 @@ mod tests {
     #[test]
     fn an_ordinary_console_has_none() {
         let console = "[    0.0] Linux version 6.12.117\n[    0.1] kasan: KernelAddressSanitizer initialized\n\
+            [    0.2] DEBUG: nothing\n\
             [    2.5] docker0: port 1(veth0) entered blocking state\n[    9.9] reboot: Power down\n";
         assert_eq!(complaint(console), None);
         assert!(tail(console).ends_with("Power down"));

@@ -47,6 +47,8 @@ const CPUS: u32 = 2;
 pub(super) const MEMORY: u64 = 3072;
 /// A machine that says nothing for so long hangs. No test takes half as long.
 const SILENCE: Duration = Duration::from_mins(10);
+/// How long a group may take in all; the longest takes a quarter of an hour on a busy machine.
+const LIMIT: Duration = Duration::from_mins(40);
 /// How long KVM may take to boot a machine that does nothing. It takes one second where it works.
 const TRIAL: Duration = Duration::from_secs(6);
 
@@ -79,6 +81,10 @@ impl Machine {
     }
 
     fn command(&self) -> Command {
+        for ending in [".console", ".control"] {
+            // What an earlier machine has left is not what this one says.
+            let _ = fs::remove_file(self.file(ending));
+        }
         // qemu goes when we do, however that is; setpriv(1) is util-linux'.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
@@ -104,15 +110,24 @@ impl Machine {
         let mut command = self.command();
         command.args(["-chardev", "stdio,id=output,signal=off"]);
         command.args(["-device", "virtserialport,chardev=output,name=output"]);
-        let silence = SILENCE * self.slow;
-        let (timed_out, said) = run_until(command, silence, on_line)?;
-        Ok(self.end(timed_out.then(|| format!("it has hung: not a word for {} s", silence.as_secs())), &said))
+        let limits = Limits { silence: SILENCE * self.slow, all: LIMIT * self.slow };
+        let (timed_out, said) = run_until(command, limits, on_line)?;
+        let hung = timed_out.then(|| {
+            let Limits { silence, all } = limits;
+            format!(
+                "it has hung: not a word for {} s, or no end after {} s",
+                silence.as_secs(),
+                all.as_secs()
+            )
+        });
+        Ok(self.end(hung, &said))
     }
 
     /// Runs the job with our terminal as its own.
     pub(super) fn run_on_this_terminal(&self) -> Result<End> {
         let mut command = self.command();
-        command.args(["-chardev", "stdio,id=terminal,signal=off"]);
+        // With `mux=on` there is a way out of a machine that hangs: Ctrl-A x.
+        command.args(["-chardev", "stdio,id=terminal,signal=off,mux=on"]);
         command.args(["-device", "virtconsole,chardev=terminal"]);
         command.status().context("starting qemu-system-x86_64")?;
         Ok(self.end(None, ""))
@@ -123,7 +138,7 @@ impl Machine {
         let mut command = self.command();
         command.args(["-chardev", "stdio,id=output,signal=off"]);
         command.args(["-device", "virtserialport,chardev=output,name=output"]);
-        let started = run_until(command, TRIAL, |_| {});
+        let started = run_until(command, Limits { silence: TRIAL, all: TRIAL }, |_| {});
         started.is_ok_and(|(timed_out, _)| !timed_out) && self.control().contains("up ")
     }
 
@@ -159,12 +174,17 @@ fn judge(console: &str, control: &str, hung: Option<String>, qemu: &str) -> End 
     End::Broken(format!("it ended before its job did:\n{words}"))
 }
 
-/// Runs qemu; whether it had to be killed for its silence, and what it said on standard error.
-fn run_until(
-    mut command: Command,
+/// How long a machine is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Between two lines.
     silence: Duration,
-    mut on_line: impl FnMut(&str),
-) -> Result<(bool, String)> {
+    /// From start to end.
+    all: Duration,
+}
+
+/// Runs qemu; whether it had to be killed because it took too long, and what it said on standard error.
+fn run_until(mut command: Command, limits: Limits, mut on_line: impl FnMut(&str)) -> Result<(bool, String)> {
     let mut child = command
         // Kept open, and nothing is written: at the end of its input qemu takes the port for unplugged, and whoever
         // writes to it in there waits for ever.
@@ -192,8 +212,10 @@ fn run_until(
         let _ = std::io::Read::read_to_string(&mut stderr, &mut text);
         text
     });
+    let deadline = Instant::now() + limits.all;
     let timed_out = loop {
-        match receive.recv_timeout(silence) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match receive.recv_timeout(limits.silence.min(left)) {
             Ok(line) => on_line(&line),
             Err(RecvTimeoutError::Disconnected) => break false,
             Err(RecvTimeoutError::Timeout) => break true,
@@ -280,12 +302,22 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "echo first; echo why >&2; exec sleep 30"]);
         let mut lines = Vec::new();
+        let limits = Limits { silence: Duration::from_millis(300), all: Duration::from_mins(1) };
         let started = Instant::now();
-        let (timed_out, said) =
-            run_until(command, Duration::from_millis(300), |line| lines.push(line.to_owned()))
-                .unwrap_or_else(|error| panic!("{error:#}"));
+        let (timed_out, said) = run_until(command, limits, |line| lines.push(line.to_owned()))
+            .unwrap_or_else(|error| panic!("{error:#}"));
         assert!(timed_out && started.elapsed() < Duration::from_secs(10));
         assert_eq!((lines, said.trim()), (vec!["first".to_owned()], "why"));
+    }
+
+    #[test]
+    fn talking_does_not_keep_a_machine_alive_for_ever() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "while :; do echo still here; sleep 0.05; done"]);
+        let limits = Limits { silence: Duration::from_secs(20), all: Duration::from_millis(500) };
+        let started = Instant::now();
+        let (timed_out, _) = run_until(command, limits, |_| {}).unwrap_or_else(|error| panic!("{error:#}"));
+        assert!(timed_out && started.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

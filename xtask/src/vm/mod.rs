@@ -17,7 +17,7 @@ use std::{
     process::Stdio,
     sync::{Mutex, PoisonError},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -68,6 +68,14 @@ pub(crate) struct Effort<'a> {
     pub(crate) arguments: &'a [String],
 }
 
+/// Whether machines are made on hosts like this one.
+pub(crate) fn possible() -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("virtual machines are made for x86_64 hosts only, and this is {}", std::env::consts::ARCH);
+    }
+    Ok(())
+}
+
 /// Builds the lab's test binaries.
 pub(crate) fn build(product: &Path) -> Result<Built> {
     Ok(Built { product: product.to_owned(), groups: cargo::build_tests(cargo::LAB_PACKAGE)? })
@@ -84,8 +92,9 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
     let mut jobs = VecDeque::new();
     for kernel in kernels {
         jobs.extend(groups_on(kernel, built)?.into_iter().map(|(group, binary, more)| {
-            let arguments = effort.arguments.iter().map(String::as_str);
-            let arguments: Vec<&str> = more.into_iter().chain(arguments).collect();
+            // The one test of a kernel that is refused is not for the user to choose.
+            let chosen = effort.arguments.iter().map(String::as_str).filter(|_| more.is_empty());
+            let arguments: Vec<&str> = more.iter().copied().chain(chosen).collect();
             let mut script = environment(&built.product, accelerator.patience() * slowness(kernel));
             if effort.soak {
                 let _ = writeln!(script, "export {SOAK}=1");
@@ -149,7 +158,7 @@ pub(crate) fn shell(kernel: &Kernel, product: &Path, program: &Path) -> Result<b
         quoted(&program.to_string_lossy())
     );
     let machine = room.machine(kernel, "shell", &script, accelerator)?;
-    eprintln!("Linux {} starts; it takes some seconds. `exit` ends it.", kernel.name);
+    eprintln!("Linux {} starts; it takes some seconds. `exit` ends it, Ctrl-A x cuts it off.", kernel.name);
     match machine.run_on_this_terminal()? {
         End::Exit(_) => {
             room.leave(true);
@@ -259,6 +268,19 @@ fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
+/// Removes the folders of runs that were interrupted. What a run has left to be looked at stays for a day.
+fn sweep(rooms: &Path) {
+    const A_DAY: Duration = Duration::from_hours(24);
+    for entry in fs::read_dir(rooms).into_iter().flatten().flatten() {
+        let is_alive = Path::new("/proc").join(entry.file_name()).exists();
+        let age =
+            entry.metadata().and_then(|found| found.modified()).ok().and_then(|time| time.elapsed().ok());
+        if !is_alive && age.is_some_and(|age| age > A_DAY) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A folder for what machines are started with and what they write.
 struct Room {
     folder: PathBuf,
@@ -268,11 +290,12 @@ struct Room {
 impl Room {
     /// Beside the product, so wherever cargo builds.
     fn new(product: &Path) -> Result<Self> {
-        if std::env::consts::ARCH != "x86_64" {
-            bail!("virtual machines are made for x86_64 hosts only, and this is {}", std::env::consts::ARCH);
-        }
+        possible()?;
         let parent = product.parent().context("the product lies in no folder")?;
         let folder = parent.join("vm").join(std::process::id().to_string());
+        // What another process of this number has left would be taken for ours.
+        let _ = fs::remove_dir_all(&folder);
+        sweep(&parent.join("vm"));
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         let busybox = setup::program("busybox").context("there is no busybox (package busybox-static)")?;
         Ok(Self { folder, busybox })
@@ -294,12 +317,12 @@ impl Room {
         Ok(machine::accelerator(&kernel.image, &initramfs, &self.folder.join("probe")))
     }
 
-    /// A machine whose kernel says a line as it does in trouble, and whose job ends well: if that passes for well, a
+    /// A machine whose kernel says a line as it does in trouble, no louder than its warnings are, and whose job ends well: if that passes for well, a
     /// panic would too, and nothing that these runs say is worth anything.
     fn expect_complaints_to_be_heard(&self, kernels: &[Kernel], accelerator: Accelerator) -> Result<()> {
-        const COMPLAINT: &str = "BUG: made up by the tests of the tests";
+        const COMPLAINT: &str = "WARNING: made up by the tests of the tests";
         let kernel = kernels.first().context("no kernel to run")?;
-        let script = format!("echo '<2>{COMPLAINT}' >/dev/kmsg\n");
+        let script = format!("echo '<4>{COMPLAINT}' >/dev/kmsg\n");
         let machine = self.machine(kernel, "canary", &script, accelerator)?;
         match machine.run(|_| {})? {
             End::Broken(text) if text.contains(COMPLAINT) => Ok(()),
@@ -331,7 +354,11 @@ impl Room {
             }
             println!("{name} │ {line}");
         });
-        let verdict = match end.with_context(|| format!("{name}: running the machine"))? {
+        let verdict = match end.unwrap_or_else(|error| End::Broken(format!("{error:#}"))) {
+            End::Exit(0) if job.kernel.expectation == Expectation::Refused && count.passed == 0 => {
+                println!("{name} │ the test that has to show the refusal is not there");
+                Verdict::Failed
+            }
             End::Exit(0) => Verdict::Ok,
             End::Exit(code) => {
                 println!("{name} │ ended with {code}");
@@ -352,8 +379,6 @@ impl Room {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn kernel(name: &str, expectation: Expectation) -> Kernel {

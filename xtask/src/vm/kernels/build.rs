@@ -4,6 +4,7 @@
 //! machine's configuration changes, and packages are unpacked, not installed.
 
 use std::{
+    collections::{HashMap, HashSet},
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
@@ -58,6 +59,10 @@ pub(super) fn build(known: &Known) -> Result<PathBuf> {
     let partial = folder.join(format!(".vmlinuz-{}-{}", known.name, std::process::id()));
     fs::copy(&bz_image, &partial)
         .with_context(|| format!("copying {} to {}", bz_image.display(), partial.display()))?;
+    // The old image goes first: beside the new configuration it would be taken for a new one.
+    if image.exists() {
+        fs::remove_file(&image).with_context(|| format!("removing {}", image.display()))?;
+    }
     let beside = cache::configuration_of(&image);
     fs::write(&beside, configuration(known)).with_context(|| format!("writing {}", beside.display()))?;
     fs::rename(&partial, &image).with_context(|| format!("renaming {}", partial.display()))?;
@@ -171,6 +176,10 @@ fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {
         command
     };
     step(&format!("configure {}", known.name), &mut make(configure), log)?;
+    let dropped = dropped(&configuration(known), tree)?;
+    if !dropped.is_empty() {
+        bail!("of the configuration of {}, its dependencies leave out: {}", known.name, dropped.join(", "));
+    }
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     step(
         &format!("build the kernel {} (some 8 minutes on two cores)", known.name),
@@ -180,6 +189,61 @@ fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {
     Ok(tree.join("arch/x86/boot/bzImage"))
 }
 
+/// Symbols that the configuration sets, that this version knows, and that have not come out so: kconfig drops without
+/// a word what lacks a dependency.
+fn dropped(wanted: &str, tree: &Path) -> Result<Vec<String>> {
+    let path = tree.join(".config");
+    let made = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let known = Command::new("grep")
+        .args(["-rhoE", "--include=Kconfig*", r"^\s*(menu)?config\s+[A-Z0-9_]+"])
+        .arg(tree)
+        .output()
+        .context("asking for the symbols of this version")?;
+    let known = String::from_utf8_lossy(&known.stdout);
+    let known: HashSet<&str> = known.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+    Ok(not_as_wanted(wanted, &made, |symbol| known.contains(symbol)))
+}
+
+/// The settings of `wanted` that are not in `made`, of symbols that exist.
+fn not_as_wanted(wanted: &str, made: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let set = |text: &str| -> HashMap<String, String> {
+        text.lines()
+            .filter_map(|line| line.strip_prefix("CONFIG_")?.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    };
+    let made = set(made);
+    let mut missing: Vec<String> = set(wanted)
+        .into_iter()
+        .filter(|(name, value)| exists(name) && made.get(name).map_or("n", String::as_str) != value)
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    missing.sort();
+    missing
+}
+
 fn step(name: &str, command: &mut Command, log: &Path) -> Result<()> {
     progress::step("kernels", name, command, log)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kconfig_has_dropped_is_named() {
+        let wanted = "# why\nCONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=y\nCONFIG_E=n\n";
+        let made = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=m\n";
+        assert_eq!(not_as_wanted(wanted, made, |symbol| symbol != "D"), ["B=y", "C=n"]);
+    }
+
+    #[test]
+    fn the_configurations_set_no_symbol_twice() {
+        let text = format!("{WSL_LIKE}\n{DEBUG}");
+        let mut seen = HashSet::new();
+        for line in text.lines().filter(|line| line.starts_with("CONFIG_")) {
+            let (name, _) = line.split_once('=').unwrap_or_else(|| panic!("no value: {line}"));
+            assert!(seen.insert(name.to_owned()), "{name} twice");
+        }
+    }
 }

@@ -20,7 +20,9 @@ const PREFIX: &str = "vmlinuz-";
 
 /// Where kernels are looked for, the first one first.
 pub(crate) fn folders() -> Vec<PathBuf> {
-    let named = env::var_os(OVERRIDE).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let named = env::var_os(OVERRIDE).filter(|value| !value.is_empty());
+    // Builds change their directory.
+    let named = named.map(|path| std::path::absolute(&path).unwrap_or_else(|_| PathBuf::from(path)));
     named.into_iter().chain(own()).collect()
 }
 

@@ -111,6 +111,15 @@ enum Wanted {
     Image { name: String, image: PathBuf },
 }
 
+impl Wanted {
+    fn name(&self) -> &str {
+        match self {
+            Self::Known(known) => known.name,
+            Self::Image { name, .. } => name,
+        }
+    }
+}
+
 /// Finds the kernels, and builds those that are in no cache.
 ///
 /// # Errors
@@ -122,6 +131,11 @@ pub(crate) fn get(selection: &Selection) -> Result<Vec<Kernel>> {
         Selection::All => KNOWN.iter().map(Wanted::Known).collect(),
         Selection::Named(names) => names.iter().map(|name| named(name)).collect::<Result<_>>()?,
     };
+    for (index, one) in wanted.iter().enumerate() {
+        if wanted[..index].iter().any(|other| other.name() == one.name()) {
+            bail!("--kernel: two kernels are called {}, and results could not be told apart", one.name());
+        }
+    }
     wanted
         .into_iter()
         .map(|wanted| match wanted {
@@ -151,7 +165,7 @@ fn named(name: &str) -> Result<Wanted> {
             bail!("--kernel {name}: there is no such file");
         }
         let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        let short = file.strip_prefix("vmlinuz-").unwrap_or(&file).to_owned();
+        let short = file.strip_prefix("vmlinuz-").unwrap_or(&file).replace(char::is_whitespace, "_");
         return Ok(Wanted::Image { name: short, image: path.canonicalize()? });
     }
     match cache::find_image(name) {
@@ -201,10 +215,27 @@ mod tests {
     }
 
     #[test]
+    fn two_kernels_of_one_name_are_refused() {
+        let twice = Selection::Named(vec!["6.12".to_owned(), "6.12".to_owned()]);
+        let error = get(&twice).map_or_else(|error| error.to_string(), |kernels| format!("{kernels:?}"));
+        assert!(error.contains("two kernels are called 6.12"), "{error}");
+    }
+
+    #[test]
     fn what_is_no_kernel_is_refused_with_those_that_are() {
         let text = |name| named(name).map_or_else(|error| error.to_string(), |wanted| format!("{wanted:?}"));
         assert!(text("6.13").contains("known are 6.1, 6.12, 7.2, 5.10, 7.2-debug"), "{}", text("6.13"));
         assert!(text("/nowhere/vmlinuz").contains("no such file"), "{}", text("/nowhere/vmlinuz"));
+    }
+
+    #[test]
+    fn the_verifier_s_table_has_a_line_for_every_kernel_that_has_to_work() {
+        let table = include_str!("../../../../tests/scenarios/verifier/table.txt");
+        for known in KNOWN.iter().filter(|known| known.expectation == Expectation::Works) {
+            let version = known.package.trim_start_matches("linux-source-");
+            let has_line = table.lines().any(|line| line.split_whitespace().next() == Some(version));
+            assert!(has_line, "no line for {version}");
+        }
     }
 
     #[test]
