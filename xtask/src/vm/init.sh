@@ -64,8 +64,6 @@ busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
 busybox mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
 busybox ifconfig lo 127.0.0.1 up
 busybox hostname wsl-mirror-vm
-# One test fills the table, entry by entry.
-echo 50000 >/proc/sys/net/netfilter/nf_conntrack_max
 for directory in proc sys dev; do busybox mount -o move /$directory $directory; done
 # A chroot would not do: who joins a mount namespace, as the lab does, gets to its real root.
 exec busybox switch_root /host /run/vm/busybox sh /run/vm/init inside
