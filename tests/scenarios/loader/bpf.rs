@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_lab::{Lab, Namespace};
 
 use crate::guest::{ifindex, sh};
@@ -135,12 +135,7 @@ pub fn has_tcx(lab: &Lab) -> Result<bool> {
         Err(error) => return Err(error).context("asking for the tcx programs of lo"),
     };
     // Tests take a shorter way where there is none: not on a kernel that has it.
-    let release = lab.guest().sysctl("kernel/osrelease")?;
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
-        bail!("Linux {release}?")
-    };
-    ensure!(has_tcx == ((major, minor) >= (6, 6)), "Linux {release}, and tcx: {has_tcx}");
+    ensure!(has_tcx == lab.is_at_least((6, 6))?, "6.6 has tcx and what is older has not; here: {has_tcx}");
     Ok(has_tcx)
 }
 

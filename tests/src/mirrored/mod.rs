@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     cgroups::LabCgroup,
@@ -156,6 +156,16 @@ impl Lab {
     /// The gateway of table 127.
     pub fn gateway(&self) -> Ipv4Addr {
         self.options.gateway.address()
+    }
+
+    /// Whether the kernel is of this release (major and minor number) or later.
+    pub fn is_at_least(&self, wanted: (u32, u32)) -> Result<bool> {
+        let release = self.guest.sysctl("kernel/osrelease")?;
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= wanted),
+            _ => bail!("Linux {release}: no release that one can compare"),
+        }
     }
 
     /// A second distribution: the guest's network, but mounts (so a bpffs, /run, /etc and /var) of its own.
