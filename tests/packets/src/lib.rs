@@ -29,6 +29,19 @@ pub use frame::{HostFrame, Sample, TO_US};
 pub use spec::{PATTERN, Spec, Transport};
 pub use strategies::{CLIENT_PORTS, SERVER_PORTS, anything, faulty, mutated, valid};
 
+/// The reasons that the parser gives: for the form of a frame alone.
+pub const BY_FORM: [Reason; 9] = [
+    Reason::NotIpv4,
+    Reason::Vlan,
+    Reason::NotToUs,
+    Reason::Truncated,
+    Reason::BadHeader,
+    Reason::NotTcpUdp,
+    Reason::NotLoopback,
+    Reason::LaterFragment,
+    Reason::PortZero,
+];
+
 const SEED: u64 = 0x006d_6972_726f_7265;
 
 /// A proptest configuration that repeats itself: a fixed seed, nothing written to the source tree.

@@ -23,7 +23,7 @@ use wsl_mirror_lab::{
     raw::RawSocket,
     servers,
 };
-use wsl_mirror_packets::{Sample, Spec, TO_US, anything, samples_of};
+use wsl_mirror_packets::{BY_FORM, Sample, Spec, TO_US, anything, samples_of};
 
 use crate::{
     model::{Foreign, Model},
@@ -275,18 +275,6 @@ fn expect_all(seen: &Verdicts, reasons: &[Reason]) {
     let missing: Vec<_> = reasons.iter().filter(|reason| seen.get(**reason) == 0).collect();
     assert!(missing.is_empty(), "no frame came out as {missing:?}");
 }
-
-const BY_FORM: [Reason; 9] = [
-    Reason::NotIpv4,
-    Reason::Vlan,
-    Reason::NotToUs,
-    Reason::Truncated,
-    Reason::BadHeader,
-    Reason::NotTcpUdp,
-    Reason::NotLoopback,
-    Reason::LaterFragment,
-    Reason::PortZero,
-];
 
 #[test]
 fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_it_is() -> Result<()> {

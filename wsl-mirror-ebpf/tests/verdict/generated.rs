@@ -9,7 +9,7 @@ use wsl_mirror_ebpf::{
     abi::{Carrier, Policy, Reason, Verdict},
     verdict::{Conntrack, Entry, decide, tcp_state},
 };
-use wsl_mirror_packets::{Sample, TO_US, anything, parse_as_the_program_does, samples_of};
+use wsl_mirror_packets::{BY_FORM, Sample, TO_US, anything, parse_as_the_program_does, samples_of};
 
 use crate::worlds::{COMBINATIONS, Calls, Visit, World};
 
@@ -93,18 +93,7 @@ const PROPERTIES: [Property; 12] = [
     }),
     ("no flow begins to be steered to nobody", |case| !case.began() || case.world.listener),
     ("what the parser does not let through is passed before the kernel is asked anything", |case| {
-        let form = [
-            Reason::NotIpv4,
-            Reason::Vlan,
-            Reason::NotToUs,
-            Reason::Truncated,
-            Reason::BadHeader,
-            Reason::NotTcpUdp,
-            Reason::NotLoopback,
-            Reason::LaterFragment,
-            Reason::PortZero,
-        ];
-        form.contains(&case.reason) == (case.calls.count == 0)
+        BY_FORM.contains(&case.reason) == (case.calls.count == 0)
     }),
     ("nothing is steered on a failed lookup, or when its entry could not be made", |case| {
         !case.is_steered()
