@@ -11,10 +11,11 @@ mod services;
 
 use std::{
     env,
-    fs::File,
+    fs::{self, File},
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, UdpSocket},
     os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::atomic::AtomicBool,
     thread,
@@ -101,15 +102,22 @@ fn http(port: u16, bytes: Option<u64>) -> io::Result<thread::JoinHandle<()>> {
 /// whole namespace with it, as soon as its standard input does: the other end is held by the lab's process
 /// alone, so the kernel closes it however that process dies.
 ///
-/// Last of all it removes the cgroup, the one thing that would be left. If it is killed itself, the lab does
-/// that, or the next one.
+/// `program` and what it starts live below the cgroup; last of all that is removed, the one thing that would be left.
+/// If this process is killed itself, the lab does that, or the next one.
 fn init(arguments: &[String]) -> io::Result<ExitCode> {
     let [cgroup, program, arguments @ ..] = arguments else { return Err(io::Error::other(USAGE)) };
-    let child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .spawn()
-        .map_err(|error| io::Error::other(format!("starting {program}: {error}")))?;
+    // Not in the group itself: cgroup v2 wants processes only in those that have no others below them.
+    let home = cgroups::v2()?;
+    let group = home.join(cgroup).join("daemon");
+    fs::create_dir_all(&group)?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    // A child is born where its parent is; this process itself would keep the group from being removed.
+    let back = own_group(&home)?;
+    fs::write(group.join("cgroup.procs"), "0")?;
+    let child = command.spawn().map_err(|error| io::Error::other(format!("starting {program}: {error}")));
+    fs::write(back.join("cgroup.procs"), "0")?;
+    let child = child?;
     thread::spawn(|| {
         let mut buffer = [0; 16];
         while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
@@ -129,6 +137,13 @@ fn init(arguments: &[String]) -> io::Result<ExitCode> {
     }
     cgroups::remove(cgroup);
     Ok(ExitCode::FAILURE)
+}
+
+/// Where this process is in cgroup v2.
+fn own_group(home: &Path) -> io::Result<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup")?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Ok(home.join(path))
 }
 
 /// Kills every process of this PID namespace but process 1, the caller.

@@ -26,6 +26,7 @@ pub mod nat;
 pub mod pace;
 pub mod process;
 pub mod services;
+mod sockets;
 mod traffic;
 mod wsl_mirror;
 
@@ -34,6 +35,7 @@ pub use mirrored::{
     GUEST_EPHEMERAL, GUEST_MAC, Gateway, LAN_ADDRESS, Lab, LabBuilder, REFLECTION_MAC, WINDOWS_MAC, loopback,
 };
 pub use namespace::{Namespace, SCRATCH};
+pub use sockets::Sockets;
 pub use traffic::{raw, servers, tcp, udp};
 
 /// `lab-helper`, statically linked (`build.rs`).

@@ -37,10 +37,14 @@ pub(crate) fn binary() -> Result<PathBuf> {
 }
 
 impl Lab {
-    /// `wsl-mirror` with these arguments, to be run in the guest.
+    /// `wsl-mirror` with these arguments, to be run in the guest. A `load` watches the lab's own cgroup: what runs
+    /// elsewhere on this machine is none of its business.
     pub fn wsl_mirror_command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.guest().command(binary()?);
         command.args(arguments);
+        if arguments.first() == Some(&"load") && !arguments.contains(&"--cgroup") {
+            command.arg("--cgroup").arg(self.cgroup().directory("")?);
+        }
         Ok(command)
     }
 

@@ -96,7 +96,7 @@ pub struct Settings {
     pub layout: u32,
     /// The bits that are set in `skb->mark` of a steered packet. No other bit is touched.
     pub mark: u32,
-    /// A [`Policy`]: what ports get that `PORT_POLICY` says nothing about.
+    /// A [`Policy`]: what ports get that neither `PORT_POLICY` nor `OWNERS` says anything about.
     pub default_policy: u32,
     /// A [`Hook`]: how the program is attached.
     pub hook: u32,
@@ -285,9 +285,82 @@ impl Carrier {
     }
 }
 
+/// Value of `SOCKET_OWNER` (socket storage) and key of `OWNERS` (hash): a process by its user and its name.
+///
+/// A socket carries the one that bound it last, or asked for its address (getsockname(2)) after that: a process that
+/// is handed a listener, as docker-proxy is by dockerd from 28.0 on, does the latter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Owner {
+    /// The real user id, as the initial user namespace has it; in `OWNERS` also [`Owner::ANY_UID`].
+    pub uid: u32,
+    /// The thread's name (`comm`), filled up with zeros; the kernel cuts names to 15 bytes.
+    pub name: [u8; 16],
+}
+
+impl Owner {
+    /// In a key of `OWNERS`: whatever the user. No user has this id (`INVALID_UID`).
+    pub const ANY_UID: u32 = u32::MAX;
+
+    /// The one of this name, which is cut to 15 bytes as the kernel does it.
+    pub const fn new(name: &[u8], uid: u32) -> Self {
+        let mut owner = Self { uid, name: [0; 16] };
+        let mut at = 0;
+        while at < name.len() && at < owner.name.len() - 1 {
+            owner.name[at] = name[at];
+            at += 1;
+        }
+        owner
+    }
+
+    /// The same name, whatever the user.
+    #[inline(always)]
+    pub const fn of_any_user(self) -> Self {
+        Self { uid: Self::ANY_UID, ..self }
+    }
+
+    /// The name, without what is no UTF-8.
+    pub fn name(&self) -> &str {
+        let len = self.name.iter().position(|byte| *byte == 0).unwrap_or(self.name.len());
+        match core::str::from_utf8(&self.name[..len]) {
+            Ok(name) => name,
+            Err(error) => core::str::from_utf8(&self.name[..error.valid_up_to()]).unwrap_or_default(),
+        }
+    }
+}
+
+/// Value of `OWNERS`: what ports get that such a process serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OwnerPolicy {
+    /// A [`Policy`].
+    pub policy: u32,
+}
+
+impl OwnerPolicy {
+    /// The value that says this.
+    pub const fn new(policy: Policy) -> Self {
+        Self { policy: policy as u32 }
+    }
+
+    /// The policy that this number stands for.
+    #[inline(always)]
+    pub const fn policy(self) -> Policy {
+        match self.policy {
+            1 => Policy::Pass,
+            2 => Policy::Steer,
+            _ => Policy::Unset,
+        }
+    }
+}
+
+/// Who is steered without a word in the configuration: Docker's proxy, run by root. Whoever else may call a program
+/// so is not believed.
+pub const BUILT_IN_OWNERS: [(Owner, Policy); 1] = [(Owner::new(b"docker-proxy", 0), Policy::Steer)];
+
 #[cfg(feature = "user")]
 mod pod {
-    use super::{FlowKey, FlowState, PortKey, PortPolicy, PortStats, Settings, Verdicts};
+    use super::{FlowKey, FlowState, Owner, OwnerPolicy, PortKey, PortPolicy, PortStats, Settings, Verdicts};
 
     // SAFETY: `repr(C)`, integers only, no padding, every bit pattern is a value.
     unsafe impl aya::Pod for Settings {}
@@ -297,6 +370,10 @@ mod pod {
     unsafe impl aya::Pod for PortPolicy {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PortStats {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Owner {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for OwnerPolicy {}
     // SAFETY: as above.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
@@ -426,7 +503,9 @@ reasons! {
     EngineNat => pass_engine_nat, Pass;
     /// the port is exempt
     Exempt => pass_exempt, Pass;
-    /// the default policy leaves the port alone
+    /// whoever serves the port is to be left alone (OWNERS)
+    OwnerPolicy => pass_owner_policy, Pass;
+    /// whoever serves the port is nobody that is steered (OWNERS has no word of it, and the default is to pass)
     DefaultPolicy => pass_default_policy, Pass;
     /// nobody listens on the port
     NoListener => pass_no_listener, Pass;
@@ -492,6 +571,23 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_has_the_name_that_the_kernel_gives_it() {
+        assert_eq!(Owner::new(b"docker-proxy", 0).name, *b"docker-proxy\0\0\0\0");
+        let cut = Owner::new(b"a-name-of-17-bytes", 7);
+        assert_eq!((cut.name(), cut.name[15], cut.uid), ("a-name-of-17-by", 0, 7));
+        assert_eq!(cut.of_any_user(), Owner::new(b"a-name-of-17-bytes", Owner::ANY_UID));
+        assert_eq!(Owner { uid: 0, name: [0xff; 16] }.name(), "");
+    }
+
+    #[test]
+    fn a_number_that_is_no_policy_says_nothing_about_an_owner() {
+        for policy in [Policy::Unset, Policy::Pass, Policy::Steer] {
+            assert_eq!(OwnerPolicy::new(policy).policy(), policy);
+        }
+        assert_eq!(OwnerPolicy { policy: 0x102 }.policy(), Policy::Unset);
+    }
+
+    #[test]
     fn every_port_has_its_own_place() {
         for protocol in Protocol::ALL {
             for port in [0, 1, 80, 65_535] {
@@ -508,6 +604,8 @@ mod tests {
         assert_eq!(size_of::<PortPolicy>(), 2);
         assert_eq!(size_of::<FlowKey>(), 12);
         assert_eq!(size_of::<Settings>(), 40);
+        assert_eq!(size_of::<Owner>(), 20);
+        assert_eq!(size_of::<OwnerPolicy>(), 4);
         let flow = FlowKey::new(Protocol::Udp, [127, 0, 0, 2], 50_000, 53);
         let fields = FlowKey { client: [127, 0, 0, 2], client_port: 50_000, server_port: 53, protocol: 17 };
         assert_eq!(flow, fields);

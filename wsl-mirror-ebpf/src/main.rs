@@ -1,4 +1,5 @@
-//! The tc program: `wsl_mirror`, first on the ingress side of `loopback0`.
+//! The tc program, `wsl_mirror`, first on the ingress side of `loopback0`; and the hooks that tell it who serves a
+//! socket ([`owners`]).
 //!
 //! It is the edge: it reads the packet, asks the kernel and acts, and leaves every decision to
 //! [`wsl_mirror_ebpf::verdict::decide`]. It always returns `TCX_NEXT`, so that whoever else is on the hook
@@ -13,6 +14,7 @@
 
 mod conntrack;
 mod frame;
+mod owners;
 mod sockets;
 mod tuple;
 
@@ -145,8 +147,8 @@ impl Kernel for Here<'_> {
     }
 
     #[inline(always)]
-    fn has_listener(&mut self, packet: &Packet) -> bool {
-        sockets::has_listener(self.skb, packet)
+    fn listener(&mut self, packet: &Packet) -> Option<Policy> {
+        sockets::listener(self.skb, packet)
     }
 
     #[inline(always)]

@@ -59,11 +59,11 @@ pub trait Kernel {
     fn remembered(&mut self, packet: &Packet) -> Option<Carrier>;
     /// What the user wrote about the packet's destination port.
     fn written_policy(&mut self, packet: &Packet) -> Policy;
-    /// What ports get that nobody wrote about.
+    /// What ports get that nobody wrote about, served by whom nobody wrote about.
     fn default_policy(&mut self) -> Policy;
-    /// Whether somebody could receive a flow that this packet begins: for TCP a socket in LISTEN, for UDP a
-    /// bound one.
-    fn has_listener(&mut self, packet: &Packet) -> bool;
+    /// What is written about the owner of the socket that would receive a flow that this packet begins (for TCP one
+    /// in LISTEN, for UDP a bound one); `None` if there is no such socket.
+    fn listener(&mut self, packet: &Packet) -> Option<Policy>;
     /// Whether a TCP socket with exactly this packet's addresses and ports exists.
     fn has_connection(&mut self, packet: &Packet) -> bool;
     /// Takes away the packet's conntrack entry if it still is of no use ([`Entry::replaceable`]).
@@ -193,18 +193,23 @@ fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Reason {
     }
 }
 
-/// Whether a flow that begins with this packet is to be steered: the one place that decides about a port.
+/// Whether a flow that begins with this packet is to be steered: the one place that decides about a port. What is
+/// written about the port, else about who serves it, else the default.
 #[inline(always)]
 fn admit<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<(), Reason> {
-    match kernel.written_policy(packet) {
-        Policy::Pass => return Err(Reason::Exempt),
-        Policy::Steer => {}
-        Policy::Unset => match kernel.default_policy() {
-            Policy::Steer => {}
-            Policy::Pass | Policy::Unset => return Err(Reason::DefaultPolicy),
+    let written = kernel.written_policy(packet);
+    if matches!(written, Policy::Pass) {
+        return Err(Reason::Exempt);
+    }
+    let Some(of_owner) = kernel.listener(packet) else { return Err(Reason::NoListener) };
+    match (written, of_owner) {
+        (Policy::Steer, _) | (_, Policy::Steer) => Ok(()),
+        (_, Policy::Pass) => Err(Reason::OwnerPolicy),
+        (_, Policy::Unset) => match kernel.default_policy() {
+            Policy::Steer => Ok(()),
+            Policy::Pass | Policy::Unset => Err(Reason::DefaultPolicy),
         },
     }
-    if kernel.has_listener(packet) { Ok(()) } else { Err(Reason::NoListener) }
 }
 
 /// Leaves a flow that begins with this packet to the stack. What we remember of an earlier flow on the same

@@ -1,13 +1,13 @@
 //! `/etc/wsl-mirror.toml`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
-use wsl_mirror_ebpf::abi::{DEFAULT_MARK, Policy, PortKey};
+use wsl_mirror_ebpf::abi::{BUILT_IN_OWNERS, DEFAULT_MARK, Owner, OwnerPolicy, Policy, PortKey};
 
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::interface;
@@ -19,6 +19,11 @@ pub const PATH: &str = "/etc/wsl-mirror.toml";
 /// Most bits that `mark` may have: others need the rest.
 const MARK_BITS_MAX: u32 = 8;
 
+/// `TASK_COMM_LEN` (`include/linux/sched.h`), without the zero at the end.
+const PROCESS_NAME_MAX: usize = 15;
+/// How many rules `OWNERS` has room for, beside what is built in.
+const OWNERS_MAX: usize = 1000;
+
 /// What the configuration says, or would say by default.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -29,8 +34,11 @@ pub struct Config {
     /// The bits that steered packets get in `skb->mark`.
     #[serde(deserialize_with = "mark")]
     pub mark: u32,
-    /// What ports get about which nothing is written.
-    pub default: DefaultPolicy,
+    /// What ports get about which nothing is written, served by whom nothing is written about.
+    pub default: Choice,
+    /// What ports get by who serves them, beside what is built in.
+    #[serde(deserialize_with = "owner_rules")]
+    pub owners: Vec<OwnerRule>,
     /// Ports to leave alone.
     pub exempt: Vec<Port>,
     /// How the program is attached.
@@ -44,7 +52,8 @@ impl Default for Config {
         Self {
             interface: "loopback0".into(),
             mark: DEFAULT_MARK,
-            default: DefaultPolicy::Steer,
+            default: Choice::Pass,
+            owners: Vec::new(),
             exempt: Vec::new(),
             hook: HookChoice::Auto,
             log: LogLevel::Off,
@@ -52,22 +61,67 @@ impl Default for Config {
     }
 }
 
-/// `default`.
+/// `default`, and `policy` of an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum DefaultPolicy {
-    /// Steer wherever somebody listens.
+pub enum Choice {
+    /// Steer.
     Steer,
-    /// Leave every port alone.
+    /// Leave alone.
     Pass,
 }
 
-impl From<DefaultPolicy> for Policy {
-    fn from(default: DefaultPolicy) -> Self {
+impl From<Choice> for Policy {
+    fn from(default: Choice) -> Self {
         match default {
-            DefaultPolicy::Steer => Self::Steer,
-            DefaultPolicy::Pass => Self::Pass,
+            Choice::Steer => Self::Steer,
+            Choice::Pass => Self::Pass,
         }
+    }
+}
+
+/// An entry of `owners`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnerRule {
+    /// The process's name, as `/proc/PID/comm` has it.
+    #[serde(deserialize_with = "process_name")]
+    pub name: String,
+    /// Its real user; root unless told.
+    #[serde(default)]
+    pub uid: User,
+    /// What the ports get that it serves.
+    pub policy: Choice,
+}
+
+/// `uid` of an owner: a number, or `"any"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct User(u32);
+
+impl<'de> Deserialize<'de> for User {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct UserVisitor;
+        impl Visitor<'_> for UserVisitor {
+            type Value = User;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a user id or \"any\"")
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<User, E> {
+                let uid = u32::try_from(value).ok().filter(|uid| *uid != Owner::ANY_UID);
+                uid.map(User).ok_or_else(|| E::custom(format!("{value} is no user id")))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<User, E> {
+                if value == "any" {
+                    Ok(User(Owner::ANY_UID))
+                } else {
+                    Err(E::custom(format!("{value:?} is no user id; expected a number or \"any\"")))
+                }
+            }
+        }
+        deserializer.deserialize_any(UserVisitor)
     }
 }
 
@@ -130,6 +184,34 @@ fn interface_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, 
     }
 }
 
+fn owner_rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OwnerRule>, D::Error> {
+    let rules = Vec::<OwnerRule>::deserialize(deserializer)?;
+    if rules.len() > OWNERS_MAX {
+        return Err(de::Error::custom(format!("more than {OWNERS_MAX} owners")));
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        if rules[..index].iter().any(|other| (&other.name, other.uid) == (&rule.name, rule.uid)) {
+            return Err(de::Error::custom(format!(
+                "the owner {:?} is there twice with the same uid",
+                rule.name
+            )));
+        }
+    }
+    Ok(rules)
+}
+
+fn process_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    if (1..=PROCESS_NAME_MAX).contains(&name.len()) && !name.contains('\0') {
+        Ok(name)
+    } else {
+        Err(de::Error::custom(format!(
+            "{name:?} is no name that a process can have (1 to {PROCESS_NAME_MAX} bytes; the kernel cuts longer \
+             ones, see /proc/PID/comm)"
+        )))
+    }
+}
+
 fn mark<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let mark = u32::deserialize(deserializer)?;
     match mark.count_ones() {
@@ -168,6 +250,16 @@ impl Config {
         toml::from_str(text)
     }
 
+    /// Everything that is written about owners: what is built in, unless the file says something else of it.
+    pub fn owner_policies(&self) -> BTreeMap<Owner, OwnerPolicy> {
+        let built_in = BUILT_IN_OWNERS.into_iter();
+        let written = self
+            .owners
+            .iter()
+            .map(|rule| (Owner::new(rule.name.as_bytes(), rule.uid.0), Policy::from(rule.policy)));
+        built_in.chain(written).map(|(owner, policy)| (owner, OwnerPolicy::new(policy))).collect()
+    }
+
     /// Every exempt port.
     pub fn exempt_keys(&self) -> BTreeSet<PortKey> {
         self.exempt.iter().flat_map(|Port(spec)| spec.keys()).collect()
@@ -191,7 +283,9 @@ mod tests {
     fn every_key_is_understood() {
         let config = Config::parse(
             "interface = \"lo9\"\nmark = 0x3000\ndefault = \"pass\"\nexempt = [22, \"53/udp\", \"8000-8001/tcp\"]\n\
-             hook = \"cls_bpf\"\nlog = \"debug\"\n",
+             hook = \"cls_bpf\"\nlog = \"debug\"\n\
+             owners = [{ name = \"rootlessport\", uid = 1000, policy = \"steer\" }, \
+             { name = \"mine\", uid = \"any\", policy = \"pass\" }, { name = \"other\", policy = \"steer\" }]\n",
         )
         .unwrap();
         assert_eq!(config.interface, "lo9");
@@ -200,6 +294,16 @@ mod tests {
         assert_eq!(config.hook, HookChoice::ClsBpf);
         assert_eq!(config.log, LogLevel::Debug);
         let keys: Vec<_> = config.exempt_keys().iter().map(|key| (key.protocol, key.port)).collect();
+        let owner = |name: &str, uid| Owner::new(name.as_bytes(), uid);
+        let expected = [
+            (owner("docker-proxy", 0), Policy::Steer),
+            (owner("rootlessport", 1000), Policy::Steer),
+            (owner("mine", Owner::ANY_UID), Policy::Pass),
+            (owner("other", 0), Policy::Steer),
+        ];
+        let expected: BTreeMap<_, _> =
+            expected.into_iter().map(|(owner, policy)| (owner, OwnerPolicy::new(policy))).collect();
+        assert_eq!(config.owner_policies(), expected);
         assert_eq!(keys, [(6, 22), (6, 8000), (6, 8001), (17, 22), (17, 53)]);
     }
 
@@ -208,7 +312,7 @@ mod tests {
         let example = include_str!("../../contrib/wsl-mirror.toml");
         assert_eq!(Config::parse(example).unwrap(), Config::default());
         let keys: Vec<_> = example.parse::<toml::Table>().unwrap().keys().cloned().collect();
-        assert_eq!(keys, ["default", "exempt", "hook", "interface", "log", "mark"]);
+        assert_eq!(keys, ["default", "exempt", "hook", "interface", "log", "mark", "owners"]);
     }
 
     #[test]
@@ -238,6 +342,35 @@ mod tests {
             assert!(error(text).contains("line 1, column 8"), "{text}: {}", error(text));
         }
         assert!(Config::parse("mark = 0xff").is_ok());
+    }
+
+    #[test]
+    fn what_is_built_in_about_an_owner_can_be_overruled() {
+        let text = "owners = [{ name = \"docker-proxy\", policy = \"pass\" }]";
+        let owners = Config::parse(text).unwrap().owner_policies();
+        let pass = OwnerPolicy::new(Policy::Pass);
+        assert_eq!(owners.into_iter().collect::<Vec<_>>(), [(Owner::new(b"docker-proxy", 0), pass)]);
+    }
+
+    #[test]
+    fn a_bad_owner_is_an_error_with_line_and_column() {
+        for (text, place) in [
+            ("owners = [{ name = \"\", policy = \"steer\" }]", "line 1, column 20"),
+            ("owners = [{ name = \"a-name-of-16-byte\", policy = \"steer\" }]", "line 1, column 20"),
+            ("owners = [{ name = \"a\", uid = -1, policy = \"steer\" }]", "line 1, column 31"),
+            ("owners = [{ name = \"a\", uid = 4294967295, policy = \"steer\" }]", "line 1, column 31"),
+            ("owners = [{ name = \"a\", uid = \"root\", policy = \"steer\" }]", "line 1, column 31"),
+            ("owners = [{ name = \"a\" }]", "line 1, column 11"),
+            ("owners = [{ name = \"a\", policy = \"direct\" }]", "line 1, column 33"),
+            ("owners = [{ nam = \"a\", policy = \"pass\" }]", "line 1, column 13"),
+            (
+                "owners = [{ name = \"a\", policy = \"pass\" }, { name = \"a\", policy = \"steer\" }]",
+                "line 1, column 10",
+            ),
+        ] {
+            let error = error(text);
+            assert!(error.contains(place), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub fn wrapped(guest: &Namespace, lab: &Lab, wrapper: &[&str], arguments: &[&str
     let inner = lab.wsl_mirror_command(arguments)?;
     let (program, rest) = wrapper.split_first().context("no wrapper")?;
     let mut command = guest.command(program);
-    command.args(rest).arg(inner.get_program()).args(arguments);
+    command.args(rest).arg(inner.get_program()).args(inner.get_args());
     Ok(command)
 }
 

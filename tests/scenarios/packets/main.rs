@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_ebpf::abi::{Policy, PortKey, PortPolicy, Protocol, Reason, Verdict, Verdicts};
 use wsl_mirror_lab::{
-    GUEST_MAC, Lab, loopback, nat, pace,
+    GUEST_MAC, Lab, Sockets, loopback, nat, pace,
     process::{COMMAND_LIMIT, run_with_input},
     raw::RawSocket,
     servers,
@@ -39,6 +39,10 @@ const TEST_RUN_LONGEST: usize = 3_500;
 const SENT: usize = 4_000;
 /// What the wire takes at most.
 const WIRE_LONGEST: usize = 1_514;
+/// In every configuration.
+const LEFT_ALONE: &str = "owners = [{ name = \"left\", policy = \"pass\" }]\n";
+/// In which whoever listens is steered about whom nothing is written.
+const STEER: &str = "default = \"steer\"\n";
 /// After so many frames, and sooner if it takes long, conntrack's table is emptied: entries of flows that get
 /// no further than the hook live 5 seconds, and the model knows no time.
 const BATCH: usize = 1_000;
@@ -83,12 +87,14 @@ struct World {
     lab: Lab,
     model: Model,
     _servers: Vec<servers::Server>,
+    _owners: Vec<Sockets>,
     _connected: UdpSocket,
 }
 
 impl World {
-    /// 8080 and 8081 have listeners, 8082 has none, 8083 is exempt, 8084 for TCP, 8085 has a TCP listener on
-    /// another address and a UDP socket that hears one client.
+    /// 8080 and 8081 have listeners, the latter Docker's proxy; 8082 has none, 8083 is exempt, 8084 for TCP, where
+    /// somebody listens who is `left` alone ([`LEFT_ALONE`]); 8085 has a TCP listener on another address and a UDP
+    /// socket that hears one client.
     fn new() -> Result<Self> {
         assert_eq!(TO_US, GUEST_MAC, "generated frames are for loopback0");
         let lab = Lab::builder().build()?;
@@ -97,15 +103,21 @@ impl World {
         lab.windows().set_sysctls([("net/ipv6/conf/winlo0/disable_ipv6", "1")])?;
         let mut model = Model::new();
         let mut servers = Vec::new();
-        for (port, address) in [
-            (8080, Ipv4Addr::LOCALHOST),
-            (8081, Ipv4Addr::UNSPECIFIED),
-            (8083, Ipv4Addr::UNSPECIFIED),
-            (8084, Ipv4Addr::UNSPECIFIED),
-        ] {
+        for (port, address) in [(8080, Ipv4Addr::LOCALHOST), (8083, Ipv4Addr::UNSPECIFIED)] {
             servers.push(servers::tcp_echo(lab.guest(), (address, port))?);
             servers.push(servers::udp_echo(lab.guest(), (address, port))?);
-            model.listeners.extend(Protocol::ALL.map(|protocol| (protocol, port)));
+            model.listeners.extend(Protocol::ALL.map(|protocol| ((protocol, port), Policy::Unset)));
+        }
+        let mut owners = Vec::new();
+        for (port, name, policy) in [(8081, "docker-proxy", Policy::Steer), (8084, "left", Policy::Pass)] {
+            let mut owner = Sockets::start(&lab, lab.guest(), env!("CARGO_BIN_EXE_lab-sockets"), name)?;
+            for protocol in Protocol::ALL {
+                let name = protocol.name();
+                owner.tell(&format!("bind {name} {name} 0.0.0.0:{port}"))?;
+                owner.tell(&format!("serve {name}"))?;
+                model.listeners.insert((protocol, port), policy);
+            }
+            owners.push(owner);
         }
         servers.push(servers::tcp_echo(lab.guest(), (Ipv4Addr::new(10, 255, 255, 254), 8085))?);
         let client = loopback(50_000);
@@ -115,12 +127,13 @@ impl World {
             Ok(socket)
         })?;
         model.connected = Some((client.ip().octets(), client.port(), 8085));
-        Ok(Self { lab, model, _servers: servers, _connected: connected })
+        Ok(Self { lab, model, _servers: servers, _owners: owners, _connected: connected })
     }
 
     /// Loads the program with this configuration, and exempts the ports that shall be.
     fn load(&mut self, configuration: &str) -> Result<()> {
         const PATH: &str = "/run/lab/wsl-mirror.toml";
+        let configuration = format!("{configuration}\n{LEFT_ALONE}");
         self.lab.guest().enter(|| std::fs::write(PATH, configuration))?;
         self.lab.wsl_mirror(&["load", "--config", PATH])?.success()?;
         self.lab.wsl_mirror(&["exempt", "add", "8083", "8084/tcp"])?.success()?;
@@ -278,7 +291,7 @@ fn expect_all(seen: &Verdicts, reasons: &[Reason]) {
 
 #[test]
 fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_it_is() -> Result<()> {
-    let seen = program_and_pure_function_agree(0, "", 0x1000, |_, _| Ok(()))?;
+    let seen = program_and_pure_function_agree(0, STEER, 0x1000, |_, _| Ok(()))?;
     expect_all(&seen, &BY_FORM);
     expect_all(
         &seen,
@@ -291,6 +304,7 @@ fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_
             Reason::EngineNat,
             Reason::Reply,
             Reason::Exempt,
+            Reason::OwnerPolicy,
             Reason::NoListener,
             Reason::NoSocket,
             Reason::Stray,
@@ -301,22 +315,17 @@ fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_
 
 #[test]
 fn the_same_with_another_mark_and_a_default_to_pass() -> Result<()> {
-    let seen = program_and_pure_function_agree(
-        1,
-        "mark = 0x50000\ndefault = \"pass\"\n",
-        0x50000,
-        |world, program| {
-            world.model.default = Policy::Pass;
-            for protocol in Protocol::ALL {
-                for port in [8080, 8082, 8085] {
-                    let key = PortKey::new(protocol, port);
-                    program.write_policy(key, PortPolicy { cli: Policy::Steer as u8, config: 0 })?;
-                    world.model.policies.insert(key, Policy::Steer);
-                }
+    let seen = program_and_pure_function_agree(1, "mark = 0x50000\n", 0x50000, |world, program| {
+        world.model.default = Policy::Pass;
+        for protocol in Protocol::ALL {
+            for port in [8080, 8082, 8085] {
+                let key = PortKey::new(protocol, port);
+                program.write_policy(key, PortPolicy { cli: Policy::Steer as u8, config: 0 })?;
+                world.model.policies.insert(key, Policy::Steer);
             }
-            Ok(())
-        },
-    )?;
+        }
+        Ok(())
+    })?;
     expect_all(
         &seen,
         &[Reason::New, Reason::Established, Reason::DefaultPolicy, Reason::Exempt, Reason::NoListener],
@@ -327,7 +336,7 @@ fn the_same_with_another_mark_and_a_default_to_pass() -> Result<()> {
 #[test]
 fn frames_from_windows_are_counted_with_the_reason_that_the_pure_function_gives() -> Result<()> {
     let mut world = World::new()?;
-    world.load("")?;
+    world.load(STEER)?;
     // Behind the hook everything ends: what comes back would bring more frames.
     world.lab.guest().run(
         "nft",
@@ -366,7 +375,7 @@ fn payload(spec: &Spec) -> Vec<u8> {
 
 #[test]
 fn what_is_steered_reaches_its_listener_whole_with_options_and_padding_and_in_fragments() -> Result<()> {
-    let lab = Lab::builder().build()?;
+    let lab = Lab::builder().configuration(STEER).build()?;
     lab.wsl_mirror(&["load"])?.success()?;
     let windows = RawSocket::open(lab.windows(), "winlo0")?;
     let server = listener(&lab, 8080)?;
@@ -430,7 +439,7 @@ fn fix_ip_header(frame: &mut [u8]) {
 
 #[test]
 fn headers_beyond_the_linear_part_of_the_buffer_are_pulled_in() -> Result<()> {
-    let lab = Lab::builder().build()?;
+    let lab = Lab::builder().configuration(STEER).build()?;
     lab.wsl_mirror(&["load"])?.success()?;
     let ring = Ring::open(lab.windows(), "winlo0")?;
     let server = listener(&lab, 8080)?;

@@ -1,10 +1,7 @@
 //! The guest as the verdict sees it, on the host: the same decisions over this model and over the kernel have
 //! to come out the same.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::Ipv4Addr,
-};
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use wsl_mirror_ebpf::{
     abi::{Carrier, FlowKey, Policy, PortKey, Protocol, Reason},
@@ -70,8 +67,8 @@ pub struct Foreign {
 /// Sockets, policies, conntrack's table, and the flows that the program remembers.
 #[derive(Debug)]
 pub struct Model {
-    /// Ports that somebody listens on, for whoever asks.
-    pub listeners: HashSet<(Protocol, u16)>,
+    /// Ports that somebody listens on, for whoever asks, and what is written about who it is.
+    pub listeners: HashMap<(Protocol, u16), Policy>,
     /// A UDP socket that hears one client only: its address and port, and the server's port.
     pub connected: Option<([u8; 4], u16, u16)>,
     /// What is written about ports.
@@ -86,7 +83,7 @@ impl Model {
     /// A guest without a socket, where everything is steered.
     pub fn new() -> Self {
         Self {
-            listeners: HashSet::new(),
+            listeners: HashMap::new(),
             connected: None,
             policies: HashMap::new(),
             default: Policy::Steer,
@@ -162,10 +159,11 @@ impl Kernel for Model {
         self.default
     }
 
-    fn has_listener(&mut self, packet: &Packet) -> bool {
-        self.listeners.contains(&(packet.protocol, packet.server_port))
-            || (packet.protocol == Protocol::Udp
-                && self.connected == Some((packet.client, packet.client_port, packet.server_port)))
+    fn listener(&mut self, packet: &Packet) -> Option<Policy> {
+        let connected = packet.protocol == Protocol::Udp
+            && self.connected == Some((packet.client, packet.client_port, packet.server_port));
+        let listener = self.listeners.get(&(packet.protocol, packet.server_port)).copied();
+        listener.or(connected.then_some(Policy::Unset))
     }
 
     fn has_connection(&mut self, _: &Packet) -> bool {

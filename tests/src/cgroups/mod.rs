@@ -1,19 +1,24 @@
 //! The one thing that the kernel does not take away with a process: cgroup directories.
 //!
-//! A lab's engines put their containers below one cgroup whose name says which process it belongs to. It is
-//! removed with the engine (by `lab-helper init`, so also when our process is killed) and with the lab; what
-//! is left nevertheless, because everything was killed at once, is removed when the next lab starts.
+//! A lab has one cgroup whose name says which process it belongs to; its engines and their containers, and whatever
+//! else is started there, live below it, so that hooks on it see them and nobody else. What is below it is removed
+//! with the engine (by `lab-helper init`, so also when our process is killed), all of it with the lab; what is left
+//! nevertheless, because everything was killed at once, is removed when the next lab starts.
 
 mod remove;
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use remove::{PREFIX, lab_directories, name_of, remove, remove_tree};
+use anyhow::{Context as _, Result};
+use remove::{children, hierarchies, remove, remove_tree, v2};
+
+/// What the names of all labs' cgroups start with.
+const PREFIX: &str = "wsl-mirror-lab-";
 
 /// The name of a lab's own cgroup, below the root of whatever hierarchy.
 #[derive(Debug)]
@@ -35,6 +40,13 @@ impl LabCgroup {
     /// The name.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where it, or the group of this name below it, is in cgroup v2; made if it is not there.
+    pub(crate) fn directory(&self, below: &str) -> Result<PathBuf> {
+        let path = v2()?.join(&self.name).join(below);
+        fs::create_dir_all(&path).with_context(|| format!("making the cgroup {}", path.display()))?;
+        Ok(path)
     }
 }
 
@@ -63,4 +75,15 @@ fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name, in parentheses, may hold spaces; after it starts field 3, and starttime is field 22.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The cgroups of all labs: at the root of the one hierarchy (cgroup v2), or of each (v1, its hierarchies
+/// mounted one below the other).
+fn lab_directories() -> impl Iterator<Item = PathBuf> {
+    hierarchies().flat_map(|hierarchy| children(&hierarchy)).filter(|path| name_of(path).starts_with(PREFIX))
+}
+
+/// The last component.
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }

@@ -8,12 +8,9 @@ use std::{
 };
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// What the names of all labs' cgroups start with.
-pub(crate) const PREFIX: &str = "wsl-mirror-lab-";
-
-/// Removes a lab's cgroup from every hierarchy. Its processes are dead, or it stays.
+/// Removes a lab's cgroup, or one below it, from every hierarchy. Its processes are dead, or it stays.
 pub(crate) fn remove(name: &str) {
-    for directory in lab_directories().filter(|path| path.ends_with(name)) {
+    for directory in hierarchies().map(|root| root.join(name)).filter(|path| path.is_dir()) {
         // A process that was just killed counts until it is reaped.
         let deadline = Instant::now() + Duration::from_secs(2);
         while remove_tree(&directory).is_err() && Instant::now() < deadline {
@@ -22,12 +19,20 @@ pub(crate) fn remove(name: &str) {
     }
 }
 
-/// The cgroups of all labs: at the root of the one hierarchy (cgroup v2), or of each (v1, its hierarchies
-/// mounted one below the other).
-pub(crate) fn lab_directories() -> impl Iterator<Item = PathBuf> {
+/// Where a hierarchy may be mounted: the one (cgroup v2), or each (v1) below the same folder.
+pub(crate) fn hierarchies() -> impl Iterator<Item = PathBuf> {
     let root = Path::new(ROOT);
-    let hierarchies = children(root).into_iter().chain([root.to_owned()]);
-    hierarchies.flat_map(|hierarchy| children(&hierarchy)).filter(|path| name_of(path).starts_with(PREFIX))
+    children(root).into_iter().chain([root.to_owned()])
+}
+
+/// Where cgroup v2 is mounted: alone, or beside v1.
+pub(crate) fn v2() -> io::Result<PathBuf> {
+    let root = Path::new(ROOT);
+    // Every cgroup of v2 has this file, the root too; none of v1 has.
+    [root.to_owned(), root.join("unified")]
+        .into_iter()
+        .find(|path| path.join("cgroup.controllers").is_file())
+        .ok_or_else(|| io::Error::other("cgroup v2 is mounted neither on /sys/fs/cgroup nor below it"))
 }
 
 /// Removes a cgroup with those below it; fails if one has processes.
@@ -41,13 +46,8 @@ pub(crate) fn remove_tree(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn children(directory: &Path) -> Vec<PathBuf> {
+pub(crate) fn children(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     directories.map(|entry| entry.path()).collect()
-}
-
-/// The last component.
-pub(crate) fn name_of(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }

@@ -75,7 +75,9 @@ pub struct Docker {
     guest: Namespace,
     options: DockerOptions,
     /// Shared with the lab, and removed after both are gone, in whatever order.
-    cgroup: Arc<LabCgroup>,
+    _cgroup: Arc<LabCgroup>,
+    /// What is the engine's own below it.
+    group: String,
     /// In the guest: data, sockets, log.
     directory: String,
     /// `lab-helper init`; its standard input is what keeps it, and so dockerd, alive.
@@ -90,7 +92,8 @@ impl Docker {
         let mut docker = Self {
             guest: lab.guest().clone(),
             options: options.clone(),
-            cgroup: lab.cgroup(),
+            group: format!("{}/docker-{count}", lab.cgroup().name()),
+            _cgroup: lab.cgroup(),
             directory: format!("{SCRATCH}/docker-{count}"),
             init: None,
         };
@@ -162,7 +165,7 @@ impl Docker {
             .enter(|| File::options().create(true).append(true).open(format!("{directory}/log")))
             .context("creating dockerd's log")?;
         let mut init = Command::new(HELPER_PATH);
-        init.args(["init", self.cgroup.name()]).arg(&self.options.dockerd);
+        init.args(["init", &self.group]).arg(&self.options.dockerd);
         init.args(["--host", &format!("unix://{}", self.socket())]);
         for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
             init.args([option, &format!("{directory}/{name}")]);
@@ -174,7 +177,7 @@ impl Docker {
             "--exec-opt",
             "native.cgroupdriver=cgroupfs",
             "--cgroup-parent",
-            &format!("/{}", self.cgroup.name()),
+            &format!("/{}/containers", self.group),
         ]);
         init.arg(format!("--userland-proxy={}", self.options.userland_proxy));
         if let Some(bip) = &self.options.bip {

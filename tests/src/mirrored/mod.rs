@@ -4,9 +4,11 @@ mod guest;
 mod windows;
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddrV4},
     ops::RangeInclusive,
     os::fd::AsRawFd as _,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -29,6 +31,9 @@ pub const LAN_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 10);
 pub const GUEST_EPHEMERAL: RangeInclusive<u16> = 44_620..=48_715;
 
 const ETH0_MAC: [u8; 6] = [0x7c, 0x8a, 0xe1, 0xc3, 0xe8, 0x64];
+
+/// Where `load` looks for its configuration.
+const CONFIGURATION: &str = "/etc/wsl-mirror.toml";
 
 /// The gateway of table 127, by WSL release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +67,7 @@ pub struct LabBuilder {
     mounts: Mounts,
     loopback0: bool,
     host_address_loopback: bool,
+    configuration: Option<String>,
 }
 
 impl LabBuilder {
@@ -109,6 +115,13 @@ impl LabBuilder {
         self
     }
 
+    /// What is in the guest's /etc/wsl-mirror.toml; no such file unless told.
+    #[must_use]
+    pub fn configuration(mut self, text: &str) -> Self {
+        self.configuration = Some(text.to_owned());
+        self
+    }
+
     /// Makes it; takes some tens of milliseconds.
     pub fn build(self) -> Result<Lab> {
         let cgroup = Arc::new(LabCgroup::new());
@@ -117,6 +130,9 @@ impl LabBuilder {
         let lab = Lab { options: self, guest, windows, cgroup };
         lab.add_nics().context("making the NICs between guest and Windows")?;
         lab.set_up_guest().context("setting up the guest as WSL does")?;
+        if let Some(text) = &lab.options.configuration {
+            lab.guest.enter(|| fs::write(CONFIGURATION, text)).context("writing the configuration")?;
+        }
         lab.set_up_windows().context("setting up the Windows stand-in")?;
         Ok(lab)
     }
@@ -140,6 +156,7 @@ impl Lab {
             mounts: Mounts { bpffs: true, wslinfo: true },
             loopback0: true,
             host_address_loopback: false,
+            configuration: None,
         }
     }
 
@@ -171,6 +188,11 @@ impl Lab {
     /// A second distribution: the guest's network, but mounts (so a bpffs, /run, /etc and /var) of its own.
     pub fn another_distribution(&self) -> Result<Namespace> {
         self.guest.with_other_mounts("other distribution", self.options.mounts)
+    }
+
+    /// A cgroup (v2) for processes that shall be seen by a `load` in this lab. It is removed with the lab.
+    pub fn group(&self, name: &str) -> Result<PathBuf> {
+        self.cgroup.directory(name)
     }
 
     pub(crate) fn cgroup(&self) -> Arc<LabCgroup> {

@@ -102,7 +102,10 @@ fn a_udp_flow_that_an_engine_carries_is_left_to_it_when_its_entry_is_lost() {
 #[test]
 fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours() {
     everywhere(|world, packet, reason, calls| {
-        let left = matches!(reason, Reason::Exempt | Reason::DefaultPolicy | Reason::NoListener);
+        let left = matches!(
+            reason,
+            Reason::Exempt | Reason::OwnerPolicy | Reason::DefaultPolicy | Reason::NoListener
+        );
         assert_eq!(calls.has(Call::Forget), left && is_start(packet), "{packet:?} {world:?}");
     });
 }
@@ -145,10 +148,11 @@ fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
         if !begins || world.admits() || is_the_engines(world, packet) {
             return;
         }
-        let expected = match (world.written, world.default) {
+        let expected = match (world.written, world.listener) {
             (Policy::Pass, _) => Reason::Exempt,
-            (Policy::Unset, Policy::Pass | Policy::Unset) => Reason::DefaultPolicy,
-            _ => Reason::NoListener,
+            (_, None) => Reason::NoListener,
+            (_, Some(Policy::Pass)) => Reason::OwnerPolicy,
+            _ => Reason::DefaultPolicy,
         };
         assert_eq!(reason, expected, "{packet:?} {world:?}");
     });
@@ -178,7 +182,7 @@ fn an_entry_is_taken_away_only_if_it_is_finished_or_caught_without_an_answer() {
             return;
         }
         assert!(is_finished(&entry, packet) || is_caught(&entry, packet), "{packet:?} {world:?}");
-        assert!(calls.in_order(Call::HasListener, Call::Expire), "only once it is known what for: {calls:?}");
+        assert!(calls.in_order(Call::Listener, Call::Expire), "only once it is known what for: {calls:?}");
         assert!(world.admits(), "{world:?}");
     });
 }
@@ -201,7 +205,7 @@ fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
             && world.connection
             && world.remembered == Some(Carrier::Listener)
             && calls.in_order(Call::HasConnection, Call::Create);
-        let admitted = world.admits() && calls.in_order(Call::HasListener, Call::Create);
+        let admitted = world.admits() && calls.in_order(Call::Listener, Call::Create);
         assert!(admitted || resumed, "{packet:?} {world:?} {calls:?}");
     });
 }
@@ -237,7 +241,7 @@ fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
         }
         if ours {
             // It goes on as it began, whatever is written by now.
-            assert!(!calls.has(Call::WrittenPolicy) && !calls.has(Call::HasListener), "{calls:?}");
+            assert!(!calls.has(Call::WrittenPolicy) && !calls.has(Call::Listener), "{calls:?}");
         }
     });
 }
@@ -251,7 +255,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
         }
         if is_caught_midway(world, &entry, packet) {
             let asked = |call| calls.has(call);
-            assert!(!asked(Call::WrittenPolicy) && !asked(Call::DefaultPolicy) && !asked(Call::HasListener));
+            assert!(!asked(Call::WrittenPolicy) && !asked(Call::DefaultPolicy) && !asked(Call::Listener));
             return;
         }
         // The socket of a segment whose entry looks caught; it may be an engine's, and then nothing is done.

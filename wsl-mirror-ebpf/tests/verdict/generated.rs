@@ -77,7 +77,7 @@ impl Case {
 /// What must hold, in words and as a check.
 type Property = (&'static str, fn(&Case) -> bool);
 
-const PROPERTIES: [Property; 12] = [
+const PROPERTIES: [Property; 13] = [
     ("only IPv4 for us, without a VLAN tag, is steered", |case| !case.is_steered() || case.is_ipv4_for_us()),
     ("only TCP and UDP is steered", |case| !case.is_steered() || case.is_tcp_or_udp()),
     ("only what goes from 127/8 to 127.0.0.1 is steered", |case| {
@@ -88,10 +88,14 @@ const PROPERTIES: [Property; 12] = [
     ("no flow to an exempt port begins to be steered", |case| {
         !case.began() || case.world.written != Policy::Pass
     }),
-    ("no flow begins to be steered that neither the user nor the default wants steered", |case| {
-        !case.began() || case.world.written == Policy::Steer || case.world.default == Policy::Steer
+    ("no flow begins to be steered to whom it shall not be, unless the user says so", |case| {
+        !case.began() || case.world.written == Policy::Steer || case.world.listener != Some(Policy::Pass)
     }),
-    ("no flow begins to be steered to nobody", |case| !case.began() || case.world.listener),
+    ("no flow begins to be steered that neither user nor owner nor default wants steered", |case| {
+        let World { written, listener, default, .. } = case.world;
+        !case.began() || [Some(written), listener, Some(default)].contains(&Some(Policy::Steer))
+    }),
+    ("no flow begins to be steered to nobody", |case| !case.began() || case.world.listener.is_some()),
     ("what the parser does not let through is passed before the kernel is asked anything", |case| {
         BY_FORM.contains(&case.reason) == (case.calls.count == 0)
     }),

@@ -15,7 +15,7 @@ pub enum Call {
     Remembered,
     WrittenPolicy,
     DefaultPolicy,
-    HasListener,
+    Listener,
     HasConnection,
     Expire,
     Create,
@@ -64,7 +64,8 @@ pub struct World {
     pub remembered: Option<Carrier>,
     pub written: Policy,
     pub default: Policy,
-    pub listener: bool,
+    /// What is written about the owner of the listener, if there is one.
+    pub listener: Option<Policy>,
     pub connection: bool,
     pub expire: Result<(), ()>,
     pub create: Result<(), Reason>,
@@ -72,7 +73,7 @@ pub struct World {
 }
 
 /// How many worlds there are for each answer of conntrack.
-pub const COMBINATIONS: usize = 3 * 3 * 3 * 2 * 2 * 2 * 4 * 2;
+pub const COMBINATIONS: usize = 3 * 3 * 3 * 4 * 2 * 2 * 4 * 2;
 
 impl World {
     /// The world of that number, below [`COMBINATIONS`].
@@ -87,7 +88,7 @@ impl World {
             remembered: [None, Some(Carrier::Listener), Some(Carrier::Engine)][choose(3)],
             written: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
             default: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
-            listener: choose(2) == 1,
+            listener: [None, Some(Policy::Unset), Some(Policy::Pass), Some(Policy::Steer)][choose(4)],
             connection: choose(2) == 1,
             expire: [Ok(()), Err(())][choose(2)],
             create: [Ok(()), Err(Reason::AllocFailed), Err(Reason::NatFailed), Err(Reason::InsertFailed)]
@@ -96,10 +97,12 @@ impl World {
         }
     }
 
-    /// Whether the user wants such a flow steered and somebody would receive it.
+    /// Whether the user wants such a flow steered, or has no word of it and whoever would receive it is to be
+    /// steered; and somebody would receive it.
     pub fn admits(&self) -> bool {
-        let policy = if self.written == Policy::Unset { self.default } else { self.written };
-        policy == Policy::Steer && self.listener
+        let said = [Some(self.written), self.listener, Some(self.default)];
+        let first = said.into_iter().flatten().find(|policy| *policy != Policy::Unset);
+        self.listener.is_some() && first == Some(Policy::Steer)
     }
 
     pub fn entry(&self) -> Option<Entry> {
@@ -147,8 +150,8 @@ impl Kernel for Visit<'_> {
         self.world.default
     }
 
-    fn has_listener(&mut self, _: &Packet) -> bool {
-        self.calls.push(Call::HasListener);
+    fn listener(&mut self, _: &Packet) -> Option<Policy> {
+        self.calls.push(Call::Listener);
         self.world.listener
     }
 

@@ -6,9 +6,10 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::config::{Config, LogLevel};
-use crate::datapath::{apply, object, plan, state};
+use crate::datapath::apply::{self, Target};
+use crate::datapath::{object, plan, state};
 use crate::exit::{Exit, Failure};
-use crate::host::{interface, lock::Lock, require_root};
+use crate::host::{cgroup, interface, lock::Lock, require_root};
 use crate::output;
 
 /// Arguments of `load`.
@@ -20,6 +21,9 @@ pub struct Load {
     /// The interface that carries Windows' 127.0.0.1 [default: loopback0, or what the configuration says]
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
+    /// Only tell apart who serves a port among the processes of this cgroup (v2) and below it [default: all]
+    #[arg(long, value_name = "FOLDER")]
+    cgroup: Option<PathBuf>,
     /// What the program logs, for `wsl-mirror log` [default: off, or what the configuration says]
     #[arg(long, value_name = "LEVEL")]
     log: Option<LogLevel>,
@@ -36,6 +40,7 @@ impl Load {
     pub fn exec(self) -> Result<Exit> {
         require_root("load an eBPF program")?;
         let config = self.effective_config()?;
+        let cgroup = cgroup::open(self.cgroup.as_deref())?;
         let _lock = Lock::take()?;
         let state = state::read(&config.interface, config.hook)?;
         let steps = plan::plan(&state, &config)?;
@@ -46,7 +51,13 @@ impl Load {
             }
             return Ok(Exit::Success);
         }
-        apply::apply(&steps, &config.interface, &object, self.verifier_log)?;
+        let target = Target {
+            interface: &config.interface,
+            object: &object,
+            cgroup,
+            whole_verifier_log: self.verifier_log,
+        };
+        apply::apply(&steps, target)?;
         Ok(Exit::Success)
     }
 

@@ -1,6 +1,8 @@
 //! Carries out a plan, and undoes what it did when a step fails.
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -9,19 +11,33 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
+use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy};
 
-use super::maps::{PolicyMap, SettingsMap};
-use super::plan::{Change, Step};
+use super::maps::{OwnersMap, PolicyMap, SettingsMap, SocketOwners};
+use super::owners::{self, SocketHook};
+use super::plan::{Change, OwnerChange, Step};
 use super::{hook, pins};
 use crate::config::LogLevel;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::bpffs;
 use crate::output;
 
+/// What a plan is carried out on, beside the pins. All of it is known to be there before anything is touched.
+pub struct Target<'a> {
+    /// The interface's name.
+    pub interface: &'a str,
+    /// The object, fit for this kernel.
+    pub object: &'a [u8],
+    /// Where the hooks for sockets are attached.
+    pub cgroup: OwnedFd,
+    /// Whether all is shown that the verifier says about a program that it refuses.
+    pub whole_verifier_log: bool,
+}
+
 /// Carries out the steps in order. When one fails, what the ones before it did is undone, last first, and
 /// everything is as it was.
-pub fn apply(steps: &[Step], interface: &str, object: &[u8], whole_verifier_log: bool) -> Result<()> {
-    let mut work = Work { interface, object, whole_verifier_log, loaded: None, undo: Vec::new() };
+pub fn apply(steps: &[Step], target: Target<'_>) -> Result<()> {
+    let mut work = Work { interface: target.interface, target, loaded: None, undo: Vec::new() };
     for step in steps {
         if let Err(error) = work.carry_out(step) {
             return Err(work.undo_all(error.context(format!("could not {step}"))));
@@ -34,9 +50,7 @@ type Undo = (String, Box<dyn FnOnce() -> Result<()>>);
 
 struct Work<'a> {
     interface: &'a str,
-    /// For this kernel: whether the kernel can run it is known before anything is touched.
-    object: &'a [u8],
-    whole_verifier_log: bool,
+    target: Target<'a>,
     loaded: Option<Ebpf>,
     undo: Vec<Undo>,
 }
@@ -68,7 +82,7 @@ impl Work<'_> {
     fn map(&mut self, name: &'static str) -> Result<aya::maps::Map> {
         use aya::maps::{Map, MapData};
         let map = self.ebpf()?.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
-        let (Map::Array(data) | Map::HashMap(data)) = map else {
+        let (Map::Array(data) | Map::HashMap(data) | Map::SkStorage(data)) = map else {
             anyhow::bail!("the map {name} is of another kind than expected");
         };
         let again = MapData::from_id(data.info()?.id())?;
@@ -87,6 +101,7 @@ impl Work<'_> {
             Step::RemoveLeftover(name) => remove(&pins::path(name)),
             Step::LoadProgram { reused, log } => self.load(reused, *log),
             Step::WritePolicies(changes) => self.write_policies(changes),
+            Step::WriteOwners(changes) => self.write_owners(changes),
             Step::WriteSettings { old, new } => {
                 let mut map = SettingsMap::from_map(self.map("SETTINGS")?)?;
                 map.set(*new)?;
@@ -111,6 +126,8 @@ impl Work<'_> {
                 self.on_failure("unpin the new program", move || remove_if_there(&path));
                 Ok(())
             }
+            Step::AttachSocketHook(hook) => self.attach_socket_hook(*hook),
+            Step::TagSockets(owners) => self.tag_sockets(owners),
             Step::AttachLink => self.attach_link(),
             Step::ReplaceInLink { old } => self.replace_in_link(*old),
             Step::AddClsact => {
@@ -144,15 +161,57 @@ impl Work<'_> {
         for name in reused {
             loader.map_pin_path(name, pins::path(name));
         }
-        let ebpf = loader.load(self.object).or_exit(Exit::Kernel, || "the kernel refused our maps".into())?;
+        let ebpf =
+            loader.load(self.target.object).or_exit(Exit::Kernel, || "the kernel refused our maps".into())?;
         self.loaded = Some(ebpf);
-        match self.program()?.load() {
-            Err(ProgramError::LoadError { io_error, verifier_log }) => {
-                let said = verifier_says(&verifier_log.to_string(), self.whole_verifier_log);
-                Err(Failure::new(Exit::Kernel, format!("the kernel refused our program: {io_error}{said}")))
-            }
-            done => done.or_exit(Exit::Kernel, || "the kernel refused our program".into()),
+        let done = self.program()?.load();
+        self.accepted(hook::PROGRAM_NAME, done)?;
+        for hook in SocketHook::ALL {
+            let done = hook.load(self.ebpf()?);
+            self.accepted(hook.program(), done)?;
         }
+        Ok(())
+    }
+
+    /// What the kernel says about a program.
+    fn accepted(&self, name: &str, loaded: Result<(), ProgramError>) -> Result<()> {
+        match loaded {
+            Err(ProgramError::LoadError { io_error, verifier_log }) => {
+                let said = verifier_says(&verifier_log.to_string(), self.target.whole_verifier_log);
+                Err(Failure::new(
+                    Exit::Kernel,
+                    format!("the kernel refused our program {name}: {io_error}{said}"),
+                ))
+            }
+            done => done.or_exit(Exit::Kernel, || format!("the kernel refused our program {name}")),
+        }
+    }
+
+    fn attach_socket_hook(&mut self, hook: SocketHook) -> Result<()> {
+        let Self { target, loaded, .. } = self;
+        let ebpf = loaded.as_mut().context("the plan does not load the program first")?;
+        let link = hook.attach(ebpf, target.cgroup.as_fd())?;
+        let id = link.info().or_exit(Exit::Kernel, || "cannot ask about a link".into())?.id();
+        // For a moment the old one and the new one run both, and write the same.
+        self.pin_link(link, hook.pin(), move || owners::wait_until_gone(&HashSet::from([id])))
+    }
+
+    fn tag_sockets(&mut self, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
+        let mut map = SocketOwners::from_map(self.map("SOCKET_OWNER")?)?;
+        // Tags go with their sockets, or with the map: nothing is to be undone.
+        owners::tag_sockets(&mut map, owners).map(drop)
+    }
+
+    fn write_owners(&mut self, changes: &[OwnerChange]) -> Result<()> {
+        let map = Rc::new(RefCell::new(OwnersMap::from_map(self.map("OWNERS")?)?));
+        for OwnerChange { owner, old, new } in changes.iter().copied() {
+            map.borrow_mut().set(owner, new)?;
+            let map = Rc::clone(&map);
+            self.on_failure(format!("restore {} in OWNERS", owner.name()), move || {
+                map.borrow_mut().set(owner, old)
+            });
+        }
+        Ok(())
     }
 
     fn write_policies(&mut self, changes: &[Change]) -> Result<()> {
@@ -179,31 +238,42 @@ impl Work<'_> {
             })?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         // A link that is pinned there is dead (its interface went away), or else it would have been updated.
-        let pinned = pins::path(pins::LINK);
-        let dead = if pinned.exists() { Some(FdLink::from(open_link()?)) } else { None };
+        let (name, program) = (interface.to_owned(), program.info()?.id());
+        self.pin_link(link, pins::LINK, move || hook::wait_until_off(&name, program))
+    }
+
+    /// Pins a new link under this name, in one stroke where one is pinned already. `gone` waits until it has no effect
+    /// any more after its pin was removed.
+    fn pin_link(
+        &mut self,
+        link: FdLink,
+        name: &'static str,
+        gone: impl FnOnce() -> Result<()> + 'static,
+    ) -> Result<()> {
         let pin = |link: FdLink, path: &Path| {
             link.pin(path)
                 .map(drop)
-                .or_exit(Exit::Kernel, || format!("cannot pin the link at {}", path.display()))
+                .or_exit(Exit::Kernel, || format!("cannot pin a link at {}", path.display()))
         };
-        let Some(dead) = dead else {
-            let id = self.program()?.info()?.id();
+        let pinned = pins::path(name);
+        if !pinned.exists() {
             pin(link, &pinned)?;
-            let name = interface.to_owned();
-            self.on_failure("unpin the link", move || {
+            self.on_failure(format!("unpin {name}"), move || {
                 remove(&pinned)?;
-                hook::wait_until_off(&name, id)
+                gone()
             });
             return Ok(());
-        };
-        let new = pins::path_of_new(pins::LINK);
+        }
+        let old = FdLink::from(open_link(name)?);
+        let new = pins::path_of_new(name);
         pin(link, &new)?;
         let beside = new.clone();
-        self.on_failure("unpin the new link", move || remove_if_there(&beside));
+        self.on_failure(format!("unpin the new {name}"), move || remove_if_there(&beside));
         rename(&new, &pinned)?;
-        self.on_failure("put the dead link back", move || {
+        self.on_failure(format!("put the old {name} back"), move || {
             remove(&pinned)?;
-            pin(dead, &pinned)
+            pin(old, &pinned)?;
+            gone()
         });
         Ok(())
     }
@@ -270,14 +340,14 @@ fn replace_filter(program: &mut SchedClassifier, interface: &str) -> Result<()> 
     keep(program, id)
 }
 
-fn open_link() -> Result<PinnedLink> {
-    let path = pins::path(pins::LINK);
+fn open_link(name: &str) -> Result<PinnedLink> {
+    let path = pins::path(name);
     PinnedLink::from_pin(&path)
         .or_exit(Exit::Kernel, || format!("cannot open the pinned link {}", path.display()))
 }
 
 fn pinned_link() -> Result<SchedClassifierLink> {
-    FdLink::from(open_link()?)
+    FdLink::from(open_link(pins::LINK)?)
         .try_into()
         .or_exit(Exit::UnknownLayout, || format!("{} is no tcx link", pins::path(pins::LINK).display()))
 }

@@ -1,20 +1,24 @@
 //! The pinned maps, typed.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, SkStorage};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use wsl_mirror_ebpf::abi::{PORTS, PortKey, PortPolicy, PortStats, Reason, Settings, Verdicts};
+use wsl_mirror_ebpf::abi::{
+    Owner, OwnerPolicy, PORTS, PortKey, PortPolicy, PortStats, Reason, Settings, Verdicts,
+};
 
 use super::pins;
 use crate::exit::{Exit, OrExit as _};
 
 /// `BPF_ANY`.
 const ANY: u64 = 0;
+/// `BPF_NOEXIST`.
+const NOEXIST: u64 = 1;
 
 fn open(name: &str) -> Result<MapData> {
     let path = pins::path(name);
@@ -97,6 +101,59 @@ impl PolicyMap {
             self.0.insert(key, policy, ANY)
         };
         done.or_exit(Exit::Kernel, || format!("cannot write port {} to the map PORT_POLICY", key.port))
+    }
+}
+
+/// `OWNERS`.
+pub struct OwnersMap(HashMap<MapData, Owner, OwnerPolicy>);
+
+impl OwnersMap {
+    /// The pinned one.
+    pub fn pinned() -> Result<Self> {
+        Self::from_map(Map::HashMap(open("OWNERS")?))
+    }
+
+    /// One that need not be pinned yet.
+    pub fn from_map(map: Map) -> Result<Self> {
+        Ok(Self(map.try_into().context("OWNERS is not the kind of map that we made")?))
+    }
+
+    /// Everything that is written about owners.
+    pub fn all(&self) -> Result<BTreeMap<Owner, OwnerPolicy>> {
+        self.0.iter().collect::<Result<_, _>>().or_exit(Exit::Kernel, || "cannot read the map OWNERS".into())
+    }
+
+    /// Replaces what is written about an owner, or removes it.
+    pub fn set(&mut self, owner: Owner, policy: Option<OwnerPolicy>) -> Result<()> {
+        match policy {
+            Some(policy) => self.0.insert(owner, policy, ANY),
+            None => self.0.remove(&owner),
+        }
+        .or_exit(Exit::Kernel, || format!("cannot write {} to the map OWNERS", owner.name()))
+    }
+}
+
+/// `SOCKET_OWNER`: from user space, its keys are descriptors.
+pub struct SocketOwners(SkStorage<MapData, Owner>);
+
+impl SocketOwners {
+    /// One that need not be pinned yet.
+    pub fn from_map(map: Map) -> Result<Self> {
+        Ok(Self(map.try_into().context("SOCKET_OWNER is not the kind of map that we made")?))
+    }
+
+    /// Tags a socket unless it has a tag. Whether it had none.
+    pub fn tag_if_new(&mut self, socket: &impl AsRawFd, owner: Owner) -> Result<bool> {
+        match self.0.insert(socket, owner, NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error)
+                .or_exit(Exit::Kernel, || format!("cannot tag a socket of {} (SOCKET_OWNER)", owner.name())),
+        }
     }
 }
 

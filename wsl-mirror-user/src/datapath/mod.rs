@@ -5,6 +5,7 @@ pub mod btf;
 pub mod hook;
 pub mod maps;
 pub mod object;
+pub mod owners;
 pub mod pins;
 pub mod plan;
 pub mod relocate;

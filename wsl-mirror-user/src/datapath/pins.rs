@@ -8,6 +8,7 @@ use aya::maps::{MapError, MapInfo};
 use wsl_mirror_ebpf::abi::LAYOUT;
 
 use super::object;
+use super::owners::SocketHook;
 use crate::exit::{Exit, Failure};
 use crate::host::bpffs;
 
@@ -22,8 +23,17 @@ pub const LINK: &str = "link";
 const NEW: &str = "_new";
 
 /// The maps that are pinned, each under its own name.
-pub const MAPS: [&str; 7] =
-    ["SETTINGS", "PORT_POLICY", "VERDICTS", "PORT_STATS", "PORT_PACKETS", "FLOWS", "AYA_LOGS"];
+pub const MAPS: [&str; 9] = [
+    "SETTINGS",
+    "PORT_POLICY",
+    "OWNERS",
+    "SOCKET_OWNER",
+    "VERDICTS",
+    "PORT_STATS",
+    "PORT_PACKETS",
+    "FLOWS",
+    "AYA_LOGS",
+];
 
 /// The directory of this release's layout.
 pub fn directory() -> PathBuf {
@@ -163,7 +173,7 @@ impl fmt::Display for Shape {
 }
 
 fn is_known(name: &str) -> bool {
-    name == PROGRAM || name == LINK || MAPS.contains(&name)
+    name == PROGRAM || name == LINK || SocketHook::is_pin(name) || MAPS.contains(&name)
 }
 
 fn foreign_layout(name: &str) -> anyhow::Error {

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::Result;
-use wsl_mirror_ebpf::abi::{Hook, LAYOUT, Policy, PortKey, PortPolicy, Settings};
+use wsl_mirror_ebpf::abi::{Hook, LAYOUT, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, Settings};
 
 use super::hook::{Clsact, FILTER_PRIORITY};
+use super::owners::SocketHook;
 use super::pins::{self, MAPS, Pins};
 use crate::config::{Config, HookChoice, LogLevel};
 use crate::exit::{Exit, Failure};
@@ -23,6 +24,8 @@ pub struct State {
     pub settings: Option<Settings>,
     /// `PORT_POLICY`, if pinned.
     pub policies: BTreeMap<PortKey, PortPolicy>,
+    /// `OWNERS`, if pinned.
+    pub owners: BTreeMap<Owner, OwnerPolicy>,
     /// The interface that is asked for.
     pub interface: Interface,
     /// The id of the program in the pinned link.
@@ -62,6 +65,8 @@ pub enum Step {
     },
     /// Write what the configuration says about ports.
     WritePolicies(Vec<Change>),
+    /// Write what is built in and what the configuration says about owners.
+    WriteOwners(Vec<OwnerChange>),
     /// Write `SETTINGS`.
     WriteSettings {
         /// What is there, if anything is.
@@ -73,6 +78,10 @@ pub enum Step {
     PinMap(&'static str),
     /// Pin the new program beside the old one.
     PinProgram,
+    /// Attach a hook to the cgroup and pin its link, in the place of the one that is pinned.
+    AttachSocketHook(SocketHook),
+    /// Tag the sockets that serve and were bound before the hooks were there.
+    TagSockets(BTreeMap<Owner, OwnerPolicy>),
     /// Attach the program: a new tcx link, first in the chain, pinned.
     AttachLink,
     /// Replace the program in the pinned link, in one stroke.
@@ -104,6 +113,17 @@ pub struct Change {
     pub new: PortPolicy,
 }
 
+/// An owner's entry in `OWNERS`, before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerChange {
+    /// Whom it is about.
+    pub owner: Owner,
+    /// What is there.
+    pub old: Option<OwnerPolicy>,
+    /// What shall be there.
+    pub new: Option<OwnerPolicy>,
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -119,6 +139,7 @@ impl fmt::Display for Step {
                 write!(f, "load the program with the pinned maps {}", reused.join(", "))
             }
             Self::WritePolicies(changes) => write!(f, "write {} ports to PORT_POLICY", changes.len()),
+            Self::WriteOwners(changes) => write!(f, "write {} owners to OWNERS", changes.len()),
             Self::WriteSettings { new, .. } => write!(
                 f,
                 "write SETTINGS: mark {:#x}, default {}",
@@ -129,6 +150,10 @@ impl fmt::Display for Step {
             Self::PinProgram => {
                 write!(f, "pin the new program as {}", pins::path_of_new(pins::PROGRAM).display())
             }
+            Self::AttachSocketHook(hook) => {
+                write!(f, "attach {} to the cgroup, and pin the link as {}", hook.program(), hook.pin())
+            }
+            Self::TagSockets(_) => f.write_str("tag the sockets that serve by the processes that hold them"),
             Self::AttachLink => {
                 f.write_str("attach the program by a tcx link, first on ingress, and pin the link")
             }
@@ -172,12 +197,21 @@ pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
     if !changes.is_empty() {
         steps.push(Step::WritePolicies(changes));
     }
+    let owners = config.owner_policies();
+    let changes = owner_changes(&state.owners, &owners);
+    if !changes.is_empty() {
+        steps.push(Step::WriteOwners(changes));
+    }
     let adds_clsact = hook == Hook::ClsBpf && !state.interface.clsact.exists;
     let new = settings(state, config, hook, adds_clsact);
     if state.settings != Some(new) {
         steps.push(Step::WriteSettings { old: state.settings, new });
     }
     steps.extend(fresh.into_iter().map(Step::PinMap));
+    // In this order no socket is missed: from here on the hooks tag what is bound, then what was there is tagged, and
+    // only then somebody asks.
+    steps.extend(SocketHook::ALL.map(Step::AttachSocketHook));
+    steps.push(Step::TagSockets(owners));
     steps.push(Step::PinProgram);
     if adds_clsact {
         steps.push(Step::AddClsact);
@@ -274,6 +308,19 @@ fn policy_changes(there: &BTreeMap<PortKey, PortPolicy>, exempt: &BTreeSet<PortK
         .collect()
 }
 
+/// What has to change so that `OWNERS` says this, and nothing else.
+fn owner_changes(
+    there: &BTreeMap<Owner, OwnerPolicy>,
+    wanted: &BTreeMap<Owner, OwnerPolicy>,
+) -> Vec<OwnerChange> {
+    let known = there.keys().chain(wanted.keys()).copied().collect::<BTreeSet<_>>();
+    known
+        .into_iter()
+        .map(|owner| OwnerChange { owner, old: there.get(&owner).copied(), new: wanted.get(&owner).copied() })
+        .filter(|change| change.old != change.new)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,9 +347,16 @@ mod tests {
         state.pins = Pins {
             has_directory: true,
             has_layout: true,
-            names: MAPS.iter().copied().chain([pins::PROGRAM, pins::LINK]).map(str::to_owned).collect(),
+            names: MAPS
+                .iter()
+                .copied()
+                .chain([pins::PROGRAM, pins::LINK])
+                .chain(SocketHook::ALL.map(SocketHook::pin))
+                .map(str::to_owned)
+                .collect(),
             leftovers: Vec::new(),
         };
+        state.owners = config.owner_policies();
         state.linked_program = Some(42);
         state.interface.tcx_programs = Some(vec![42, 99]);
         state.steered_is_alive = true;
@@ -323,13 +377,37 @@ mod tests {
     #[test]
     fn a_second_load_keeps_the_maps_and_replaces_the_program_in_the_link() {
         let steps = plan(&loaded(), &Config::default()).unwrap();
-        let expected = [
-            Step::LoadProgram { reused: MAPS.to_vec(), log: LogLevel::Off },
+        let mut expected = vec![Step::LoadProgram { reused: MAPS.to_vec(), log: LogLevel::Off }];
+        expected.extend(SocketHook::ALL.map(Step::AttachSocketHook));
+        expected.extend([
+            Step::TagSockets(Config::default().owner_policies()),
             Step::PinProgram,
             Step::ReplaceInLink { old: 42 },
             Step::SwapProgramPin,
-        ];
+        ]);
         assert_eq!(steps, expected);
+    }
+
+    #[test]
+    fn sockets_are_tagged_after_the_hooks_are_there_and_before_anybody_asks() {
+        for state in [fresh(), loaded()] {
+            let steps = plan(&state, &Config::default()).unwrap();
+            let at = |wanted: &dyn Fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
+            let last_hook = at(&|step| *step == Step::AttachSocketHook(SocketHook::Name6));
+            let tagged = at(&|step| matches!(step, Step::TagSockets(_)));
+            let asked = at(&|step| matches!(step, Step::AttachLink | Step::ReplaceInLink { .. }));
+            assert!(last_hook < tagged && tagged < asked, "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn owners_that_are_in_the_file_no_more_are_taken_out() {
+        let mut state = loaded();
+        let gone = Owner::new(b"gone", 0);
+        state.owners.insert(gone, OwnerPolicy::new(Policy::Steer));
+        let steps = plan(&state, &Config::default()).unwrap();
+        let old = Some(OwnerPolicy::new(Policy::Steer));
+        assert!(steps.contains(&Step::WriteOwners(vec![OwnerChange { owner: gone, old, new: None }])));
     }
 
     #[test]

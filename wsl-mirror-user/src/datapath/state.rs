@@ -7,7 +7,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use wsl_mirror_ebpf::abi::{Hook, Settings};
 
 use super::hook;
-use super::maps::{PolicyMap, SettingsMap};
+use super::maps::{OwnersMap, PolicyMap, SettingsMap};
 use super::pins::{self, Pins};
 use super::plan::{Interface, State};
 use crate::config::HookChoice;
@@ -20,6 +20,7 @@ pub fn read(name: &str, choice: HookChoice) -> Result<State> {
     pins.require_our_layout()?;
     let settings = if pins.has("SETTINGS") { Some(SettingsMap::pinned()?.get()?) } else { None };
     let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
+    let owners = if pins.has("OWNERS") { OwnersMap::pinned()?.all()? } else { BTreeMap::new() };
     let index = interface::require_index(name)?;
     let tcx_programs = hook::tcx_programs(name)?;
     let asks_for_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
@@ -35,6 +36,7 @@ pub fn read(name: &str, choice: HookChoice) -> Result<State> {
         pins,
         settings,
         policies,
+        owners,
         interface: Interface { name: name.to_owned(), index, tcx_programs, clsact },
         linked_program,
     })

@@ -1,11 +1,14 @@
 //! Takes away everything that `load` made, and nothing else.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use aya::programs::links::{FdLink, PinnedLink};
 use wsl_mirror_ebpf::abi::Hook;
 
 use super::maps::SettingsMap;
+use super::owners::{self, SocketHook};
 use super::pins::{self, MAPS, Pins};
 use super::state::{Attachment, attachment, linked_program};
 use super::{apply, hook};
@@ -27,6 +30,7 @@ pub fn unload() -> Result<bool> {
     if pins.has("SETTINGS") {
         errors.note(detach_filter());
     }
+    errors.note(remove_socket_hooks(&pins));
     let rest = MAPS.iter().copied().chain([pins::PROGRAM]).filter(|name| pins.has(name));
     for name in rest.chain(pins.leftovers.iter().map(String::as_str)) {
         errors.note(apply::remove(&pins::path(name)));
@@ -57,6 +61,20 @@ fn remove_link(pins: &Pins) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes the hooks for sockets, and waits until they are off the cgroup.
+fn remove_socket_hooks(pins: &Pins) -> Result<()> {
+    let mut links = HashSet::new();
+    let mut errors = Errors::default();
+    for name in SocketHook::ALL.map(SocketHook::pin).into_iter().filter(|name| pins.has(name)) {
+        let path = pins::path(name);
+        let id = PinnedLink::from_pin(&path).and_then(|link| Ok(FdLink::from(link).info()?.id()));
+        links.extend(id.ok());
+        errors.note(apply::remove(&path));
+    }
+    errors.note(owners::wait_until_gone(&links));
+    errors.into_result()
 }
 
 /// Removes our `cls_bpf` filter, and the qdisc if we made it and nobody else uses it now.

@@ -1,8 +1,10 @@
-//! The machine: its lock, its bpffs, its interfaces, its kernel's BTF.
+//! The machine: its lock, its bpffs, its cgroups, its interfaces, its sockets.
 
 pub mod bpffs;
+pub mod cgroup;
 pub mod interface;
 pub mod lock;
+pub mod sockets;
 
 use anyhow::Result;
 

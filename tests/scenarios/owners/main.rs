@@ -1,0 +1,61 @@
+//! A port is steered because of who serves it: whose socket it is that the stack is going to choose.
+//!
+//! Windows' packets to any of these ports are caught by an engine's rule, without an engine ([`trap`]): so a port
+//! answers exactly if it is steered, and says who answered. [`Sockets`] play who serves.
+
+mod clients;
+mod existing;
+mod hooks;
+mod served;
+
+use anyhow::{Context as _, Result};
+use wsl_mirror_lab::{Lab, Namespace, Sockets};
+
+/// Whose ports are steered without a word in the configuration.
+const PROXY: &str = "docker-proxy";
+
+/// What an engine does to published ports, without an engine: a DNAT of 8000 to 8999 to a container which nobody will
+/// ask for an answer. Nothing gets to a listener but what is steered.
+fn trap(lab: &Lab) -> Result<()> {
+    lab.guest()
+        .run(
+            "nft",
+            ["add table ip engine; add chain ip engine pre { type nat hook prerouting priority dstnat; }; \
+              add rule ip engine pre fib daddr type local tcp dport 8000-8999 dnat to 192.0.2.7:80; \
+              add rule ip engine pre fib daddr type local udp dport 8000-8999 dnat to 192.0.2.7:80"],
+        )
+        .map(drop)
+}
+
+/// A process of this name in the guest.
+fn process(lab: &Lab, name: &str) -> Result<Sockets> {
+    process_in(lab, lab.guest(), name)
+}
+
+/// A process of this name in another namespace.
+fn process_in(lab: &Lab, namespace: &Namespace, name: &str) -> Result<Sockets> {
+    Sockets::start(lab, namespace, env!("CARGO_BIN_EXE_lab-sockets"), name)
+}
+
+/// A lab with the trap, and wsl-mirror loaded.
+fn loaded() -> Result<Lab> {
+    let lab = Lab::builder().build()?;
+    trap(&lab)?;
+    load(&lab)?;
+    Ok(lab)
+}
+
+fn load(lab: &Lab) -> Result<()> {
+    lab.wsl_mirror(&["load"])?.success().map(drop)
+}
+
+/// How many packets got their verdict for this reason.
+fn packets(lab: &Lab, reason: &str) -> Result<u64> {
+    let status = lab.wsl_mirror(&["status", "--json"])?.success()?;
+    let status: serde_json::Value = serde_json::from_str(&status.stdout)?;
+    let verdicts = status["verdicts"].as_array().context("status has no verdicts")?;
+    let verdict = verdicts.iter().find(|verdict| verdict["reason"] == reason);
+    verdict
+        .and_then(|verdict| verdict["packets"].as_u64())
+        .with_context(|| format!("no {reason} in {status}"))
+}

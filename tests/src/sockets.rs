@@ -1,0 +1,68 @@
+//! A process in the lab that does with sockets what a test tells it (`lab-sockets`).
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Child, ChildStdin, ChildStdout, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{Lab, Namespace};
+
+/// The process. It ends with this value, and what it has handed its sockets to ends too.
+#[derive(Debug)]
+pub struct Sockets {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Sockets {
+    /// Starts it in the guest or another namespace, in the lab's cgroup, under this name. `program` is `lab-sockets`
+    /// (`env!("CARGO_BIN_EXE_lab-sockets")`, which only tests have).
+    pub fn start(lab: &Lab, namespace: &Namespace, program: &str, name: &str) -> Result<Self> {
+        let mut child = namespace
+            .command(program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting lab-sockets")?;
+        let input = child.stdin.take().context("no pipe")?;
+        let output = BufReader::new(child.stdout.take().context("no pipe")?);
+        let mut process = Self { child, input, output };
+        process.tell(&format!("group {}", lab.group("processes")?.display()))?;
+        process.tell(&format!("name {name}"))?;
+        Ok(process)
+    }
+
+    /// Has it do one thing; gives what it says.
+    pub fn tell(&mut self, line: &str) -> Result<String> {
+        writeln!(self.input, "{line}").with_context(|| format!("telling it to {line}"))?;
+        let mut answer = String::new();
+        self.output.read_line(&mut answer)?;
+        match answer.trim_end().split_once(' ').unwrap_or((answer.trim_end(), "")) {
+            ("ok", said) => Ok(said.to_owned()),
+            (_, said) => bail!("`{line}`: {said}"),
+        }
+    }
+
+    /// A TCP listener on this address that answers with the process's name.
+    pub fn serve(&mut self, address: &str) -> Result<()> {
+        self.tell(&format!("bind {address} tcp {address}"))?;
+        self.tell(&format!("serve {address}")).map(drop)
+    }
+
+    /// Ends the process itself; those that it has handed sockets to go on.
+    pub fn leave(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

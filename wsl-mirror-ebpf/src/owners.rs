@@ -1,0 +1,128 @@
+//! Who serves a socket: a tag that the socket itself carries, written by the process that binds it or takes it over.
+//!
+//! The tag goes with the socket when its descriptor is handed on, dies with it, and cannot be taken for that of another
+//! socket on the same port.
+
+use core::{mem, ptr};
+
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use aya_ebpf::btf_maps::{HashMap, SkStorage};
+use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
+use aya_ebpf::macros::{btf_map, cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
+use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Policy};
+
+use crate::NO_PREALLOC;
+
+/// What the hooks return, whatever happens: 0 would make bind(2) fail, on the whole machine.
+const GO_ON: i32 = 1;
+
+#[btf_map]
+static SOCKET_OWNER: SkStorage<Owner> = SkStorage::new();
+
+#[btf_map]
+static OWNERS: HashMap<Owner, OwnerPolicy, 1024, NO_PREALLOC> = HashMap::new();
+
+/// A process has bound a socket; its port is chosen by now, also where it asked for any.
+#[cgroup_sock(post_bind4)]
+pub fn wsl_mirror_bd4(ctx: SockContext) -> i32 {
+    bound(&ctx)
+}
+
+/// Likewise, an IPv6 socket: it may serve IPv4 as well.
+#[cgroup_sock(post_bind6)]
+pub fn wsl_mirror_bd6(ctx: SockContext) -> i32 {
+    bound(&ctx)
+}
+
+/// A process asks for the address of a socket: Go's `net.FileListener` does, on a descriptor that it was handed.
+#[cgroup_sock_addr(getsockname4)]
+pub fn wsl_mirror_gs4(ctx: SockAddrContext) -> i32 {
+    asked(&ctx)
+}
+
+/// Likewise, of an IPv6 socket.
+#[cgroup_sock_addr(getsockname6)]
+pub fn wsl_mirror_gs6(ctx: SockAddrContext) -> i32 {
+    asked(&ctx)
+}
+
+#[inline(always)]
+fn bound(ctx: &SockContext) -> i32 {
+    let Some(mut owner) = current() else { return GO_ON };
+    // SAFETY: the context stands for the socket that was bound.
+    let tag = unsafe { storage(ctx.sock.cast(), &raw mut owner, u64::from(BPF_SK_STORAGE_GET_F_CREATE)) };
+    write(tag, owner);
+    GO_ON
+}
+
+#[inline(always)]
+fn asked(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    // Only what has a tag gets another one: accepted and connecting sockets, whose address everybody asks for, have
+    // none, and nobody asks for theirs.
+    // SAFETY: the socket that is asked about.
+    let tag = unsafe { storage(socket.cast(), ptr::null_mut(), 0) };
+    if let Some(owner) = current() {
+        write(tag, owner);
+    }
+    GO_ON
+}
+
+/// The process that runs.
+#[inline(always)]
+fn current() -> Option<Owner> {
+    let name = bpf_get_current_comm().ok()?;
+    Some(Owner { uid: bpf_get_current_uid_gid() as u32, name })
+}
+
+#[inline(always)]
+fn write(tag: *mut Owner, owner: Owner) {
+    if !tag.is_null() {
+        // SAFETY: the element stays until the program ends. A reader on another CPU may see half of the old name and
+        // half of the new: that is nobody's name, and its packet passes.
+        unsafe { *tag.cast::<Words>() = mem::transmute::<Owner, Words>(owner) }
+    }
+}
+
+/// An owner, as it is copied: the compiler would copy the name byte by byte.
+type Words = [u32; size_of::<Owner>() / size_of::<u32>()];
+
+#[inline(always)]
+unsafe fn read(tag: *const Owner) -> Owner {
+    // SAFETY: the caller's element, which is as aligned as its first field; all bit patterns are values.
+    unsafe { mem::transmute::<Words, Owner>(*tag.cast::<Words>()) }
+}
+
+/// What is written about the owner of a socket that a lookup has found; nothing if it carries no tag.
+#[inline(always)]
+pub fn policy(socket: *mut bpf_sock) -> Policy {
+    // SAFETY: the socket is held.
+    let tag = unsafe { storage(socket.cast(), ptr::null_mut(), 0) };
+    if tag.is_null() {
+        return Policy::Unset;
+    }
+    // SAFETY: the element stays until the program ends.
+    match written(unsafe { &*tag }) {
+        // SAFETY: as above.
+        Policy::Unset => written(&unsafe { read(tag) }.of_any_user()),
+        policy => policy,
+    }
+}
+
+#[inline(always)]
+fn written(owner: &Owner) -> Policy {
+    let Some(policy) = OWNERS.get_ptr(owner) else { return Policy::Unset };
+    // SAFETY: the element stays until the program ends; an aligned u32 is read whole.
+    unsafe { *policy }.policy()
+}
+
+#[inline(always)]
+unsafe fn storage(socket: *mut c_void, first: *mut Owner, flags: u64) -> *mut Owner {
+    // SAFETY: the caller's socket; the value has the map's size.
+    unsafe { bpf_sk_storage_get((&raw const SOCKET_OWNER).cast_mut().cast(), socket, first.cast(), flags) }
+        .cast()
+}
