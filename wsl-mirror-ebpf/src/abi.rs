@@ -107,6 +107,9 @@ pub struct Settings {
     pub clsact_ifindex: u32,
     /// Name of the interface, filled up with zeros.
     pub interface: [u8; 16],
+    /// Index of `lo` if packets can be delivered by it: the policy rule and the sysctls that this needs are in place,
+    /// and nothing was found that would lose such a packet. 0: all take the plain way.
+    pub lo_ifindex: u32,
 }
 
 impl Settings {
@@ -255,12 +258,74 @@ impl FlowKey {
     }
 }
 
-/// Value of `FLOWS`: who carries a flow, for the packet that finds the flow's conntrack entry lost.
+/// Value of `FLOWS`: who carries a flow and which way, for the packet that finds the flow's conntrack entry lost, and
+/// for flows that are delivered by `lo`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowState {
     /// A [`Carrier`].
     pub carrier: u32,
+    /// 1: the flow is delivered by `lo`. 0: it takes the plain way.
+    pub by_lo: u32,
+    /// Of a flow within Linux: the sequence number of its first SYN.
+    pub sequence: u32,
+}
+
+impl FlowState {
+    /// A flow that this one carries.
+    #[inline(always)]
+    pub const fn new(carrier: Carrier, by_lo: bool) -> Self {
+        Self { carrier: carrier as u32, by_lo: by_lo as u32, sequence: 0 }
+    }
+
+    /// A flow whose SYN has come by: of ours, or within Linux.
+    #[inline(always)]
+    pub const fn seen(is_ours: bool, sequence: u32, by_lo: bool) -> Self {
+        let carrier = if is_ours { Carrier::Listener } else { Carrier::Linux };
+        Self { sequence, ..Self::new(carrier, by_lo) }
+    }
+}
+
+/// Value of `SOCKET_DELIVERY` (socket storage), of a listener: how its flows are delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SocketDelivery {
+    /// 1: by `lo`. A rule that drops what is "not on lo" was seen to eat SYNs to this listener.
+    pub by_lo: u32,
+}
+
+/// Value of `PORT_DELIVERY` (array with an element for each port, as in `PORT_PACKETS`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PortDelivery {
+    /// 1: flows to a listener on this port were delivered by `lo`, so each packet to it is looked at more closely.
+    /// Written by the program, and never taken back: it decides nothing.
+    pub seen: u32,
+    /// 1: there is a rule that drops what comes to this port and not on `lo`; new flows are delivered by `lo`. Written
+    /// by user space, which reads the rules.
+    pub by_rule: u32,
+}
+
+/// Key of `FRAGMENTS` (LRU hash): what the fragments of a datagram to 127.0.0.1 have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// The sender's address, 127.x.y.z, in the order in which one writes it.
+    pub client: [u8; 4],
+    /// IPv4's identification.
+    pub id: u16,
+    /// IP protocol number: 6 TCP, 17 UDP.
+    pub protocol: u16,
+}
+
+impl FragmentKey {
+    /// The key of this datagram.
+    #[inline(always)]
+    pub const fn new(protocol: Protocol, client: [u8; 4], id: u16) -> Self {
+        let rest = id as u32 | (protocol as u32) << 16;
+        // SAFETY: as for `PortKey`.
+        unsafe { transmute::<[u32; 2], Self>([u32::from_ne_bytes(client), rest]) }
+    }
 }
 
 /// Who carries a flow.
@@ -271,6 +336,9 @@ pub enum Carrier {
     Listener = 1,
     /// An engine, by DNAT. Only noted of UDP, whose datagrams do not tell whether their flow has just begun.
     Engine = 2,
+    /// Nobody but the stack: a flow from Linux to Linux, to a listener that is steered. Noted in order to see whether
+    /// it gets through.
+    Linux = 3,
 }
 
 impl Carrier {
@@ -280,6 +348,7 @@ impl Carrier {
         match number {
             1 => Some(Self::Listener),
             2 => Some(Self::Engine),
+            3 => Some(Self::Linux),
             _ => None,
         }
     }
@@ -360,7 +429,10 @@ pub const BUILT_IN_OWNERS: [(Owner, Policy); 1] = [(Owner::new(b"docker-proxy", 
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{FlowKey, FlowState, Owner, OwnerPolicy, PortKey, PortPolicy, PortStats, Settings, Verdicts};
+    use super::{
+        FlowKey, FlowState, FragmentKey, Owner, OwnerPolicy, PortDelivery, PortKey, PortPolicy, PortStats,
+        Settings, SocketDelivery, Verdicts,
+    };
 
     // SAFETY: `repr(C)`, integers only, no padding, every bit pattern is a value.
     unsafe impl aya::Pod for Settings {}
@@ -374,6 +446,12 @@ mod pod {
     unsafe impl aya::Pod for Owner {}
     // SAFETY: as above.
     unsafe impl aya::Pod for OwnerPolicy {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SocketDelivery {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortDelivery {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FragmentKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
@@ -476,6 +554,12 @@ reasons! {
     Established => steer_established, Steer;
     /// the flow was steered, but there was no room to remember that: should its entry get lost, it is judged anew
     Unremembered => steer_unremembered, Steer;
+    /// a flow's first SYN had been eaten by a rule for what is not on lo: from now on the listener's flows go by lo
+    Learned => steer_learned, Steer;
+    /// a flow within Linux that such a rule stands against, delivered by lo; its conntrack entry is left as it is
+    Local => steer_local, Steer;
+    /// a later fragment of a datagram that is delivered by lo
+    Fragment => steer_fragment, Steer;
 
     /// not IPv4 (ARP, IPv6, …)
     NotIpv4 => pass_not_ipv4, Pass;
@@ -528,6 +612,8 @@ reasons! {
     NatFailed => failed_nat, Failed;
     /// bpf_ct_insert_entry failed: another CPU was first, or the hash chain is too long
     InsertFailed => failed_insert, Failed;
+    /// bpf_skb_store_bytes failed: the packet could not be delivered by lo, and took the plain way
+    DeliverFailed => failed_deliver, Failed;
 }
 
 #[cfg(test)]
@@ -603,12 +689,16 @@ mod tests {
         assert_eq!(size_of::<PortKey>(), 4);
         assert_eq!(size_of::<PortPolicy>(), 2);
         assert_eq!(size_of::<FlowKey>(), 12);
-        assert_eq!(size_of::<Settings>(), 40);
+        assert_eq!(size_of::<Settings>(), 44);
+        assert_eq!(size_of::<FlowState>(), 12);
+        assert_eq!(size_of::<FragmentKey>(), 8);
         assert_eq!(size_of::<Owner>(), 20);
         assert_eq!(size_of::<OwnerPolicy>(), 4);
         let flow = FlowKey::new(Protocol::Udp, [127, 0, 0, 2], 50_000, 53);
         let fields = FlowKey { client: [127, 0, 0, 2], client_port: 50_000, server_port: 53, protocol: 17 };
         assert_eq!(flow, fields);
+        let fragment = FragmentKey::new(Protocol::Udp, [127, 0, 0, 2], 7);
+        assert_eq!(fragment, FragmentKey { client: [127, 0, 0, 2], id: 7, protocol: 17 });
         let PortKey { protocol, zero, port } = PortKey::new(Protocol::Tcp, 8080);
         assert_eq!((protocol, zero, port.to_le_bytes()), (0x06, 0x00, [0x90, 0x1f]));
     }

@@ -179,7 +179,7 @@ pub fn find(skb: &Skb, packet: &Packet) -> Conntrack {
 /// Takes away the packet's entry, unless another CPU has put a new one in its place by now: a lifetime of
 /// nothing makes it expired, and the next lookup collects what is expired (`nf_ct_gc_expired` in
 /// `____nf_conntrack_find`).
-#[inline(always)]
+#[inline(never)]
 pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
     let mut options = Options::of(packet);
     // SAFETY: the tuple and the options outlive the call.
@@ -210,7 +210,7 @@ pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
 /// Makes an entry for the packet's flow whose destination NAT is already done, to the address and port where
 /// it goes anyway: nat PREROUTING then skips the rules of every engine, and nothing else changes
 /// (`nf_nat_inet_fn`, `nf_nat_initialized`).
-#[inline(always)]
+#[inline(never)]
 pub fn create(skb: &Skb, packet: &Packet) -> Result<(), Reason> {
     let mut options = Options::of(packet);
     // SAFETY: the tuple and the options outlive the call.

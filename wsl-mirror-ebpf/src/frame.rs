@@ -48,6 +48,12 @@ impl Skb {
         self.ctx.skb.pull_data(len as u32).map_err(|error| error as i32)
     }
 
+    /// Makes the frame's destination address zero: `lo`'s own. Whoever has a copy of the frame keeps it as it was.
+    #[inline(always)]
+    pub fn clear_destination(&self) -> Result<(), i32> {
+        self.ctx.skb.store(0, &[0_u8; 6], 0).map_err(|error| error as i32)
+    }
+
     /// Sets these bits of `skb->mark`, and no other.
     #[inline(always)]
     pub fn add_mark(&mut self, bits: u32) {

@@ -20,17 +20,18 @@ mod tuple;
 
 use core::arch::asm;
 
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_INGRESS};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use wsl_mirror_ebpf::abi::{
-    Carrier, FlowKey, FlowState, LAYOUT, PORTS, Policy, PortKey, PortPolicy, PortStats, Reason, Settings,
-    Verdict, Verdicts,
+    Carrier, FlowKey, FlowState, FragmentKey, LAYOUT, PORTS, Policy, PortDelivery, PortKey, PortPolicy,
+    PortStats, Reason, Settings, Verdict, Verdicts,
 };
 use wsl_mirror_ebpf::packet::{self, MAX_HEADERS, Packet};
-use wsl_mirror_ebpf::verdict::{Conntrack, Kernel, decide};
+use wsl_mirror_ebpf::verdict::{Conntrack, Kernel, Listener, Remembered, Way, decide};
 
 use crate::frame::Skb;
 
@@ -64,6 +65,14 @@ static PORT_PACKETS: Array<u64, PORTS, MMAPABLE> = Array::new();
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowState, 32_768> = LruHashMap::new();
 
+/// Mapped into memory by the loader, which writes one field of an element while the program may write the other.
+#[btf_map]
+static PORT_DELIVERY: Array<PortDelivery, PORTS, MMAPABLE> = Array::new();
+
+/// Datagrams whose fragments are delivered by `lo`; the kernel itself gives a datagram 30 seconds to get together.
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, u32, 4096> = LruHashMap::new();
+
 /// The program.
 #[classifier]
 pub fn wsl_mirror(ctx: TcContext) -> i32 {
@@ -80,22 +89,71 @@ pub fn wsl_mirror(ctx: TcContext) -> i32 {
         parsed => parsed,
     };
     match reason {
-        Err(reason) => count(reason),
+        Err(Reason::LaterFragment) => later_fragment(&mut skb),
+        Err(reason) => {
+            count(reason);
+            NEXT
+        }
         Ok(packet) => steer(&mut skb, &packet),
     }
-    NEXT
 }
 
 #[inline(always)]
-fn steer(skb: &mut Skb, packet: &Packet) {
-    let Some(settings) = SETTINGS.get(0).filter(|settings| settings.layout == LAYOUT) else {
-        return count(Reason::NoSettings);
+fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0).filter(|settings| settings.layout == LAYOUT)
+}
+
+/// A fragment without ports goes the way of the one that has them; if that has not come yet, the plain one, which is
+/// as good: a datagram counts as received where its last fragment was.
+#[inline(always)]
+fn later_fragment(skb: &mut Skb) -> i32 {
+    let settings = settings().filter(|settings| settings.lo_ifindex != 0);
+    let (Some(settings), Some(key)) = (settings, packet::fragment(skb)) else {
+        count(Reason::LaterFragment);
+        return NEXT;
     };
-    let reason = decide(packet, &mut Here { skb, settings });
-    if matches!(reason.verdict(), Verdict::Steer) {
+    if FRAGMENTS.get_ptr(key).is_none() {
+        count(Reason::LaterFragment);
+        return NEXT;
+    }
+    skb.add_mark(settings.mark);
+    deliver(skb, settings, Reason::Fragment).0
+}
+
+/// Has a packet go on as if it had been received on `lo`. Says what the program returns, and what it counts.
+#[inline(always)]
+fn deliver(skb: &Skb, settings: &Settings, reason: Reason) -> (i32, Reason) {
+    // To `lo`'s own address, or it is somebody else's frame (eth_type_trans).
+    let reason = if skb.clear_destination().is_ok() { reason } else { Reason::DeliverFailed };
+    count(reason);
+    if matches!(reason, Reason::DeliverFailed) {
+        return (NEXT, reason);
+    }
+    // SAFETY: no pointers are handed over.
+    (unsafe { bpf_redirect(settings.lo_ifindex, u64::from(BPF_F_INGRESS)) } as i32, reason)
+}
+
+#[inline(always)]
+fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
+    let Some(settings) = settings() else {
+        count(Reason::NoSettings);
+        return NEXT;
+    };
+    let decision = decide(packet, &mut Here { skb, settings });
+    if matches!(decision.reason.verdict(), Verdict::Steer) {
         skb.add_mark(settings.mark);
     }
-    count(reason);
+    if settings.lo_ifindex != 0
+        && let Some(id) = packet.first_fragment
+    {
+        remember_fragments(packet, id, decision.by_lo);
+    }
+    let (action, reason) = if decision.by_lo {
+        deliver(skb, settings, decision.reason)
+    } else {
+        count(decision.reason);
+        (NEXT, decision.reason)
+    };
     match reason {
         Reason::Established => count_established(packet),
         Reason::Reply => {}
@@ -112,6 +170,14 @@ fn steer(skb: &mut Skb, packet: &Packet) {
             reason as u32
         );
     }
+    action
+}
+
+#[inline(always)]
+fn remember_fragments(packet: &Packet, id: u16, by_lo: bool) {
+    let key = FragmentKey::new(packet.protocol, packet.client, id);
+    // No room: then the others take the plain way, and the datagram is judged by where the last one came in.
+    let _ = if by_lo { FRAGMENTS.insert(key, 1, u64::from(BPF_ANY)) } else { FRAGMENTS.remove(key) };
 }
 
 /// The packet's surroundings, for [`decide`].
@@ -127,11 +193,16 @@ impl Kernel for Here<'_> {
     }
 
     #[inline(always)]
-    fn remembered(&mut self, packet: &Packet) -> Option<Carrier> {
+    fn remembered(&mut self, packet: &Packet) -> Option<Remembered> {
         let flow = FLOWS.get_ptr(packet.flow())?;
         // SAFETY: the element stays readable until the program ends (RCU); a concurrent writer may change
-        // it, and an aligned u32 is read whole.
-        Carrier::from_number(unsafe { (*flow).carrier })
+        // it, and an aligned u32 is read whole. The fields need not be of one writing: each stands for itself.
+        let flow = unsafe { &*flow };
+        Some(Remembered {
+            carrier: Carrier::from_number(flow.carrier)?,
+            by_lo: flow.by_lo == 1,
+            sequence: flow.sequence,
+        })
     }
 
     #[inline(always)]
@@ -147,8 +218,21 @@ impl Kernel for Here<'_> {
     }
 
     #[inline(always)]
-    fn listener(&mut self, packet: &Packet) -> Option<Policy> {
+    fn listener(&mut self, packet: &Packet) -> Option<Listener> {
         sockets::listener(self.skb, packet)
+    }
+
+    #[inline(always)]
+    fn way(&mut self, packet: &Packet) -> Way {
+        if self.settings.lo_ifindex == 0 {
+            return Way::Plain;
+        }
+        let Some(port) = PORT_DELIVERY.get(port_key(packet).index()) else { return Way::Plain };
+        match port {
+            PortDelivery { by_rule: 1, .. } => Way::ByLo,
+            PortDelivery { seen: 1, .. } => Way::Seen,
+            _ => Way::Open,
+        }
     }
 
     #[inline(always)]
@@ -167,9 +251,19 @@ impl Kernel for Here<'_> {
     }
 
     #[inline(always)]
-    fn remember(&mut self, packet: &Packet, carrier: Carrier) -> Result<(), ()> {
-        let state = FlowState { carrier: carrier as u32 };
-        FLOWS.insert(packet.flow(), state, u64::from(BPF_ANY)).map_err(|_| ())
+    fn remember(&mut self, packet: &Packet, flow: FlowState) -> Result<(), ()> {
+        if flow.by_lo == 1
+            && let Some(port) = PORT_DELIVERY.get_ptr_mut(port_key(packet).index())
+        {
+            // SAFETY: an aligned u32 that lives as long as the map; only ever set to this.
+            unsafe { (*port).seen = 1 };
+        }
+        FLOWS.insert(packet.flow(), flow, u64::from(BPF_ANY)).map_err(|_| ())
+    }
+
+    #[inline(always)]
+    fn learn(&mut self, packet: &Packet) {
+        sockets::learn(self.skb, packet);
     }
 
     #[inline(always)]

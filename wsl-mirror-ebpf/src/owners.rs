@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
 use aya_ebpf::macros::{btf_map, cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
-use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Policy};
+use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Policy, SocketDelivery};
 
 use crate::NO_PREALLOC;
 
@@ -21,6 +21,10 @@ const GO_ON: i32 = 1;
 
 #[btf_map]
 static SOCKET_OWNER: SkStorage<Owner> = SkStorage::new();
+
+/// What was learned about delivering to a listener: it goes with the listener.
+#[btf_map]
+static SOCKET_DELIVERY: SkStorage<SocketDelivery> = SkStorage::new();
 
 #[btf_map]
 static OWNERS: HashMap<Owner, OwnerPolicy, 1024, NO_PREALLOC> = HashMap::new();
@@ -120,9 +124,32 @@ fn written(owner: &Owner) -> Policy {
     unsafe { *policy }.policy()
 }
 
+/// Whether a rule was seen to eat what goes to this socket and not by `lo`.
+#[inline(always)]
+pub fn is_delivered_by_lo(socket: *mut bpf_sock) -> bool {
+    // SAFETY: the socket is held.
+    let delivery: *mut SocketDelivery =
+        unsafe { bpf_sk_storage_get(map(&SOCKET_DELIVERY), socket.cast(), ptr::null_mut(), 0) }.cast();
+    // SAFETY: the element stays until the program ends.
+    !delivery.is_null() && unsafe { (*delivery).by_lo } == 1
+}
+
+/// From now on what goes to this socket is delivered by `lo`. No room: then it is found out again.
+#[inline(always)]
+pub fn deliver_by_lo(socket: *mut bpf_sock) {
+    let mut first = SocketDelivery { by_lo: 1 };
+    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: the socket is held; the value has the map's size. Whatever is there already says the same.
+    unsafe { bpf_sk_storage_get(map(&SOCKET_DELIVERY), socket.cast(), (&raw mut first).cast(), create) };
+}
+
 #[inline(always)]
 unsafe fn storage(socket: *mut c_void, first: *mut Owner, flags: u64) -> *mut Owner {
     // SAFETY: the caller's socket; the value has the map's size.
-    unsafe { bpf_sk_storage_get((&raw const SOCKET_OWNER).cast_mut().cast(), socket, first.cast(), flags) }
-        .cast()
+    unsafe { bpf_sk_storage_get(map(&SOCKET_OWNER), socket, first.cast(), flags) }.cast()
+}
+
+#[inline(always)]
+const fn map<T>(map: &'static SkStorage<T>) -> *mut c_void {
+    ptr::from_ref(map).cast_mut().cast()
 }

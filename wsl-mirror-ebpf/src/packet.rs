@@ -1,6 +1,6 @@
 //! From bytes to a packet that can be steered, or the reason why it cannot.
 
-use crate::abi::{FlowKey, Protocol, Reason};
+use crate::abi::{FlowKey, FragmentKey, Protocol, Reason};
 
 const ETHERNET: usize = 14;
 const IPV4_MIN: usize = 20;
@@ -88,6 +88,11 @@ pub struct Packet {
     pub server_port: u16,
     /// What it can mean to its flow.
     pub role: Role,
+    /// TCP's sequence number; 0 for UDP.
+    pub sequence: u32,
+    /// The first fragment of a datagram: others follow, or came before it, that carry no ports. The number is IPv4's
+    /// identification.
+    pub first_fragment: Option<u16>,
 }
 
 impl Packet {
@@ -96,6 +101,14 @@ impl Packet {
     pub const fn flow(&self) -> FlowKey {
         FlowKey::new(self.protocol, self.client, self.client_port, self.server_port)
     }
+}
+
+/// What a later fragment has in common with the first one of its datagram. Only of a frame that [`parse`] has called
+/// [`Reason::LaterFragment`].
+#[inline(always)]
+pub fn fragment<F: Frame>(frame: &F) -> Option<FragmentKey> {
+    let ip = frame.at(ETHERNET, IPV4_MIN)?;
+    Some(FragmentKey::new(Protocol::from_number(ip.u8(9))?, ip.four(12), ip.u16(4)))
 }
 
 /// Reads a frame's headers.
@@ -162,6 +175,8 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
     if client_port == 0 || server_port == 0 {
         return Err(Reason::PortZero);
     }
+    let first_fragment = if fragment & MORE_FRAGMENTS == 0 { None } else { Some(ip.u16(4)) };
+    let mut sequence = 0;
     let role = match protocol {
         Protocol::Tcp => {
             let Some(transport) = frame.at(ETHERNET + header, TCP_MIN) else { return Err(Reason::Truncated) };
@@ -169,6 +184,7 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
             if data_offset < TCP_MIN || header + data_offset > total {
                 return Err(Reason::BadHeader);
             }
+            sequence = u32::from_be_bytes(transport.four(4));
             match transport.u8(13) & TcpFlags::KIND {
                 TcpFlags::SYN => Role::Syn,
                 TcpFlags::ACK => Role::Ack,
@@ -185,5 +201,5 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
             Role::Datagram
         }
     };
-    Ok(Packet { protocol, client, client_port, server_port, role })
+    Ok(Packet { protocol, client, client_port, server_port, role, sequence, first_fragment })
 }

@@ -4,6 +4,7 @@ use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock};
 use aya_ebpf::helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use wsl_mirror_ebpf::abi::{Policy, Protocol};
 use wsl_mirror_ebpf::packet::Packet;
+use wsl_mirror_ebpf::verdict::Listener;
 
 use crate::frame::Skb;
 use crate::owners;
@@ -14,65 +15,88 @@ const LISTEN: u32 = 10;
 /// The namespace of the interface that the packet came in on.
 const THIS_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
 
-/// What is written about the owner of the socket that would receive a flow that begins with this packet: for TCP one
-/// in LISTEN, for UDP a bound one.
+/// The socket that would receive a flow that begins with this packet: for TCP one in LISTEN, for UDP a bound one.
 ///
 /// The kernel's own lookup answers, so that of several sockets on one port (another address, `[::]`, `SO_REUSEPORT`)
 /// it is the one that the stack is going to choose; only of a group whose members a BPF program chooses from
 /// (`SO_ATTACH_REUSEPORT_EBPF`) it may be another member, since these lookups do not run it.
-///
-/// A function in the program too: it is asked for in three places, and only when flows begin.
+#[inline(always)]
+pub fn listener(skb: &Skb, packet: &Packet) -> Option<Listener> {
+    let found = with_listener(skb, packet, Task::Tell);
+    let owner = Policy::from_byte(found as u8);
+    (found & EXISTS != 0).then_some(Listener { owner, by_lo: found & BY_LO != 0 })
+}
+
+/// Has the listener remember that its flows are to be delivered by `lo`.
+#[inline(always)]
+pub fn learn(skb: &Skb, packet: &Packet) {
+    with_listener(skb, packet, Task::Learn);
+}
+
+/// What is to be done with a listener.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Task {
+    Tell,
+    Learn,
+}
+
+/// Of what is told about a listener: there is one; its flows are delivered by `lo`. The lowest byte is the policy.
+const EXISTS: u32 = 1 << 8;
+const BY_LO: u32 = 1 << 9;
+
+/// A function in the program too: it is wanted in several places, and only when flows begin.
 #[inline(never)]
-pub fn listener(skb: &Skb, packet: &Packet) -> Option<Policy> {
+fn with_listener(skb: &Skb, packet: &Packet, task: Task) -> u32 {
     match packet.protocol {
-        Protocol::Tcp => match tcp_listener(skb, &mut Tuple::of(packet)) {
-            // A SYN on a reused tuple finds the TIME_WAIT socket of the connection before it, and a segment of a
-            // connection that socket. Nothing is connected to port 0: from there only a listener is found.
-            Lookup::Other => match tcp_listener(skb, &mut Tuple::from_nowhere(packet)) {
-                Lookup::Listener(policy) => Some(policy),
-                Lookup::Other | Lookup::Nothing => None,
-            },
-            Lookup::Listener(policy) => Some(policy),
-            Lookup::Nothing => None,
-        },
+        Protocol::Tcp => {
+            let told = tcp_listener(skb, &mut Tuple::of(packet), task);
+            if told == ANOTHER {
+                // A SYN on a reused tuple finds the TIME_WAIT socket of the connection before it, and a segment of a
+                // connection that socket. Nothing is connected to port 0: from there only a listener is found.
+                tcp_listener(skb, &mut Tuple::from_nowhere(packet), task) & !ANOTHER
+            } else {
+                told
+            }
+        }
         Protocol::Udp => {
             let mut tuple = Tuple::of(packet);
             // SAFETY: the tuple is valid for the length that is passed with it.
             let socket =
                 unsafe { bpf_sk_lookup_udp(skb.as_ptr(), tuple.as_mut_ptr(), Tuple::SIZE, THIS_NETNS, 0) };
             if socket.is_null() {
-                return None;
+                return 0;
             }
-            let policy = owners::policy(socket);
+            let told = carry_out(socket, task);
             release(socket);
-            Some(policy)
+            told
         }
     }
 }
 
-/// What a TCP lookup finds.
-enum Lookup {
-    Nothing,
-    /// A socket in LISTEN, and what is written about its owner.
-    Listener(Policy),
-    /// A connection, in whatever state.
-    Other,
+/// A lookup has found a connection, in whatever state, and no listener.
+const ANOTHER: u32 = 1 << 10;
+
+#[inline(always)]
+fn tcp_listener(skb: &Skb, tuple: &mut Tuple, task: Task) -> u32 {
+    let socket = find_tcp(skb, tuple);
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and held until `release`; `state` may be read of any kind of TCP socket.
+    let told = if unsafe { (*socket).state } == LISTEN { carry_out(socket, task) } else { ANOTHER };
+    release(socket);
+    told
 }
 
 #[inline(always)]
-fn tcp_listener(skb: &Skb, tuple: &mut Tuple) -> Lookup {
-    let socket = find_tcp(skb, tuple);
-    if socket.is_null() {
-        return Lookup::Nothing;
+fn carry_out(socket: *mut bpf_sock, task: Task) -> u32 {
+    if matches!(task, Task::Learn) {
+        owners::deliver_by_lo(socket);
+        return EXISTS;
     }
-    // SAFETY: not null, and held until `release`; `state` may be read of any kind of TCP socket.
-    let found = if unsafe { (*socket).state } == LISTEN {
-        Lookup::Listener(owners::policy(socket))
-    } else {
-        Lookup::Other
-    };
-    release(socket);
-    found
+    let by_lo = if owners::is_delivered_by_lo(socket) { BY_LO } else { 0 };
+    EXISTS | by_lo | owners::policy(socket) as u32
 }
 
 /// Whether a TCP socket with exactly this packet's addresses and ports exists, whatever its state.

@@ -129,6 +129,11 @@ fn look_at_ip(bytes: &[u8], there: usize, faults: &mut Vec<Reason>) -> Option<Pa
         client_port: udp.source_port(),
         server_port: udp.destination_port(),
         role,
+        sequence: match protocol {
+            Protocol::Tcp => TcpHeaderSlice::from_slice(&transport).map_or(0, |tcp| tcp.sequence_number()),
+            Protocol::Udp => 0,
+        },
+        first_fragment: ip.more_fragments().then(|| ip.identification()),
     })
 }
 

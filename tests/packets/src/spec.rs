@@ -9,6 +9,10 @@ use crate::{Sample, TO_US};
 
 /// How much of a payload is not zero, unless it is shorter.
 pub const PATTERN: usize = 128;
+/// TCP's sequence number in each frame.
+const SEQUENCE: u32 = 256;
+/// IPv4's identification in each frame.
+const IDENTIFICATION: u16 = 0x1234;
 
 /// A frame, field by field. What is `None` in here is as it has to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +144,8 @@ impl Spec {
             client_port: self.source_port,
             server_port: self.destination_port,
             role,
+            sequence: if protocol == Protocol::Tcp { SEQUENCE } else { 0 },
+            first_fragment: (self.fragment & 0x2000 != 0).then_some(IDENTIFICATION),
         }
     }
 
@@ -176,7 +182,7 @@ impl Spec {
         let protocol = self.protocol.unwrap_or(self.packet().protocol as u8);
         head.extend([self.version << 4 | self.ihl.unwrap_or(words) & 0xf, 0]);
         head.extend(total.to_be_bytes());
-        head.extend([0x12, 0x34]);
+        head.extend(IDENTIFICATION.to_be_bytes());
         head.extend(self.fragment.to_be_bytes());
         head.extend([64, protocol, 0, 0]);
         head.extend(self.source);
@@ -197,7 +203,8 @@ impl Spec {
             }
             Transport::Tcp { flags, options, data_offset } => {
                 let words = u8::try_from(self.transport_header() / 4).unwrap_or(15);
-                head.extend([0, 0, 1, 0, 0, 0, 2, 0]);
+                head.extend(SEQUENCE.to_be_bytes());
+                head.extend([0, 0, 2, 0]);
                 head.extend([data_offset.unwrap_or(words) << 4, *flags, 0x20, 0, 0, 0, 0, 0]);
                 push_padded(head, options);
             }

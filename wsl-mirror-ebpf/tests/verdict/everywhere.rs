@@ -1,13 +1,13 @@
-//! What the verdict does in every world that it can meet: every combination of answers is tried ([`everywhere`]),
-//! and each test states one property of all of them.
+//! What the verdict does in every world that it can meet: every answer that conntrack can give is tried with thousands
+//! of combinations of the others, together all of them many times ([`everywhere`]); and each test states one property.
 
 use wsl_mirror_ebpf::{
     abi::{Carrier, Policy, Protocol, Reason, Verdict},
     packet::{Packet, Role},
-    verdict::{Conntrack, Entry, decide, status, tcp_state},
+    verdict::{Conntrack, Decision, Entry, Listener, Way, decide, status, tcp_state},
 };
 
-use crate::worlds::{COMBINATIONS, Call, Calls, Visit, World};
+use crate::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
 
 /// The bits that have a meaning to the verdict; and those that have none: expected, assured, confirmed, dying, ….
 const BITS: [u64; 5] =
@@ -33,25 +33,52 @@ fn conntrack_answers() -> Vec<Conntrack> {
     answers
 }
 
-/// Shows `test` every packet in every world, with what came of it.
-fn everywhere(test: impl Fn(&World, &Packet, Reason, &Calls)) {
+/// How many combinations are tried with each answer of conntrack; all 56448 with the two that are no entries.
+const TRIED: usize = 4_000;
+/// From one combination to the next: it has no divisor in common with how many there are.
+const STRIDE: usize = 12_289;
+
+/// Shows `test` every packet in worlds of every kind, with what came of it.
+fn everywhere(test: impl Fn(&World, &Packet, Decision, &Calls)) {
     let answers = conntrack_answers();
+    let mut combination = 0;
     for role in [Role::Syn, Role::Ack, Role::Other, Role::Datagram] {
         let packet = packet(role);
         for conntrack in &answers {
-            for combination in 0..COMBINATIONS {
+            let tried = if matches!(conntrack, Conntrack::Found(_)) { TRIED } else { COMBINATIONS };
+            for _ in 0..tried {
+                combination = (combination + STRIDE) % COMBINATIONS;
                 let world = World::of(*conntrack, combination);
                 let mut visit = Visit::of(&world);
-                let reason = decide(&packet, &mut visit);
-                test(&world, &packet, reason, &visit.calls);
+                let decision = decide(&packet, &mut visit);
+                test(&world, &packet, decision, &visit.calls);
             }
         }
     }
 }
 
+#[test]
+fn the_stride_gets_to_every_combination() {
+    let mut seen = vec![false; COMBINATIONS];
+    let mut at = 0;
+    for _ in 0..COMBINATIONS {
+        at = (at + STRIDE) % COMBINATIONS;
+        seen[at] = true;
+    }
+    assert!(seen.into_iter().all(|seen| seen));
+}
+
 fn packet(role: Role) -> Packet {
     let protocol = if role == Role::Datagram { Protocol::Udp } else { Protocol::Tcp };
-    Packet { protocol, client: [127, 0, 0, 1], client_port: 50_000, server_port: 8080, role }
+    Packet {
+        protocol,
+        client: [127, 0, 0, 1],
+        client_port: 50_000,
+        server_port: 8080,
+        role,
+        sequence: SEQUENCE,
+        first_fragment: None,
+    }
 }
 
 fn is_start(packet: &Packet) -> bool {
@@ -76,32 +103,32 @@ fn is_caught_midway(world: &World, entry: &Entry, packet: &Packet) -> bool {
         && !entry.is_reply
         && !entry.is_to_loopback
         && bits == status::DST_NAT
-        && world.remembered == Some(Carrier::Listener)
+        && world.carrier() == Some(Carrier::Listener)
         && world.connection
 }
 
 /// Its entry was lost, and an engine carried it before.
 fn is_the_engines(world: &World, packet: &Packet) -> bool {
-    packet.role == Role::Datagram && world.is_missing() && world.remembered == Some(Carrier::Engine)
+    packet.role == Role::Datagram && world.is_missing() && world.carrier() == Some(Carrier::Engine)
 }
 
 #[test]
 fn a_udp_flow_that_an_engine_carries_is_left_to_it_when_its_entry_is_lost() {
-    everywhere(|world, packet, reason, calls| {
+    everywhere(|world, packet, Decision { reason, .. }, calls| {
         if is_the_engines(world, packet) {
             assert_eq!(reason, Reason::EngineNat, "{packet:?} {world:?}");
             assert_eq!(calls.last(), Some(Call::Remembered), "nothing is done: {calls:?}");
         }
         // Known as the engine's from an entry that works, and noted once.
         let carried = packet.role == Role::Datagram && reason == Reason::EngineNat && !world.is_missing();
-        let noted = world.remembered == Some(Carrier::Engine);
+        let noted = world.carrier() == Some(Carrier::Engine);
         assert_eq!(calls.has(Call::RememberEngine), carried && !noted, "{packet:?} {world:?}");
     });
 }
 
 #[test]
 fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours() {
-    everywhere(|world, packet, reason, calls| {
+    everywhere(|world, packet, Decision { reason, .. }, calls| {
         let left = matches!(
             reason,
             Reason::Exempt | Reason::OwnerPolicy | Reason::DefaultPolicy | Reason::NoListener
@@ -112,7 +139,7 @@ fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours(
 
 #[test]
 fn a_flow_that_begins_is_never_steered_against_the_policy_or_to_nobody() {
-    everywhere(|world, packet, reason, calls| {
+    everywhere(|world, packet, Decision { reason, .. }, calls| {
         let begins = matches!(reason, Reason::New | Reason::Reused | Reason::Healed)
             || (is_start(packet) && calls.changed_anything());
         assert!(!begins || world.admits(), "{reason:?} {packet:?} {world:?}");
@@ -121,7 +148,7 @@ fn a_flow_that_begins_is_never_steered_against_the_policy_or_to_nobody() {
 
 #[test]
 fn a_flow_that_begins_is_steered_if_policy_and_listener_say_so_and_nothing_fails() {
-    everywhere(|world, packet, reason, _| {
+    everywhere(|world, packet, Decision { reason, .. }, _| {
         let nothing_fails = world.expire.is_ok() && world.create.is_ok() && world.remember.is_ok();
         if !is_start(packet) || !world.admits() || !nothing_fails {
             return;
@@ -139,7 +166,7 @@ fn a_flow_that_begins_is_steered_if_policy_and_listener_say_so_and_nothing_fails
 
 #[test]
 fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
-    everywhere(|world, packet, reason, _| {
+    everywhere(|world, packet, Decision { reason, .. }, _| {
         let begins = is_start(packet)
             && (world.is_missing()
                 || world
@@ -151,7 +178,7 @@ fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
         let expected = match (world.written, world.listener) {
             (Policy::Pass, _) => Reason::Exempt,
             (_, None) => Reason::NoListener,
-            (_, Some(Policy::Pass)) => Reason::OwnerPolicy,
+            (_, Some(Listener { owner: Policy::Pass, .. })) => Reason::OwnerPolicy,
             _ => Reason::DefaultPolicy,
         };
         assert_eq!(reason, expected, "{packet:?} {world:?}");
@@ -160,7 +187,7 @@ fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
 
 #[test]
 fn a_reply_is_never_touched() {
-    everywhere(|world, packet, reason, calls| {
+    everywhere(|world, packet, Decision { reason, .. }, calls| {
         let Some(entry) = world.entry() else { return };
         // The one packet of that direction that is no reply: it begins a connection on a finished one's tuple.
         if entry.is_reply && !is_finished(&entry, packet) {
@@ -203,7 +230,7 @@ fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
         let resumed = packet.role == Role::Ack
             && (world.is_missing() || world.entry().is_some_and(|e| is_caught_midway(world, &e, packet)))
             && world.connection
-            && world.remembered == Some(Carrier::Listener)
+            && world.carrier() == Some(Carrier::Listener)
             && calls.in_order(Call::HasConnection, Call::Create);
         let admitted = world.admits() && calls.in_order(Call::Listener, Call::Create);
         assert!(admitted || resumed, "{packet:?} {world:?} {calls:?}");
@@ -212,7 +239,7 @@ fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
 
 #[test]
 fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
-    everywhere(|world, packet, reason, calls| {
+    everywhere(|world, packet, Decision { reason, .. }, calls| {
         let mid_stream = matches!(packet.role, Role::Ack | Role::Other);
         if let Some(entry) = world.entry() {
             let midway = is_caught_midway(world, &entry, packet);
@@ -234,7 +261,7 @@ fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
             assert!(!calls.changed_anything(), "{calls:?}");
             return;
         }
-        let ours = world.remembered == Some(Carrier::Listener);
+        let ours = world.carrier() == Some(Carrier::Listener);
         let nothing_fails = world.create.is_ok() && world.remember.is_ok();
         if nothing_fails {
             assert_eq!(reason == Reason::PickedUp, ours || world.admits(), "{world:?}");
@@ -258,9 +285,17 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
             assert!(!asked(Call::WrittenPolicy) && !asked(Call::DefaultPolicy) && !asked(Call::Listener));
             return;
         }
+        // Where there are two ways, who listens is asked about what may have to take the other one.
+        if matches!(world.way, Way::Seen | Way::ByLo) || (world.way == Way::Open && packet.role == Role::Syn)
+        {
+            return;
+        }
         // The socket of a segment whose entry looks caught; it may be an engine's, and then nothing is done.
         let more = |call: &Call| {
-            !matches!(call, Call::Conntrack | Call::Remembered | Call::RememberEngine | Call::HasConnection)
+            !matches!(
+                call,
+                Call::Conntrack | Call::Way | Call::Remembered | Call::RememberEngine | Call::HasConnection
+            )
         };
         assert!(!calls.made.iter().flatten().any(more), "{packet:?} {world:?} {calls:?}");
     });
@@ -268,7 +303,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
 
 #[test]
 fn a_packet_of_an_established_flow_is_steered_exactly_if_its_entry_is_the_one_that_we_made() {
-    everywhere(|world, packet, reason, calls| {
+    everywhere(|world, packet, Decision { reason, .. }, calls| {
         let Some(entry) = world.entry() else {
             assert_ne!(reason, Reason::Established, "{world:?}");
             return;
@@ -281,19 +316,24 @@ fn a_packet_of_an_established_flow_is_steered_exactly_if_its_entry_is_the_one_th
         }
         let expected = if entry.status & status::DST_NAT != 0 {
             Reason::EngineNat
-        } else if entry.status & status::DST_NAT_DONE != 0 && entry.status & status::SRC_NAT_DONE == 0 {
+        } else if is_ours(&entry) {
             Reason::Established
         } else {
             Reason::NotOurs
         };
-        assert_eq!(reason, expected, "{packet:?} {world:?}");
-        assert!(!calls.changed_anything(), "{calls:?}");
+        match reason {
+            // What a rule eats that is not on lo.
+            Reason::Learned => assert!(expected != Reason::EngineNat && packet.role == Role::Syn),
+            Reason::Local => assert_eq!(expected, Reason::NotOurs),
+            _ => assert_eq!(reason, expected, "{packet:?} {world:?}"),
+        }
+        assert!(!calls.has(Call::Expire) && !calls.has(Call::Create), "{calls:?}");
     });
 }
 
 #[test]
 fn after_a_failure_nothing_else_is_done_and_the_packet_passes() {
-    everywhere(|world, packet, reason, calls| {
+    everywhere(|world, packet, Decision { reason, .. }, calls| {
         let failed = |call: Call| match call {
             Call::Conntrack => (world.conntrack == Conntrack::Failed).then_some(Reason::LookupFailed),
             Call::Expire => world.expire.is_err().then_some(Reason::ExpireFailed),
@@ -313,21 +353,103 @@ fn after_a_failure_nothing_else_is_done_and_the_packet_passes() {
 }
 
 #[test]
-fn steered_means_that_an_entry_of_ours_is_there() {
-    everywhere(|world, packet, reason, calls| {
+fn steered_means_that_an_entry_of_ours_is_there_or_one_within_linux() {
+    everywhere(|world, packet, Decision { reason, .. }, calls| {
         let made = calls.has(Call::Create) && world.create.is_ok();
         let steered = reason.verdict() == Verdict::Steer;
-        assert_eq!(steered, made || reason == Reason::Established, "{packet:?} {world:?} {reason:?}");
+        let ours = matches!(reason, Reason::Established | Reason::Learned);
+        // A flow within Linux has an entry of its own, which stays as it is.
+        assert_eq!(steered, made || ours || reason == Reason::Local, "{packet:?} {world:?} {reason:?}");
         // What was made is remembered; that there is no room matters to no packet but one that finds the entry lost.
-        assert_eq!(made, calls.has(Call::Remember), "{calls:?}");
+        assert!(!made || calls.has(Call::Remember), "{calls:?}");
         assert_eq!(reason == Reason::Unremembered, made && world.remember.is_err(), "{world:?}");
+    });
+}
+
+fn is_ours(entry: &Entry) -> bool {
+    entry.status & (status::DST_NAT_DONE | status::SRC_NAT_DONE) == status::DST_NAT_DONE
+}
+
+#[test]
+fn nothing_is_delivered_by_lo_where_that_would_lose_it_nor_what_is_not_steered() {
+    everywhere(|world, packet, decision, calls| {
+        if decision.by_lo {
+            assert_ne!(world.way, Way::Plain, "{packet:?} {world:?}");
+            assert_eq!(decision.reason.verdict(), Verdict::Steer, "{packet:?} {world:?}");
+        }
+        assert!(world.way != Way::Plain || !calls.has(Call::Learn), "{packet:?} {world:?}");
+        let always = matches!(decision.reason, Reason::Learned | Reason::Local);
+        assert!(decision.by_lo || !always, "{packet:?} {world:?}");
+    });
+}
+
+#[test]
+fn a_flow_that_begins_goes_by_lo_if_a_rule_is_known_or_its_listener_has_learned_it() {
+    everywhere(|world, packet, Decision { reason, by_lo }, calls| {
+        if !is_start(packet) || !matches!(reason, Reason::New | Reason::Reused | Reason::Healed) {
+            return;
+        }
+        assert_eq!(by_lo, world.begins_by_lo(), "{packet:?} {world:?}");
+        let flow = calls.flow.expect("a flow that begins is remembered");
+        assert_eq!(flow.by_lo == 1, by_lo, "{packet:?} {world:?}");
+    });
+}
+
+#[test]
+fn a_flow_that_goes_by_lo_stays_there_and_one_that_goes_the_plain_way_too() {
+    everywhere(|world, packet, Decision { reason, by_lo }, _| {
+        let (Some(flow), Some(entry)) = (world.remembered, world.entry()) else { return };
+        let goes_on = matches!(reason, Reason::Established | Reason::Local | Reason::NotOurs);
+        if !goes_on || !matches!(world.way, Way::Seen | Way::ByLo) {
+            return;
+        }
+        // Of a UDP flow within Linux nothing is remembered: each datagram asks the rule.
+        let within_linux = !is_ours(&entry) && packet.role == Role::Datagram;
+        // Before conntrack has seen its SYN, and before a flow within Linux was answered, it has no way yet.
+        if packet.role != Role::Syn && !(within_linux && !flow.by_lo) {
+            assert_eq!(by_lo, flow.by_lo, "{packet:?} {world:?}");
+        }
+        assert!(by_lo || !flow.by_lo, "{packet:?} {world:?}");
+    });
+}
+
+#[test]
+fn that_a_rule_eats_what_is_not_on_lo_is_learned_from_a_second_syn_alone() {
+    everywhere(|world, packet, Decision { reason, .. }, calls| {
+        assert_eq!(calls.has(Call::Learn), reason == Reason::Learned, "{packet:?} {world:?}");
+        let Some(entry) = world.entry() else {
+            assert_ne!(reason, Reason::Learned, "{world:?}");
+            return;
+        };
+        let is_second = packet.role == Role::Syn
+            && if is_ours(&entry) {
+                entry.tcp_state == tcp_state::NONE
+            } else {
+                world.remembered.is_some_and(|flow| {
+                    flow.carrier == Carrier::Linux && flow.sequence == SEQUENCE && !flow.by_lo
+                })
+            };
+        if reason == Reason::Learned {
+            assert!(is_second && world.admits() && world.way != Way::Plain, "{packet:?} {world:?}");
+            assert_eq!(calls.flow.map(|flow| flow.by_lo), Some(1));
+        }
+    });
+}
+
+#[test]
+fn a_flow_within_linux_keeps_its_entry_whatever_way_it_goes() {
+    everywhere(|_, packet, Decision { reason, .. }, calls| {
+        if matches!(reason, Reason::Local | Reason::NotOurs) {
+            let touched = calls.has(Call::Expire) || calls.has(Call::Create) || calls.has(Call::Forget);
+            assert!(!touched, "{packet:?} {calls:?}");
+        }
     });
 }
 
 #[test]
 fn no_question_is_asked_twice() {
     everywhere(|_, packet, _, calls| {
-        let mut seen = [false; 11];
+        let mut seen = [false; 16];
         for call in calls.made.iter().flatten() {
             assert!(!std::mem::replace(&mut seen[*call as usize], true), "{packet:?} {calls:?}");
         }

@@ -7,11 +7,12 @@ use std::{collections::HashMap, thread};
 
 use wsl_mirror_ebpf::{
     abi::{Carrier, Policy, Reason, Verdict},
-    verdict::{Conntrack, Entry, decide, tcp_state},
+    packet::Packet,
+    verdict::{Conntrack, Decision, Entry, Way, decide, status, tcp_state},
 };
 use wsl_mirror_packets::{BY_FORM, Sample, TO_US, anything, parse_as_the_program_does, samples_of};
 
-use crate::worlds::{COMBINATIONS, Calls, Visit, World};
+use crate::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
 
 const FRAMES: usize = 10_000_000;
 /// Each with a seed of its own, so that the frames are the same on however many cores.
@@ -22,6 +23,7 @@ struct Case {
     sample: Sample,
     world: World,
     reason: Reason,
+    by_lo: bool,
     calls: Calls,
 }
 
@@ -63,8 +65,9 @@ impl Case {
 
     /// The packet was steered, and not because its flow had been before.
     fn began(&self) -> bool {
-        let was_ours = self.is_tcp_ack() && self.world.remembered == Some(Carrier::Listener);
-        self.is_steered() && self.reason != Reason::Established && !was_ours
+        let was_ours = self.is_tcp_ack() && self.world.carrier() == Some(Carrier::Listener);
+        let goes_on = matches!(self.reason, Reason::Established | Reason::Local);
+        self.is_steered() && !goes_on && !was_ours
     }
 
     fn is_tcp_ack(&self) -> bool {
@@ -74,10 +77,14 @@ impl Case {
     }
 }
 
+fn owner(case: &Case) -> Option<Policy> {
+    case.world.listener.map(|listener| listener.owner)
+}
+
 /// What must hold, in words and as a check.
 type Property = (&'static str, fn(&Case) -> bool);
 
-const PROPERTIES: [Property; 13] = [
+const PROPERTIES: [Property; 15] = [
     ("only IPv4 for us, without a VLAN tag, is steered", |case| !case.is_steered() || case.is_ipv4_for_us()),
     ("only TCP and UDP is steered", |case| !case.is_steered() || case.is_tcp_or_udp()),
     ("only what goes from 127/8 to 127.0.0.1 is steered", |case| {
@@ -89,11 +96,11 @@ const PROPERTIES: [Property; 13] = [
         !case.began() || case.world.written != Policy::Pass
     }),
     ("no flow begins to be steered to whom it shall not be, unless the user says so", |case| {
-        !case.began() || case.world.written == Policy::Steer || case.world.listener != Some(Policy::Pass)
+        !case.began() || case.world.written == Policy::Steer || owner(case) != Some(Policy::Pass)
     }),
     ("no flow begins to be steered that neither user nor owner nor default wants steered", |case| {
-        let World { written, listener, default, .. } = case.world;
-        !case.began() || [Some(written), listener, Some(default)].contains(&Some(Policy::Steer))
+        let World { written, default, .. } = case.world;
+        !case.began() || [Some(written), owner(case), Some(default)].contains(&Some(Policy::Steer))
     }),
     ("no flow begins to be steered to nobody", |case| !case.began() || case.world.listener.is_some()),
     ("what the parser does not let through is passed before the kernel is asked anything", |case| {
@@ -102,10 +109,18 @@ const PROPERTIES: [Property; 13] = [
     ("nothing is steered on a failed lookup, or when its entry could not be made", |case| {
         !case.is_steered()
             || case.world.conntrack != Conntrack::Failed
-                && (case.world.create.is_ok() || case.reason == Reason::Established)
+                && (case.world.create.is_ok()
+                    || matches!(case.reason, Reason::Established | Reason::Local | Reason::Learned))
     }),
     ("what passes has neither lost its conntrack entry nor got one, but for what failed half-way", |case| {
         case.reason.verdict() != Verdict::Pass || !case.calls.changed_anything()
+    }),
+    ("nothing is delivered by lo that is not steered, or where that would lose it", |case| {
+        !case.by_lo || case.is_steered() && case.world.way != Way::Plain
+    }),
+    ("nothing that somebody else's DNAT carries is delivered by lo", |case| {
+        let carried = case.world.entry().is_some_and(|entry| entry.status & status::DST_NAT != 0);
+        !case.by_lo || !carried || case.calls.has(Call::Create)
     }),
     ("a reply is never steered, unless it starts anew on what a finished flow has left", |case| {
         let on_finished = case.world.entry().is_some_and(|entry| {
@@ -157,16 +172,18 @@ fn run(part: usize) -> Result<HashMap<&'static str, u64>, String> {
         let mut visit = Visit::of(&world);
         // However much of a frame lies in the linear part of the buffer.
         let linear = usize::try_from(numbers.below(160)).unwrap_or(0);
-        let reason = match parse_as_the_program_does(&sample, linear) {
+        let Decision { reason, by_lo } = match parse_as_the_program_does(&sample, linear) {
+            // One of two has the number that was remembered.
+            Ok(packet) if seed % 2 == 0 => decide(&Packet { sequence: SEQUENCE, ..packet }, &mut visit),
             Ok(packet) => decide(&packet, &mut visit),
-            Err(reason) => reason,
+            Err(reason) => Decision { reason, by_lo: false },
         };
         let calls = visit.calls;
         *reasons.entry(reason.name()).or_insert(0) += 1;
-        let case = Case { sample, world, reason, calls };
+        let case = Case { sample, world, reason, by_lo, calls };
         for (says, holds) in PROPERTIES {
             if !holds(&case) {
-                let Case { sample, world, reason, calls } = case;
+                let Case { sample, world, reason, calls, .. } = case;
                 return Err(format!("{says}: not so: {reason:?}\n{sample:?}\n{world:?}\n{calls:?}"));
             }
         }
@@ -199,7 +216,10 @@ fn ten_million_generated_frames_break_no_property() {
     // A property that no frame comes near proves nothing.
     for reason in Reason::ALL {
         // Of the program itself, before or around the pure function.
-        if matches!(reason, Reason::NoSettings | Reason::PullFailed) {
+        if matches!(
+            reason,
+            Reason::NoSettings | Reason::PullFailed | Reason::DeliverFailed | Reason::Fragment
+        ) {
             continue;
         }
         let count = reasons.get(reason.name()).copied().unwrap_or(0);

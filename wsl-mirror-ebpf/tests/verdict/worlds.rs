@@ -2,9 +2,9 @@
 //! included.
 
 use wsl_mirror_ebpf::{
-    abi::{Carrier, Policy, Reason},
+    abi::{Carrier, FlowState, Policy, Reason},
     packet::Packet,
-    verdict::{Conntrack, Entry, Kernel},
+    verdict::{Conntrack, Entry, Kernel, Listener, Remembered, Way},
 };
 
 /// Something that the verdict asked or did.
@@ -19,16 +19,21 @@ pub enum Call {
     HasConnection,
     Expire,
     Create,
+    Way,
     Remember,
     RememberEngine,
+    RememberLinux,
+    Learn,
     Forget,
 }
 
 /// What was called, in order. Small, because there are millions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Calls {
-    pub made: [Option<Call>; 12],
+    pub made: [Option<Call>; 14],
     pub count: usize,
+    /// What was remembered last.
+    pub flow: Option<FlowState>,
 }
 
 impl Calls {
@@ -61,19 +66,52 @@ impl Calls {
 #[derive(Clone, Copy, Debug)]
 pub struct World {
     pub conntrack: Conntrack,
-    pub remembered: Option<Carrier>,
+    pub remembered: Option<Remembered>,
     pub written: Policy,
     pub default: Policy,
-    /// What is written about the owner of the listener, if there is one.
-    pub listener: Option<Policy>,
+    pub listener: Option<Listener>,
     pub connection: bool,
+    pub way: Way,
     pub expire: Result<(), ()>,
     pub create: Result<(), Reason>,
     pub remember: Result<(), ()>,
 }
 
 /// How many worlds there are for each answer of conntrack.
-pub const COMBINATIONS: usize = 3 * 3 * 3 * 4 * 2 * 2 * 4 * 2;
+pub const COMBINATIONS: usize = REMEMBERED.len() * 3 * 3 * LISTENERS.len() * 2 * 4 * 2 * 4 * 2;
+
+/// The sequence number of every packet in these tests.
+pub const SEQUENCE: u32 = 0x1234_5678;
+
+const REMEMBERED: [Option<Remembered>; 7] = {
+    const fn flow(carrier: Carrier, by_lo: bool, sequence: u32) -> Option<Remembered> {
+        Some(Remembered { carrier, by_lo, sequence })
+    }
+    [
+        None,
+        flow(Carrier::Listener, false, 0),
+        flow(Carrier::Listener, true, 0),
+        flow(Carrier::Engine, false, 0),
+        flow(Carrier::Linux, false, SEQUENCE),
+        flow(Carrier::Linux, false, SEQUENCE + 1),
+        flow(Carrier::Linux, true, SEQUENCE),
+    ]
+};
+
+const LISTENERS: [Option<Listener>; 7] = {
+    const fn of(owner: Policy, by_lo: bool) -> Option<Listener> {
+        Some(Listener { owner, by_lo })
+    }
+    [
+        None,
+        of(Policy::Unset, false),
+        of(Policy::Unset, true),
+        of(Policy::Pass, false),
+        of(Policy::Pass, true),
+        of(Policy::Steer, false),
+        of(Policy::Steer, true),
+    ]
+};
 
 impl World {
     /// The world of that number, below [`COMBINATIONS`].
@@ -85,11 +123,12 @@ impl World {
         };
         Self {
             conntrack,
-            remembered: [None, Some(Carrier::Listener), Some(Carrier::Engine)][choose(3)],
+            remembered: REMEMBERED[choose(REMEMBERED.len())],
             written: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
             default: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
-            listener: [None, Some(Policy::Unset), Some(Policy::Pass), Some(Policy::Steer)][choose(4)],
+            listener: LISTENERS[choose(LISTENERS.len())],
             connection: choose(2) == 1,
+            way: [Way::Plain, Way::Open, Way::Seen, Way::ByLo][choose(4)],
             expire: [Ok(()), Err(())][choose(2)],
             create: [Ok(()), Err(Reason::AllocFailed), Err(Reason::NatFailed), Err(Reason::InsertFailed)]
                 [choose(4)],
@@ -100,9 +139,24 @@ impl World {
     /// Whether the user wants such a flow steered, or has no word of it and whoever would receive it is to be
     /// steered; and somebody would receive it.
     pub fn admits(&self) -> bool {
-        let said = [Some(self.written), self.listener, Some(self.default)];
+        let owner = self.listener.map(|listener| listener.owner);
+        let said = [Some(self.written), owner, Some(self.default)];
         let first = said.into_iter().flatten().find(|policy| *policy != Policy::Unset);
         self.listener.is_some() && first == Some(Policy::Steer)
+    }
+
+    /// Who carried the flow, as far as it is remembered.
+    pub fn carrier(&self) -> Option<Carrier> {
+        self.remembered.map(|flow| flow.carrier)
+    }
+
+    /// Whether a flow that begins is delivered by `lo`.
+    pub fn begins_by_lo(&self) -> bool {
+        match self.way {
+            Way::Plain => false,
+            Way::Open | Way::Seen => self.listener.is_some_and(|listener| listener.by_lo),
+            Way::ByLo => true,
+        }
     }
 
     pub fn entry(&self) -> Option<Entry> {
@@ -135,7 +189,7 @@ impl Kernel for Visit<'_> {
         self.world.conntrack
     }
 
-    fn remembered(&mut self, _: &Packet) -> Option<Carrier> {
+    fn remembered(&mut self, _: &Packet) -> Option<Remembered> {
         self.calls.push(Call::Remembered);
         self.world.remembered
     }
@@ -150,7 +204,7 @@ impl Kernel for Visit<'_> {
         self.world.default
     }
 
-    fn listener(&mut self, _: &Packet) -> Option<Policy> {
+    fn listener(&mut self, _: &Packet) -> Option<Listener> {
         self.calls.push(Call::Listener);
         self.world.listener
     }
@@ -158,6 +212,11 @@ impl Kernel for Visit<'_> {
     fn has_connection(&mut self, _: &Packet) -> bool {
         self.calls.push(Call::HasConnection);
         self.world.connection
+    }
+
+    fn way(&mut self, _: &Packet) -> Way {
+        self.calls.push(Call::Way);
+        self.world.way
     }
 
     fn expire(&mut self, _: &Packet) -> Result<(), ()> {
@@ -170,12 +229,19 @@ impl Kernel for Visit<'_> {
         self.world.create
     }
 
-    fn remember(&mut self, _: &Packet, carrier: Carrier) -> Result<(), ()> {
-        self.calls.push(match carrier {
-            Carrier::Listener => Call::Remember,
-            Carrier::Engine => Call::RememberEngine,
+    fn remember(&mut self, _: &Packet, flow: FlowState) -> Result<(), ()> {
+        self.calls.flow = Some(flow);
+        self.calls.push(match Carrier::from_number(flow.carrier) {
+            Some(Carrier::Listener) => Call::Remember,
+            Some(Carrier::Engine) => Call::RememberEngine,
+            Some(Carrier::Linux) => Call::RememberLinux,
+            None => panic!("nobody: {flow:?}"),
         });
         self.world.remember
+    }
+
+    fn learn(&mut self, _: &Packet) {
+        self.calls.push(Call::Learn);
     }
 
     fn forget(&mut self, _: &Packet) {

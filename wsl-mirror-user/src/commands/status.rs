@@ -272,6 +272,7 @@ mod tests {
             ifindex: 7,
             clsact_ifindex: 0,
             interface,
+            lo_ifindex: 0,
         };
         let mut verdicts = Verdicts::default();
         *verdicts.counter(Reason::New) = 3;

@@ -23,11 +23,14 @@ pub const LINK: &str = "link";
 const NEW: &str = "_new";
 
 /// The maps that are pinned, each under its own name.
-pub const MAPS: [&str; 9] = [
+pub const MAPS: [&str; 12] = [
     "SETTINGS",
     "PORT_POLICY",
     "OWNERS",
     "SOCKET_OWNER",
+    "SOCKET_DELIVERY",
+    "PORT_DELIVERY",
+    "FRAGMENTS",
     "VERDICTS",
     "PORT_STATS",
     "PORT_PACKETS",

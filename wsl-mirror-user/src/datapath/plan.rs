@@ -291,6 +291,7 @@ fn settings(state: &State, config: &Config, hook: Hook, adds_clsact: bool) -> Se
         ifindex: index,
         clsact_ifindex: if adds_clsact || (hook == Hook::ClsBpf && made_before) { index } else { 0 },
         interface,
+        lo_ifindex: 0,
     }
 }
 
