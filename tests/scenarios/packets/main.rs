@@ -16,7 +16,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use wsl_mirror_ebpf::abi::{Policy, PortKey, PortPolicy, Protocol, Reason, Verdict, Verdicts};
+use wsl_mirror_ebpf::{
+    abi::{Policy, PortKey, PortPolicy, Protocol, Reason, Verdict, Verdicts},
+    verdict::Decision,
+};
 use wsl_mirror_lab::{
     GUEST_MAC, Lab, Sockets, loopback, nat, pace,
     process::{COMMAND_LIMIT, run_with_input},
@@ -27,7 +30,7 @@ use wsl_mirror_packets::{BY_FORM, Sample, Spec, TO_US, anything, samples_of};
 
 use crate::{
     model::{Foreign, Model},
-    program::{NEXT, Outcome, Program, difference},
+    program::{NEXT, Outcome, Program, REDIRECT, difference},
     ring::Ring,
 };
 
@@ -174,7 +177,7 @@ impl World {
         &mut self,
         program: &mut Program,
         samples: impl Iterator<Item = Sample>,
-        mut deliver: impl FnMut(&Program, &Sample, Reason) -> Result<()>,
+        mut deliver: impl FnMut(&Program, &Sample, Decision) -> Result<()>,
     ) -> Result<Verdicts> {
         let mut seen = Verdicts::default();
         let mut started = Instant::now();
@@ -193,10 +196,10 @@ impl World {
             deliver(program, &sample, expected).with_context(|| format!("frame {index}, {sample:?}"))?;
             let counted = wait_for_count(program, &before)?;
             ensure!(
-                counted == [(expected, 1)],
+                counted == [(expected.reason, 1)],
                 "frame {index}: counted as {counted:?}, the pure function says {expected:?}: {sample:?}"
             );
-            *seen.counter(expected) += 1;
+            *seen.counter(expected.reason) += 1;
         }
         Ok(seen)
     }
@@ -213,12 +216,23 @@ fn wait_for_count(program: &Program, before: &Verdicts) -> Result<Vec<(Reason, u
     }
 }
 
-/// Runs the program once; but for the mark's own bits on a steered packet, everything has to stay as it is.
-fn run_and_expect_untouched(program: &Program, sample: &Sample, reason: Reason, mark: u32) -> Result<()> {
-    let bits = if reason.verdict() == Verdict::Steer { program.mark } else { 0 };
-    let expected = Outcome { action: NEXT, data: sample.bytes(), mark: mark | bits };
-    let outcome = program.run(&expected.data, mark)?;
-    ensure!(outcome == expected, "{reason:?}, mark {mark:#x} before:\n{outcome:x?}, expected\n{expected:x?}");
+/// Runs the program once; but for the mark's own bits on a steered packet, and for the destination of one that is
+/// delivered by `lo`, everything has to stay as it is.
+fn run_and_expect_untouched(
+    program: &Program,
+    sample: &Sample,
+    decision: Decision,
+    mark: u32,
+) -> Result<()> {
+    let bits = if decision.reason.verdict() == Verdict::Steer { program.mark } else { 0 };
+    let frame = sample.bytes();
+    let mut expected = Outcome { action: NEXT, data: frame.clone(), mark: mark | bits };
+    if decision.by_lo {
+        expected.action = REDIRECT;
+        expected.data[..6].fill(0);
+    }
+    let outcome = program.run(&frame, mark)?;
+    ensure!(outcome == expected, "{decision:?}, mark {mark:#x} before:\n{outcome:x?}, expected\n{expected:x?}");
     Ok(())
 }
 
@@ -276,8 +290,8 @@ fn program_and_pure_function_agree(
         world.compare(
             &mut program,
             frames(series, TEST_RUN_LONGEST, test_run_can_carry, GENERATED),
-            |program, sample, reason| {
-                run_and_expect_untouched(program, sample, reason, marks.next().unwrap_or(0))
+            |program, sample, decision| {
+                run_and_expect_untouched(program, sample, decision, marks.next().unwrap_or(0))
             },
         )
     })
@@ -329,6 +343,34 @@ fn the_same_with_another_mark_and_a_default_to_pass() -> Result<()> {
     expect_all(
         &seen,
         &[Reason::New, Reason::Established, Reason::DefaultPolicy, Reason::Exempt, Reason::NoListener],
+    );
+    Ok(())
+}
+
+#[test]
+fn the_same_where_packets_can_be_delivered_by_lo_and_a_rule_wants_it() -> Result<()> {
+    let seen = program_and_pure_function_agree(2, STEER, 0x1000, |world, program| {
+        world.model.lo = true;
+        program.deliver_by_lo()?;
+        for protocol in Protocol::ALL {
+            let key = PortKey::new(protocol, 8081);
+            program.write_rule(key)?;
+            world.model.by_rule.insert(key);
+        }
+        Ok(())
+    })?;
+    expect_all(
+        &seen,
+        &[
+            Reason::New,
+            Reason::Established,
+            Reason::Learned,
+            Reason::Local,
+            Reason::Fragment,
+            Reason::LaterFragment,
+            Reason::NotOurs,
+            Reason::EngineNat,
+        ],
     );
     Ok(())
 }

@@ -1,12 +1,15 @@
 //! The guest as the verdict sees it, on the host: the same decisions over this model and over the kernel have
 //! to come out the same.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
+};
 
 use wsl_mirror_ebpf::{
-    abi::{Carrier, FlowKey, Policy, PortKey, Protocol, Reason},
-    packet::{Packet, parse},
-    verdict::{Conntrack, Entry, Kernel, decide, status},
+    abi::{Carrier, FlowKey, FlowState, FragmentKey, Policy, PortKey, Protocol, Reason},
+    packet::{Packet, fragment, parse},
+    verdict::{Conntrack, Decision, Entry, Kernel, Listener, Remembered, Way, decide, status},
 };
 use wsl_mirror_packets::Sample;
 
@@ -75,8 +78,16 @@ pub struct Model {
     pub policies: HashMap<PortKey, Policy>,
     /// What is true of the others.
     pub default: Policy,
+    /// Whether packets can be delivered by `lo`.
+    pub lo: bool,
+    /// Ports of which a rule is known that drops everything else.
+    pub by_rule: HashSet<PortKey>,
+    /// Listeners that have learned it, and ports that have seen it.
+    by_lo: HashSet<PortKey>,
+    seen: HashSet<PortKey>,
+    fragments: HashSet<FragmentKey>,
     entries: HashMap<Tuple, Found>,
-    flows: HashMap<FlowKey, Carrier>,
+    flows: HashMap<FlowKey, FlowState>,
 }
 
 impl Model {
@@ -87,16 +98,35 @@ impl Model {
             connected: None,
             policies: HashMap::new(),
             default: Policy::Steer,
+            lo: false,
+            by_rule: HashSet::new(),
+            by_lo: HashSet::new(),
+            seen: HashSet::new(),
+            fragments: HashSet::new(),
             entries: HashMap::new(),
             flows: HashMap::new(),
         }
     }
 
     /// The reason that the program has to count for this frame.
-    pub fn judge(&mut self, sample: &Sample) -> Reason {
+    pub fn judge(&mut self, sample: &Sample) -> Decision {
         match parse(&sample.frame()) {
-            Ok(packet) => decide(&packet, self),
-            Err(reason) => reason,
+            Ok(packet) => {
+                let decision = decide(&packet, self);
+                if let Some(id) = packet.first_fragment
+                    && self.lo
+                {
+                    let key = FragmentKey::new(packet.protocol, packet.client, id);
+                    if decision.by_lo { self.fragments.insert(key) } else { self.fragments.remove(&key) };
+                }
+                decision
+            }
+            Err(Reason::LaterFragment)
+                if self.lo && fragment(&sample.frame()).is_some_and(|key| self.fragments.contains(&key)) =>
+            {
+                Decision { reason: Reason::Fragment, by_lo: true }
+            }
+            Err(reason) => Decision { reason, by_lo: false },
         }
     }
 
@@ -135,6 +165,10 @@ impl Model {
     }
 }
 
+fn port(packet: &Packet) -> PortKey {
+    PortKey::new(packet.protocol, packet.server_port)
+}
+
 impl Kernel for Model {
     fn conntrack(&mut self, packet: &Packet) -> Conntrack {
         match self.find(packet) {
@@ -146,24 +180,35 @@ impl Kernel for Model {
         }
     }
 
-    fn remembered(&mut self, packet: &Packet) -> Option<Carrier> {
-        self.flows.get(&packet.flow()).copied()
+    fn remembered(&mut self, packet: &Packet) -> Option<Remembered> {
+        let flow = self.flows.get(&packet.flow())?;
+        let carrier = Carrier::from_number(flow.carrier)?;
+        Some(Remembered { carrier, by_lo: flow.by_lo == 1, sequence: flow.sequence })
     }
 
     fn written_policy(&mut self, packet: &Packet) -> Policy {
-        let key = PortKey::new(packet.protocol, packet.server_port);
-        self.policies.get(&key).copied().unwrap_or(Policy::Unset)
+        self.policies.get(&port(packet)).copied().unwrap_or(Policy::Unset)
     }
 
     fn default_policy(&mut self) -> Policy {
         self.default
     }
 
-    fn listener(&mut self, packet: &Packet) -> Option<Policy> {
+    fn listener(&mut self, packet: &Packet) -> Option<Listener> {
         let connected = packet.protocol == Protocol::Udp
             && self.connected == Some((packet.client, packet.client_port, packet.server_port));
         let listener = self.listeners.get(&(packet.protocol, packet.server_port)).copied();
-        listener.or(connected.then_some(Policy::Unset))
+        let owner = listener.or(connected.then_some(Policy::Unset))?;
+        Some(Listener { owner, by_lo: self.by_lo.contains(&port(packet)) })
+    }
+
+    fn way(&mut self, packet: &Packet) -> Way {
+        match (self.lo, self.by_rule.contains(&port(packet)), self.seen.contains(&port(packet))) {
+            (false, ..) => Way::Plain,
+            (_, true, _) => Way::ByLo,
+            (_, _, true) => Way::Seen,
+            _ => Way::Open,
+        }
     }
 
     fn has_connection(&mut self, _: &Packet) -> bool {
@@ -182,9 +227,16 @@ impl Kernel for Model {
         Ok(())
     }
 
-    fn remember(&mut self, packet: &Packet, carrier: Carrier) -> Result<(), ()> {
-        self.flows.insert(packet.flow(), carrier);
+    fn remember(&mut self, packet: &Packet, flow: FlowState) -> Result<(), ()> {
+        if flow.by_lo == 1 {
+            self.seen.insert(port(packet));
+        }
+        self.flows.insert(packet.flow(), flow);
         Ok(())
+    }
+
+    fn learn(&mut self, packet: &Packet) {
+        self.by_lo.insert(port(packet));
     }
 
     fn forget(&mut self, packet: &Packet) {

@@ -2,15 +2,21 @@
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use wsl_mirror_ebpf::abi::{FlowKey, FlowState, PortKey, PortPolicy, Reason, Settings, Verdicts};
+use wsl_mirror_ebpf::abi::{
+    FlowKey, FlowState, PortDelivery, PortKey, PortPolicy, Reason, Settings, Verdicts,
+};
 
 const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
 
 /// `TCX_NEXT`, as the kernel hands it back.
 pub const NEXT: u32 = u32::MAX;
+/// `TCX_REDIRECT`; `BPF_PROG_TEST_RUN` goes no further.
+pub const REDIRECT: u32 = 7;
+/// What `lo` is in every namespace.
+const LO: u32 = 1;
 
 /// Offsets in `struct __sk_buff`.
 const MARK: usize = 8;
@@ -25,6 +31,8 @@ pub struct Program {
     verdicts: PerCpuArray<MapData, Verdicts>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     policies: HashMap<MapData, PortKey, PortPolicy>,
+    settings: Array<MapData, Settings>,
+    delivery: Array<MapData, PortDelivery>,
     ifindex: u32,
     /// The bits that steered packets get.
     pub mark: u32,
@@ -46,13 +54,15 @@ impl Program {
     pub fn open() -> Result<Self> {
         let classifier =
             SchedClassifier::from_pin(format!("{PINS}/program")).context("opening the pinned program")?;
-        let settings: aya::maps::Array<MapData, Settings> = Map::Array(map("SETTINGS")?).try_into()?;
-        let settings = settings.get(&0, 0)?;
+        let map_of_settings: Array<MapData, Settings> = Map::Array(map("SETTINGS")?).try_into()?;
+        let settings = map_of_settings.get(&0, 0)?;
         Ok(Self {
             classifier,
             verdicts: Map::PerCpuArray(map("VERDICTS")?).try_into()?,
             flows: Map::LruHashMap(map("FLOWS")?).try_into()?,
             policies: Map::HashMap(map("PORT_POLICY")?).try_into()?,
+            settings: map_of_settings,
+            delivery: Map::Array(map("PORT_DELIVERY")?).try_into()?,
             ifindex: settings.ifindex,
             mark: settings.mark,
         })
@@ -101,6 +111,17 @@ impl Program {
             self.flows.remove(&flow)?;
         }
         Ok(())
+    }
+
+    /// Allows delivery by `lo`.
+    pub fn deliver_by_lo(&mut self) -> Result<()> {
+        let settings = self.settings.get(&0, 0)?;
+        Ok(self.settings.set(0, Settings { lo_ifindex: LO, ..settings }, 0)?)
+    }
+
+    /// Writes that a rule drops what comes to this port and not on `lo`.
+    pub fn write_rule(&mut self, port: PortKey) -> Result<()> {
+        Ok(self.delivery.set(port.index(), PortDelivery { seen: 0, by_rule: 1 }, 0)?)
     }
 
     /// Writes a port's policy, as `bpftool map update` does.
