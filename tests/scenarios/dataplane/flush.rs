@@ -12,7 +12,7 @@ use wsl_mirror_lab::{
 };
 
 use crate::world::{
-    HELLO, Services, detach, load, nft, packets, slow_download, slow_echo, slow_upload, unload,
+    HELLO, detach, load, nft, packets, services, slow_download, slow_echo, slow_upload, unload,
     while_flushing, windows, windows_udp,
 };
 
@@ -104,7 +104,7 @@ fn nothing_breaks_under_a_flush_every_50_ms() -> Result<()> {
 /// A flush between the program and the stack: rare, so it is put together from its parts.
 #[test]
 fn an_established_flow_that_dockers_rule_caught_in_its_midst_is_taken_back() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::start(Lab::builder().build()?, true)?;
+    let lab = services()?;
     load(&lab)?;
     let mut connection = windows(&lab, 8080).connect()?;
     tcp::exchange(&mut connection, HELLO)?;
@@ -125,5 +125,6 @@ fn an_established_flow_that_dockers_rule_caught_in_its_midst_is_taken_back() -> 
     connection.read_exact(&mut answer).context("the retransmission is steered, and answered")?;
     assert_eq!(answer, HELLO);
     assert!(packets(&lab, "steer_picked_up")? > 0);
+    lab.keep();
     Ok(())
 }

@@ -25,8 +25,7 @@ fn by_cls_bpf(lab: &Lab) -> Result<String> {
 
 #[test]
 fn a_filter_steers_and_is_replaced_under_traffic() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     let before = everything(&lab)?;
     let config = by_cls_bpf(&lab)?;
     let load = ["load", "--config", config.as_str()];
@@ -50,6 +49,7 @@ fn a_filter_steers_and_is_replaced_under_traffic() -> Result<()> {
     ok(&lab, &["unload"])?;
     unchanged(&lab, &before)?;
     assert!(!is_steered(&lab, 8080));
+    lab.keep();
     Ok(())
 }
 

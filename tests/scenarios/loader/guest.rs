@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use wsl_mirror_lab::{
-    Container, Docker, DockerOptions, Lab, Namespace, SCRATCH, Service, loopback,
+    Container, DockerOptions, Lab, Namespace, SCRATCH, Service, SharedLab, loopback,
     process::{COMMAND_LIMIT, Finished, run},
     tcp,
 };
@@ -25,18 +25,18 @@ pub const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
 /// How much [`Service::TcpSource`] of [`published`] sends.
 pub const DOWNLOAD: u64 = 48 << 20;
 
-/// Docker with an echo service published on 8080 and 8081, and a source on 8019.
-pub fn published(lab: &Lab) -> Result<Docker> {
-    let docker = Docker::start(lab, &DockerOptions::default())?;
-    docker.run(
+/// Docker with an echo service published on 8080 and 8081, and a source on 8019. Shared with other tests.
+pub fn published() -> Result<SharedLab> {
+    SharedLab::take(
+        Lab::builder(),
+        &DockerOptions::default(),
         Container::new("web")
             .serve(Service::TcpEcho { port: 7 })
             .serve(Service::TcpSource { port: 19, bytes: DOWNLOAD })
             .publish("8080:7")
             .publish("8081:7")
             .publish("8019:19"),
-    )?;
-    Ok(docker)
+    )
 }
 
 /// A client on Windows.

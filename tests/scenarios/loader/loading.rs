@@ -84,8 +84,7 @@ fn nobody_but_root_can_open_anything_below_our_directory() -> Result<()> {
 
 #[test]
 fn steering_goes_on_after_load_has_ended_and_a_steered_flow_outlives_unload() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     assert!(!is_steered(&lab, 8080), "what all of this is for");
     ok(&lab, &["load"])?;
     assert!(is_steered(&lab, 8080));
@@ -99,6 +98,7 @@ fn steering_goes_on_after_load_has_ended_and_a_steered_flow_outlives_unload() ->
     std::thread::sleep(Duration::from_millis(100));
     let report = flow.stop();
     assert_eq!(report.failure, None, "{report:?}");
+    lab.keep();
     Ok(())
 }
 
@@ -194,8 +194,7 @@ fn exists(lab: &Lab, kind: &str, id: &str) -> bool {
 
 #[test]
 fn an_interface_made_anew_under_the_same_name_is_noticed_and_attached_anew() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     ok(&lab, &["load"])?;
     ok(&lab, &["exempt", "add", "8081"])?;
     let attachment = || -> Result<_> {
@@ -223,6 +222,7 @@ fn an_interface_made_anew_under_the_same_name_is_noticed_and_attached_anew() -> 
     lab.remove_loopback0()?;
     ok(&lab, &["unload"])?;
     assert_eq!(attachment()?, (String::new(), false, 3));
+    lab.keep();
     Ok(())
 }
 

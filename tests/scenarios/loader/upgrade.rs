@@ -62,8 +62,7 @@ pub fn under_traffic(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()>
 
 #[test]
 fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     let with = config(&lab, "exempt = [\"8300/tcp\", \"8301-8302/udp\"]\n")?;
     ok(&lab, &["load", "--config", &with])?;
     ok(&lab, &["exempt", "add", "8200-8209/tcp", "8300/tcp"])?;
@@ -97,6 +96,7 @@ fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() -> Result<(
         all.into_iter().filter(|v| v["verdict"] == "failed" && v["packets"] != 0).collect::<Vec<_>>()
     };
     assert_eq!(failed(&status(&lab)?.0), Vec::<serde_json::Value>::new());
+    lab.keep();
     Ok(())
 }
 
