@@ -31,8 +31,8 @@ fn each(
     mut check: impl FnMut(&Finished) -> Result<()>,
 ) -> Result<()> {
     for call in calls {
-        // Of bpf there are dozens; where each takes seconds, every seventh does.
-        let stride = if *call == "bpf" && is_thinned() { 7 } else { 1 };
+        // Of bpf there are dozens; of the others, every one counts.
+        let stride = if *call == "bpf" { pace::stride() } else { 1 };
         for when in (1..).step_by(stride) {
             let (finished, hit) = injected(lab, call, what, when, arguments)?;
             check(&finished).with_context(|| format!("{call} number {when}: {finished}"))?;
@@ -44,11 +44,6 @@ fn each(
         }
     }
     Ok(())
-}
-
-/// Whether only some of the calls go wrong.
-fn is_thinned() -> bool {
-    pace::is_emulated() && !pace::is_soak()
 }
 
 /// What a load of each kind does to the machine, or asks it.

@@ -1,12 +1,14 @@
 //! Loading again: under traffic, at the same time, from elsewhere.
 
 use std::{
+    ffi::OsString,
+    fs,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_lab::{
     Lab,
     process::{COMMAND_LIMIT, Finished, run},
@@ -15,7 +17,7 @@ use wsl_mirror_lab::{
 
 use crate::{
     bpf,
-    guest::{DOWNLOAD, PINS, config, exempt, from_windows, ok, ours, published, sh, status},
+    guest::{BPFFS, DOWNLOAD, PINS, config, exempt, from_windows, ok, ours, ours_of, published, sh, status},
 };
 
 /// Does `work` while a connection exchanges requests and another one downloads, both from Windows through
@@ -111,6 +113,13 @@ fn exempting_every_port_in_the_file_fits_and_can_be_taken_back() -> Result<()> {
     Ok(())
 }
 
+/// What is in a directory of the guest.
+fn names(lab: &Lab, directory: &str) -> Result<Vec<OsString>> {
+    let list =
+        || fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>();
+    lab.guest().enter(list).with_context(|| format!("listing {directory}"))
+}
+
 /// Whether what is there is whole: everything of one load, or nothing of any.
 fn is_whole(lab: &Lab) -> Result<()> {
     let (status, code) = status(lab)?;
@@ -122,19 +131,20 @@ fn is_whole(lab: &Lab) -> Result<()> {
     };
     match code {
         0 => {
-            let (program, _) = ours(lab)?;
+            let (program, _) = ours_of(lab, &status)?;
             ensure!(on_hook == 1, "{on_hook} programs on the hook");
-            let pinned = sh(lab, &format!("bpftool prog show pinned {PINS}/program"))?;
+            let pinned =
+                lab.guest().run("bpftool", ["prog", "show", "pinned", &format!("{PINS}/program")])?.stdout;
             ensure!(
                 pinned.starts_with(&format!("{program}: ")),
                 "program {program} runs, pinned is {pinned}"
             );
-            let pins = sh(lab, &format!("ls {PINS}"))?;
-            ensure!(pins.lines().count() == 8 + usize::from(has_tcx), "{pins}");
+            let pins = names(lab, PINS)?;
+            ensure!(pins.len() == 8 + usize::from(has_tcx), "{pins:?}");
         }
         3 => {
             ensure!(on_hook == 0, "unloaded, but {on_hook} programs on the hook");
-            ensure!(!sh(lab, "ls /sys/fs/bpf")?.contains("wsl-mirror"));
+            ensure!(!names(lab, BPFFS)?.iter().any(|name| name == "wsl-mirror"), "something is left");
         }
         _ => ensure!(false, "{status}"),
     }

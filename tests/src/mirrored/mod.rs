@@ -192,7 +192,7 @@ impl Lab {
     /// Makes `loopback0` as WSL does when it appears while the guest runs.
     pub fn add_loopback0(&self) -> Result<()> {
         let add = || {
-            self.add_nic("loopback0", GUEST_MAC, "winlo0")?;
+            self.guest.ip_batch(&self.nic("loopback0", GUEST_MAC, "winlo0"))?;
             self.set_up_guest_loopback0()?;
             self.set_up_windows_loopback0()
         };
@@ -200,21 +200,20 @@ impl Lab {
     }
 
     fn add_nics(&self) -> Result<()> {
-        if self.options.loopback0 {
-            self.add_nic("loopback0", GUEST_MAC, "winlo0")?;
-        }
-        self.add_nic("eth0", ETH0_MAC, "winlan0")
+        let loopback0 = self.options.loopback0.then_some(("loopback0", GUEST_MAC, "winlo0"));
+        let nics = loopback0.into_iter().chain([("eth0", ETH0_MAC, "winlan0")]);
+        self.guest.ip_batch(&nics.map(|(name, mac, peer)| self.nic(name, mac, peer)).collect::<String>())
     }
 
-    /// A NIC of the guest whose other end is with Windows.
-    fn add_nic(&self, name: &str, mac: [u8; 6], peer: &str) -> Result<()> {
+    /// The line that makes a NIC of the guest whose other end is with Windows.
+    fn nic(&self, name: &str, mac: [u8; 6], peer: &str) -> String {
         // iproute2 takes a path for a namespace; ours has no other one.
         let windows = format!("/proc/{}/fd/{}", std::process::id(), self.windows.netns_fd().as_raw_fd());
-        self.guest.ip_batch(&format!(
+        format!(
             "link add {name} address {mac} mtu 1500 type veth peer name {peer} netns {windows} address {peer_mac}\n",
             mac = mac_text(mac),
             peer_mac = mac_text(WINDOWS_MAC),
-        ))
+        )
     }
 
     /// Every port that Windows sends to the guest.

@@ -151,7 +151,7 @@ impl Namespace {
     }
 
     /// Feeds `lines` to one `ip` or `tc` with these options; gives what it prints.
-    pub(crate) fn batch(&self, program: &str, options: &[&str], lines: &str) -> Result<String> {
+    pub fn batch(&self, program: &str, options: &[&str], lines: &str) -> Result<String> {
         let mut command = self.command(program);
         command.args(options).args(["-batch", "-"]);
         let finished = run_with_input(&mut command, lines, COMMAND_LIMIT)?
