@@ -1,4 +1,4 @@
-//! nf_tables and conntrack by netlink, in this process: asked this often, a program each time costs too much.
+//! `nf_tables` and conntrack by netlink, in this process: asked this often, a program each time costs too much.
 
 use std::io;
 
@@ -30,7 +30,7 @@ const FIRST: u16 = 1;
 /// nlmsghdr and nfgenmsg.
 const HEADERS: usize = 16 + 4;
 
-/// A table of nf_tables: family and name.
+/// A table of `nf_tables`: family and name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Table {
     family: u8,

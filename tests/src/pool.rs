@@ -62,19 +62,16 @@ impl SharedLab {
             let place = idle.iter().position(|stand| stand.order == order);
             place.map(|place| idle.remove(place))
         };
-        let stand = match used {
-            Some(stand) => {
-                tell("a used lab");
-                stand
-            }
-            None => {
-                tell("a new lab");
-                let lab = lab.build()?;
-                let docker = Docker::start(&lab, options)?;
-                let container = docker.run(container)?;
-                let as_made = as_made(&lab)?;
-                Stand { order, docker, container, lab, as_made }
-            }
+        let stand = if let Some(stand) = used {
+            tell("a used lab");
+            stand
+        } else {
+            tell("a new lab");
+            let lab = lab.build()?;
+            let docker = Docker::start(&lab, options)?;
+            let container = docker.run(container)?;
+            let as_made = as_made(&lab)?;
+            Stand { order, docker, container, lab, as_made }
         };
         Ok(Self { stand: Some(stand), keep: AtomicBool::new(false) })
     }

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::{
     cgroups::LabCgroup,
@@ -158,14 +158,15 @@ impl Lab {
         self.options.gateway.address()
     }
 
-    /// Whether the kernel is of this release (major and minor number) or later.
-    pub fn is_at_least(&self, wanted: (u32, u32)) -> Result<bool> {
+    /// The kernel's release: major and minor number.
+    pub fn kernel(&self) -> Result<(u32, u32)> {
         let release = self.guest.sysctl("kernel/osrelease")?;
-        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-        match (numbers.next(), numbers.next()) {
-            (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= wanted),
-            _ => bail!("Linux {release}: no release that one can compare"),
-        }
+        major_and_minor(&release).with_context(|| format!("Linux {release}: no release that one can compare"))
+    }
+
+    /// Whether the kernel is of this release or later.
+    pub fn is_at_least(&self, wanted: (u32, u32)) -> Result<bool> {
+        Ok(self.kernel()? >= wanted)
     }
 
     /// A second distribution: the guest's network, but mounts (so a bpffs, /run, /etc and /var) of its own.
@@ -222,6 +223,12 @@ impl Lab {
     }
 }
 
+/// 6 and 12 of `6.12.117-microsoft-standard-WSL2`, 7 and 2 of `7.2-rc1`.
+fn major_and_minor(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -231,5 +238,17 @@ fn range_text(range: &RangeInclusive<u16>) -> String {
         range.start().to_string()
     } else {
         format!("{}-{}", range.start(), range.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::major_and_minor;
+
+    #[test]
+    fn a_release_is_its_first_two_numbers() {
+        assert_eq!(major_and_minor("6.12.117-microsoft-standard-WSL2"), Some((6, 12)));
+        assert_eq!(major_and_minor("7.2-rc1"), Some((7, 2)));
+        assert_eq!(major_and_minor("unheard of"), None);
     }
 }
