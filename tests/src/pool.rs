@@ -25,7 +25,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    Container, Docker, DockerOptions, Lab, LabBuilder, Running, netfilter,
+    Container, Docker, DockerOptions, Lab, LabBuilder, netfilter,
     process::wait_for,
     snapshot::{self, Snapshot},
 };
@@ -42,7 +42,6 @@ struct Stand {
     /// What was ordered, in words: the same order, the same lab.
     order: String,
     docker: Docker,
-    container: Running,
     lab: Lab,
     as_made: Snapshot,
 }
@@ -69,21 +68,11 @@ impl SharedLab {
             tell("a new lab");
             let lab = lab.build()?;
             let docker = Docker::start(&lab, options)?;
-            let container = docker.run(container)?;
+            docker.run(container)?;
             let as_made = as_made(&lab)?;
-            Stand { order, docker, container, lab, as_made }
+            Stand { order, docker, lab, as_made }
         };
         Ok(Self { stand: Some(stand), keep: AtomicBool::new(false) })
-    }
-
-    /// Docker in this lab.
-    pub fn docker(&self) -> &Docker {
-        &self.stand().docker
-    }
-
-    /// The container.
-    pub fn container(&self) -> &Running {
-        &self.stand().container
     }
 
     /// The test has come to its good end: when this is dropped, the lab may serve another one.

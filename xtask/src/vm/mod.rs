@@ -61,6 +61,9 @@ struct Job<'a> {
 /// Set for the long version of the lab's tests (`wsl_mirror_lab::pace`).
 pub(crate) const SOAK: &str = "WSL_MIRROR_LAB_SOAK";
 
+/// Whether tests share labs, and say so (`wsl_mirror_lab::SharedLab`); as it is here.
+const POOL: &str = "WSL_MIRROR_LAB_POOL";
+
 /// How the tests are run.
 pub(crate) struct Effort<'a> {
     pub(crate) soak: bool,
@@ -98,6 +101,9 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
             let mut script = environment(&built.product, accelerator.patience() * slowness(kernel));
             if effort.soak {
                 let _ = writeln!(script, "export {SOAK}=1");
+            }
+            if let Ok(pool) = std::env::var(POOL) {
+                let _ = writeln!(script, "export {POOL}={}", quoted(&pool));
             }
             script.push_str(&invocation(&binary, &arguments));
             Job { kernel, group, script }
