@@ -60,13 +60,13 @@ fn exemptions_shown_to_a_slow_reader_keep_nobody_waiting() -> Result<()> {
 fn a_bpffs_that_became_read_only_is_not_taken_for_another_layout() -> Result<()> {
     let lab = published()?;
     ok(&lab, &["load"])?;
-    sh(&lab, "mount -o remount,ro /sys/fs/bpf")?;
+    sh(&lab, "mount -n -o remount,ro /sys/fs/bpf")?;
     for command in [["status"].as_slice(), &["load"], &["exempt", "list"]] {
         let said = refused(&lab, command, 16)?;
         ensure!(said.contains("Read-only") && !said.contains("rm -r"), "{command:?}: {said}");
     }
     ensure!(is_steered(&lab, 8080), "the steering goes on");
-    sh(&lab, "mount -o remount,rw /sys/fs/bpf")?;
+    sh(&lab, "mount -n -o remount,rw /sys/fs/bpf")?;
     ok(&lab, &["status"])?;
     lab.keep();
     Ok(())
