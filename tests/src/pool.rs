@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     Container, Docker, DockerOptions, Lab, LabBuilder, netfilter,
@@ -43,7 +43,8 @@ struct Stand {
     order: String,
     docker: Docker,
     lab: Lab,
-    as_made: Snapshot,
+    /// Nothing if it never came to rest, as may be on a machine with too much to do: then it is for one test only.
+    as_made: Option<Snapshot>,
 }
 
 /// A lab for one test. It is a [`Lab`] in all other respects.
@@ -69,7 +70,11 @@ impl SharedLab {
             let lab = lab.build()?;
             let docker = Docker::start(&lab, options)?;
             docker.run(container)?;
-            let as_made = as_made(&lab)?;
+            let as_made = as_made(&lab)
+                .inspect_err(|error| {
+                    tell(&format!("not to be shared, for it does not come to rest: {error:#}"))
+                })
+                .ok();
             Stand { order, docker, lab, as_made }
         };
         Ok(Self { stand: Some(stand), keep: AtomicBool::new(false) })
@@ -127,17 +132,16 @@ impl Drop for SharedLab {
 impl Stand {
     fn tidy_up(&mut self) -> Result<()> {
         let Self { docker, lab, as_made, .. } = self;
+        let as_made = as_made.as_mut().context("it had not come to rest when it was made")?;
         ensure!(docker.is_running(), "dockerd has ended");
         // First, for they may keep connections from closing.
         as_made.remove_what_came_later(lab)?;
-        // Before the flush: a connection that conntrack has forgotten may never close.
-        wait_for("the test's connections to close", CLOSING, || {
-            let open = [snapshot::connections(lab.guest())?, snapshot::connections(lab.windows())?].concat();
-            Ok(open.is_empty().then_some(()))
-        })?;
+        // Before the program goes and conntrack forgets: a connection that neither knows may never close.
+        let closed = wait_until_closed(lab);
         if lab.guest().enter(|| fs::exists("/sys/fs/bpf/wsl-mirror"))? {
             lab.wsl_mirror(&["unload"])?.success()?;
         }
+        closed?;
         forget_connections(lab)?;
         as_made.compare(lab)
     }
@@ -149,20 +153,26 @@ fn idle() -> MutexGuard<'static, Vec<Stand>> {
 
 /// What is there when the container has been asked whether it is ready, and all is quiet again.
 fn as_made(lab: &Lab) -> Result<Snapshot> {
+    wait_until_closed(lab)?;
     forget_connections(lab)?;
-    Snapshot::take(lab).context("looking at a new lab")
+    Snapshot::take(lab)
+}
+
+fn wait_until_closed(lab: &Lab) -> Result<()> {
+    let mut open = Vec::new();
+    wait_for("all connections to close", CLOSING, || {
+        open = [snapshot::connections(lab.guest())?, snapshot::connections(lab.windows())?].concat();
+        Ok(open.is_empty().then_some(()))
+    })
+    .with_context(|| format!("open: {open:?}"))
 }
 
 fn forget_connections(lab: &Lab) -> Result<()> {
-    let count = || lab.guest().sysctl("net/netfilter/nf_conntrack_count");
-    for _ in 0..10 {
+    wait_for("conntrack to forget all connections", CLOSING, || {
         netfilter::flush_conntrack(lab.guest())?;
-        if count()? == "0" {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    bail!("there are always new connections: {} by now", count()?)
+        let count = lab.guest().sysctl("net/netfilter/nf_conntrack_count")?;
+        Ok((count == "0").then_some(()))
+    })
 }
 
 /// Not by `eprintln!`, of which nothing is seen if a test passes.
