@@ -72,7 +72,7 @@ impl SharedLab {
             docker.run(container)?;
             let as_made = as_made(&lab)
                 .inspect_err(|error| {
-                    tell(&format!("not to be shared, for it does not come to rest: {error:#}"))
+                    tell(&format!("not to be shared, for it does not come to rest: {error:#}"));
                 })
                 .ok();
             Stand { order, docker, lab, as_made }
