@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, GUEST_EPHEMERAL, Gateway, LAN_ADDRESS, Lab, REFLECTION_MAC, Running,
-    SCRATCH, Service, loopback, nat, pace,
+    SCRATCH, Service, SharedLab, loopback, nat, pace,
     raw::{self, Frame, RawSocket},
     servers, tcp, udp,
 };
@@ -364,6 +364,104 @@ fn docker_of_another_root_runs_too() -> Result<()> {
     let docker = Docker::start(&lab, &DockerOptions { root: Some("/".into()), ..DockerOptions::default() })?;
     docker.run(Container::new("echo").serve(Service::TcpEcho { port: 7 }).publish("8080:7"))?;
     assert_eq!(tcp_echo(&lab, false, 8080), Ok(HELLO.to_vec()));
+    Ok(())
+}
+
+fn shared() -> Result<SharedLab> {
+    let container = Container::new("echo").serve(Service::TcpEcho { port: 7 }).publish("8080:7");
+    SharedLab::take(Lab::builder(), &DockerOptions::default(), container)
+}
+
+#[test]
+fn a_lab_is_shared_only_as_long_as_it_cannot_be_told_from_a_new_one() -> Result<()> {
+    let mut lab = shared()?;
+    let guest = lab.guest().clone();
+    let sh = |script: &str| guest.run("sh", ["-ec", script]).map(drop);
+    // What tests leave lying about is removed.
+    sh("nft 'add table ip probe; add chain ip probe in { type filter hook input priority 0; drop; }'")?;
+    sh(&format!("echo text >{SCRATCH}/a-file"))?;
+    assert_eq!(tcp_echo(&lab, false, 8080), Err(tcp::Failure::ConnectTimedOut), "the table drops everything");
+    lab.tidy_up()?;
+    assert_eq!(tcp_echo(&lab, false, 8080), Ok(HELLO.to_vec()));
+    lab.tidy_up()?;
+    assert!(!guest.enter(|| std::fs::exists(format!("{SCRATCH}/a-file")))?);
+    // Everything else has to be taken back by whoever has done it.
+    let changes = [
+        ("sysctl -qw net.ipv4.ip_forward=0", "sysctl -qw net.ipv4.ip_forward=1", "ip_forward = 0"),
+        (
+            "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1",
+            "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=0",
+            "be_liberal = 1",
+        ),
+        ("ip rule add pref 7 lookup 99", "ip rule del pref 7", "lookup 99"),
+        ("ip route add 192.0.2.1/32 dev eth0 table 99", "ip route del 192.0.2.1/32 table 99", "192.0.2.1"),
+        ("ip addr add 192.0.2.2/32 dev lo", "ip addr del 192.0.2.2/32 dev lo", "192.0.2.2"),
+        ("ip link add more type bridge", "ip link del more", ": more: "),
+        ("ip link set eth0 gso_max_segs 7", "ip link set eth0 gso_max_segs 65535", "gso_max_segs 7"),
+        ("tc qdisc add dev loopback0 clsact", "tc qdisc del dev loopback0 clsact", "clsact"),
+        ("mkdir /sys/fs/bpf/theirs", "rmdir /sys/fs/bpf/theirs", "theirs"),
+        ("echo >/run/more", "rm /run/more", "/run/more"),
+        ("echo >/etc/wsl-mirror.toml", "rm /etc/wsl-mirror.toml", "wsl-mirror.toml"),
+        ("mount -n -t tmpfs more /mnt", "umount -n /mnt; rm -rf /run/mount", "/mnt"),
+    ];
+    let found =
+        |lab: &mut SharedLab| lab.tidy_up().err().map(|error| format!("{error:#}")).unwrap_or_default();
+    sh(&changes.map(|(change, ..)| change).join("\n"))?;
+    let all = found(&mut lab);
+    for (change, _, word) in changes {
+        ensure!(all.contains(word), "after `{change}`: {all}");
+    }
+    sh(&changes.map(|(_, take_back, _)| take_back).join("\n"))?;
+    lab.tidy_up().context("when all was taken back")?;
+    sh("nft add chain ip nat MORE")?;
+    ensure!(found(&mut lab).contains("the ruleset is another one"), "a chain in a table that was there");
+    sh("nft delete chain ip nat MORE")?;
+    lab.tidy_up().context("without the chain")?;
+    let listening = servers::tcp_echo(&guest, loopback(8100))?;
+    ensure!(lab.tidy_up().is_err(), "somebody listens");
+    drop(listening);
+    lab.tidy_up().context("when nobody listens any more")?;
+    let connection = tcp::Client::new(lab.windows(), loopback(8100));
+    let server = servers::tcp_echo(&guest, loopback(8100))?;
+    let mut connection = connection.connect()?;
+    tcp::exchange(&mut connection, HELLO)?;
+    drop(server);
+    ensure!(lab.tidy_up().is_err(), "a connection is open");
+    drop(connection);
+    lab.tidy_up().context("when it is closed")
+}
+
+/// By the number of its guest's network namespace.
+#[test]
+fn a_lab_is_used_again_after_a_good_end_and_after_no_other() -> Result<()> {
+    let id = |lab: &Lab| rustix::fs::fstat(lab.guest().netns_fd()).map(|found| found.st_ino);
+    // No other test orders the same container.
+    let take = || {
+        let container = Container::new("again").serve(Service::TcpEcho { port: 7 });
+        SharedLab::take(Lab::builder(), &DockerOptions::default(), container)
+    };
+    let lab = take()?;
+    let first = id(&lab)?;
+    lab.keep();
+    drop(lab);
+    let lab = take()?;
+    assert_eq!(id(&lab)?, first);
+    // Held, for its number would be free for another one.
+    let _held = lab.guest().clone();
+    drop(lab);
+    let lab = take()?;
+    let second = id(&lab)?;
+    assert_ne!(second, first, "nobody has said that the test came to a good end");
+    let _held = lab.guest().clone();
+    let failed = std::thread::scope(|scope| {
+        let test = scope.spawn(|| {
+            let lab = lab;
+            lab.keep();
+            std::panic::resume_unwind(Box::new("the test fails"));
+        });
+        test.join().is_err()
+    });
+    assert!(failed && id(&*take()?)? != second, "a test that panics");
     Ok(())
 }
 

@@ -3,16 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     os::{fd::AsRawFd as _, unix::process::ExitStatusExt as _},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use wsl_mirror_lab::{
-    Container, Docker, DockerOptions, Lab, Service,
+    Container, Docker, DockerOptions, Lab, Namespace, Service, SharedLab,
     process::{Background, run, wait_for},
 };
 
@@ -30,17 +30,40 @@ fn a_lab_to_be_killed() -> Result<()> {
     let docker = Docker::start(&lab, &DockerOptions::default())?;
     docker.run(Container::new("echo").serve(Service::TcpEcho { port: 7 }).publish("8080:7"))?;
     let _background = Background::spawn(lab.guest().command("sleep").arg("1000"))?;
-    for (namespace, name) in [(lab.guest(), "guest"), (lab.windows(), "windows")] {
-        let link = ["link", "add", "canary", "type", "veth", "peer", "name", name, "netns", canary.as_str()];
+    leave_traces(lab.guest(), lab.windows(), &canary)?;
+    println!("\nREADY");
+    std::thread::sleep(Duration::from_mins(1));
+    bail!("nobody killed it")
+}
+
+/// The same with a lab that waits for another test to use it, when there is no other test.
+#[test]
+#[ignore = "another test runs it, in a process of its own"]
+fn a_lab_to_be_left_in_the_pool() -> Result<()> {
+    let Ok(canary) = env::var(CANARY) else { return Ok(()) };
+    let container = Container::new("echo").serve(Service::TcpEcho { port: 7 }).publish("8080:7");
+    let lab = SharedLab::take(Lab::builder(), &DockerOptions::default(), container)?;
+    let (guest, windows) = (lab.guest().clone(), lab.windows().clone());
+    lab.keep();
+    drop(lab);
+    leave_traces(&guest, &windows, &canary)?;
+    println!("\nREADY");
+    // Until the other one has seen enough.
+    std::io::stdin().read_to_string(&mut String::new())?;
+    Ok(())
+}
+
+/// Ends of links in the canary's namespace, and a pinned map.
+fn leave_traces(guest: &Namespace, windows: &Namespace, canary: &str) -> Result<()> {
+    for (namespace, name) in [(guest, "guest"), (windows, "windows")] {
+        let link = ["link", "add", "canary", "type", "veth", "peer", "name", name, "netns", canary];
         namespace.run("ip", link)?;
     }
     let map = map_name(std::process::id());
     let create =
         ["map", "create", "/sys/fs/bpf/map", "type", "array", "key", "4", "value", "4", "entries", "1"];
-    lab.guest().run("bpftool", create.into_iter().chain(["name", map.as_str()]))?;
-    println!("\nREADY");
-    std::thread::sleep(Duration::from_mins(1));
-    bail!("nobody killed it")
+    guest.run("bpftool", create.into_iter().chain(["name", map.as_str()]))?;
+    Ok(())
 }
 
 fn map_name(pid: u32) -> String {
@@ -49,33 +72,49 @@ fn map_name(pid: u32) -> String {
 
 #[test]
 fn nothing_is_left_after_a_kill() -> Result<()> {
-    nothing_is_left_after(Signal::KILL)
+    nothing_is_left_after("a_lab_to_be_killed", |victim| end_by(Signal::KILL, victim))
 }
 
 #[test]
 fn nothing_is_left_after_ctrl_c() -> Result<()> {
-    nothing_is_left_after(Signal::INT)
+    nothing_is_left_after("a_lab_to_be_killed", |victim| end_by(Signal::INT, victim))
 }
 
-fn nothing_is_left_after(signal: Signal) -> Result<()> {
+#[test]
+fn nothing_is_left_of_a_shared_lab_after_the_last_test() -> Result<()> {
+    nothing_is_left_after("a_lab_to_be_left_in_the_pool", |victim| {
+        drop(victim.stdin.take());
+        ensure!(victim.wait()?.success(), "its test has failed");
+        Ok(())
+    })
+}
+
+fn end_by(signal: Signal, victim: &mut Child) -> Result<()> {
+    kill_process(Pid::from_child(victim), signal)?;
+    ensure!(victim.wait()?.signal() == Some(signal.as_raw()), "it died of {signal:?}");
+    Ok(())
+}
+
+fn nothing_is_left_after(test: &str, end: impl FnOnce(&mut Child) -> Result<()>) -> Result<()> {
     // A lab of our own, for its guest's network namespace to keep the canaries in.
     let ours = Lab::builder().build()?;
     let canary = format!("/proc/{}/fd/{}", std::process::id(), ours.guest().netns_fd().as_raw_fd());
     let mut victim = Command::new(env::current_exe()?)
-        .args(["--exact", "a_lab_to_be_killed", "--ignored", "--nocapture"])
+        .args(["--exact", test, "--ignored", "--nocapture"])
         .env(CANARY, canary)
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .context("starting the victim")?;
-    let output = BufReader::new(victim.stdout.take().context("no pipe")?);
-    if !output.lines().map_while(Result::ok).any(|line| line == "READY") {
+    let mut output = BufReader::new(victim.stdout.take().context("no pipe")?);
+    if !output.by_ref().lines().map_while(Result::ok).any(|line| line == "READY") {
         bail!("the victim ended before it was ready: {}", victim.wait()?);
     }
 
     let pid = victim.id();
     let family = descendants(pid)?;
     let names: BTreeSet<&str> = family.values().map(|process| process.name.as_str()).collect();
-    for name in ["lab-helper", "dockerd", "containerd", "containerd-shim", "docker-proxy", "sleep"] {
+    for name in ["lab-helper", "dockerd", "containerd", "containerd-shim", "docker-proxy"] {
         ensure!(names.contains(name), "no {name} among what the lab runs: {names:?}");
     }
     ensure!(canaries(&ours)? == ["guest", "windows"], "both canaries are there");
@@ -83,8 +122,7 @@ fn nothing_is_left_after(signal: Signal) -> Result<()> {
     ensure!(!cgroups(pid).is_empty(), "there is a cgroup");
 
     let started = Instant::now();
-    kill_process(Pid::from_child(&victim), signal)?;
-    ensure!(victim.wait()?.signal() == Some(signal.as_raw()), "it died of the signal");
+    end(&mut victim)?;
     let mut gone = Vec::new();
     let mut expect_gone = |what: &str, left: &dyn Fn() -> Result<Vec<String>>| -> Result<()> {
         let mut seen = Vec::new();
@@ -105,7 +143,7 @@ fn nothing_is_left_after(signal: Signal) -> Result<()> {
         Ok(bpf_maps()?.into_iter().filter(|name| *name == map_name(pid)).collect())
     })?;
     expect_gone("cgroups", &|| Ok(cgroups(pid)))?;
-    println!("gone after {signal:?}: {}", gone.join(", "));
+    println!("gone after the end of {test}: {}", gone.join(", "));
 
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     ensure!(!mounts.contains(wsl_mirror_lab::SCRATCH), "a mount of a lab is visible outside: {mounts}");

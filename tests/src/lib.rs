@@ -23,9 +23,12 @@ mod docker;
 mod mirrored;
 mod namespace;
 pub mod nat;
+mod netfilter;
 pub mod pace;
+mod pool;
 pub mod process;
 pub mod services;
+mod snapshot;
 mod sockets;
 mod traffic;
 mod wsl_mirror;
@@ -35,6 +38,7 @@ pub use mirrored::{
     GUEST_EPHEMERAL, GUEST_MAC, Gateway, LAN_ADDRESS, Lab, LabBuilder, REFLECTION_MAC, WINDOWS_MAC, loopback,
 };
 pub use namespace::{Namespace, SCRATCH};
+pub use pool::SharedLab;
 pub use sockets::Sockets;
 pub use traffic::{raw, servers, tcp, udp};
 

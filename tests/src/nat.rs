@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::Namespace;
+use crate::{Namespace, netfilter};
 
 /// The entries of conntrack, one line each, as `conntrack -L -o extended` prints them.
 pub fn conntrack(namespace: &Namespace) -> Result<Vec<String>> {
@@ -17,9 +17,9 @@ pub fn conntrack_with(namespace: &Namespace, fields: &[&str]) -> Result<Vec<Stri
     Ok(entries)
 }
 
-/// Forgets every connection.
+/// Forgets every connection, as `conntrack -F` does.
 pub fn conntrack_flush(namespace: &Namespace) -> Result<()> {
-    namespace.run("conntrack", ["-F"]).map(drop)
+    netfilter::flush_conntrack(namespace)
 }
 
 /// A DNAT rule of Docker's nat chain and what it has counted. nat chains see the first packet of a

@@ -5,11 +5,11 @@ use std::{thread, time::Duration};
 use anyhow::{Result, ensure};
 use wsl_mirror_lab::{nat, process::wait_for, udp};
 
-use crate::world::{HANG, HELLO, Services, load, packets, windows, windows_udp};
+use crate::world::{HANG, HELLO, load, packets, services, windows, windows_udp};
 
 #[test]
 fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     let client = windows(&lab, 8080).from_port(50_000).limit(Duration::from_secs(5));
     let before = nat::dnat_packets(lab.guest(), "tcp", 8080)?;
     thread::scope(|scope| {
@@ -24,12 +24,13 @@ fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted()
         Ok(())
     })?;
     assert_eq!(packets(&lab, "steer_healed")?, 1);
+    lab.keep();
     Ok(())
 }
 
 #[test]
 fn a_udp_flow_that_was_caught_before_the_load_gets_through_with_its_next_datagram() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     let socket = windows_udp(&lab, 8080).limit(HANG).connect()?;
     for _ in 0..2 {
         assert_eq!(udp::exchange(&socket, HELLO), Err(udp::Failure::TimedOut), "without wsl-mirror");
@@ -39,5 +40,6 @@ fn a_udp_flow_that_was_caught_before_the_load_gets_through_with_its_next_datagra
         assert_eq!(udp::exchange(&socket, HELLO), Ok(HELLO.to_vec()));
     }
     assert_eq!(packets(&lab, "steer_healed")?, 1);
+    lab.keep();
     Ok(())
 }

@@ -15,8 +15,8 @@ use wsl_mirror_lab::{
 };
 
 use crate::world::{
-    HELLO, Services, assert_answers, assert_answers_udp, counted, load, nft, packets, syn, unload, windows,
-    windows_udp,
+    HELLO, assert_answers, assert_answers_udp, counted, load, nft, packets, services_in, syn, unload,
+    windows, windows_udp,
 };
 
 const PAUSE: Duration = Duration::from_millis(5);
@@ -110,7 +110,7 @@ impl<'a> OneWay<'a> {
 
 #[test]
 fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a_stray_syn() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::start(Lab::builder().build()?, false)?;
+    let lab = services_in(Lab::builder(), false)?;
     let busy = windows(&lab, 8080).keep_alive(PAUSE)?;
     let mut calm = windows(&lab, 8080).from_port(50_000).connect()?;
     let datagrams = windows_udp(&lab, 8081).connect()?;
@@ -136,13 +136,15 @@ fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a
     nat::conntrack_flush(lab.guest())?;
     go_on("after a flush")?;
     unload(&lab)?;
-    go_on("after the unload")
+    go_on("after the unload")?;
+    lab.keep();
+    Ok(())
 }
 
 /// The first SYN went the engine's way, the container is slow to answer, and meanwhile we are loaded.
 #[test]
 fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::start(Lab::builder().build()?, false)?;
+    let lab = services_in(Lab::builder(), false)?;
     nft(
         &lab,
         "add table ip slow; add chain ip slow pre { type filter hook prerouting priority raw; }; \
@@ -162,6 +164,7 @@ fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() -> Result<()>
         nft(&lab, "delete table ip slow")?;
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         assert_eq!(answer, Ok(HELLO.to_vec()));
+        lab.keep();
         Ok(())
     })
 }

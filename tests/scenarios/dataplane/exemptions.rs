@@ -6,13 +6,13 @@ use anyhow::Result;
 use wsl_mirror_lab::{Lab, loopback, nat, servers, tcp, udp};
 
 use crate::world::{
-    HELLO, Probe, Services, assert_answers, assert_answers_udp, assert_hangs, assert_hangs_udp, bpftool,
-    exempt, load, load_with, packets, port_packets, reset, windows, windows_udp,
+    HELLO, Probe, assert_answers, assert_answers_udp, assert_hangs, assert_hangs_udp, bpftool, exempt, load,
+    load_with, packets, port_packets, reset, services, windows, windows_udp,
 };
 
 #[test]
 fn an_exemption_acts_on_the_next_flow_and_leaves_established_ones_alone() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     let probe = Probe::new(&lab)?;
     for port in [50_000, 50_001] {
         probe.add(&format!("seen_{port}"), &format!("th sport {port} th dport 8080"))?;
@@ -48,12 +48,14 @@ fn an_exemption_acts_on_the_next_flow_and_leaves_established_ones_alone() -> Res
     exempt(&lab, "del", "8080")?;
     assert_answers(&lab, 8080);
     assert_answers_udp(&lab, 8080);
-    go_on("after the exemption was taken back")
+    go_on("after the exemption was taken back")?;
+    lab.keep();
+    Ok(())
 }
 
 #[test]
 fn tcp_and_udp_are_exempt_apart_and_ranges_in_one() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     load(&lab)?;
     exempt(&lab, "add", "8080/tcp")?;
     assert_hangs(&lab, 8080);
@@ -68,12 +70,13 @@ fn tcp_and_udp_are_exempt_apart_and_ranges_in_one() -> Result<()> {
     exempt(&lab, "del", "8081/udp")?;
     assert_hangs_udp(&lab, 8080);
     assert_answers_udp(&lab, 8081);
+    lab.keep();
     Ok(())
 }
 
 #[test]
 fn bpftool_writes_an_exemption_by_bytes() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     load(&lab)?;
     assert_answers(&lab, 8080);
     let map = "pinned /sys/fs/bpf/wsl-mirror/v1/PORT_POLICY";
@@ -82,12 +85,13 @@ fn bpftool_writes_an_exemption_by_bytes() -> Result<()> {
     assert_answers_udp(&lab, 8080);
     bpftool(&lab, &format!("map delete {map} key hex 06 00 90 1f"))?;
     assert_answers(&lab, 8080);
+    lab.keep();
     Ok(())
 }
 
 #[test]
 fn the_configuration_exempts_and_the_command_line_is_stronger() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     load_with(&lab, "exempt = [\"8080/tcp\"]\n")?;
     assert_hangs(&lab, 8080);
     assert_answers(&lab, 8081);
@@ -99,6 +103,7 @@ fn the_configuration_exempts_and_the_command_line_is_stronger() -> Result<()> {
     assert_hangs(&lab, 8081);
     assert_answers(&lab, 8080);
     assert!(packets(&lab, "pass_default_policy")? > 0);
+    lab.keep();
     Ok(())
 }
 

@@ -3,29 +3,15 @@
 use std::{net::TcpListener, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{
-    Container, Docker, DockerOptions, Lab, Service, loopback, nat, process::wait_for, services::Pattern, tcp,
-};
+use wsl_mirror_lab::{Lab, SharedLab, loopback, nat, process::wait_for, services::Pattern, tcp};
 
-use crate::world::{HELLO, accept, counted, engine_rule, load, nft, talk, windows};
+use crate::world::{HELLO, STREAM, accept, counted, engine_rule, load, nft, services, talk, windows};
 
-const BYTES: u64 = 32 << 20;
-
-fn behind_a_firewall() -> Result<(Lab, Docker)> {
-    let lab = Lab::builder().build()?;
-    let docker = Docker::start(&lab, &DockerOptions::default())?;
-    docker.run(
-        Container::new("streams")
-            .serve(Service::TcpEcho { port: 7 })
-            .serve(Service::TcpSink { port: 9 })
-            .serve(Service::TcpSource { port: 19, bytes: BYTES })
-            .publish("8007:7")
-            .publish("8009:9")
-            .publish("8019:19"),
-    )?;
+fn behind_a_firewall() -> Result<SharedLab> {
+    let lab = services()?;
     drop_invalid(&lab)?;
     load(&lab)?;
-    Ok((lab, docker))
+    Ok(lab)
 }
 
 fn drop_invalid(lab: &Lab) -> Result<()> {
@@ -44,29 +30,31 @@ fn invalid(lab: &Lab) -> Result<u64> {
 
 #[test]
 fn steered_uploads_downloads_and_requests_are_never_invalid() -> Result<()> {
-    let (lab, _docker) = behind_a_firewall()?;
-    windows(&lab, 8009).upload(BYTES)?;
-    windows(&lab, 8019).download(BYTES)?;
-    let keep_alive = windows(&lab, 8007).keep_alive(Duration::from_millis(1))?;
+    let lab = behind_a_firewall()?;
+    windows(&lab, 8009).upload(STREAM)?;
+    windows(&lab, 8020).download(STREAM)?;
+    let keep_alive = windows(&lab, 8080).keep_alive(Duration::from_millis(1))?;
     for _ in 0..100 {
-        windows(&lab, 8007).echo(HELLO)?;
+        windows(&lab, 8080).echo(HELLO)?;
     }
     assert_eq!(keep_alive.stop().failure, None);
     assert_eq!(invalid(&lab)?, 0);
+    lab.keep();
     Ok(())
 }
 
 #[test]
 fn requests_go_on_after_a_flush() -> Result<()> {
-    let (lab, _docker) = behind_a_firewall()?;
-    let busy = windows(&lab, 8007).keep_alive(Duration::from_millis(1))?;
-    let calm = windows(&lab, 8007).keep_alive(Duration::from_millis(100))?;
+    let lab = behind_a_firewall()?;
+    let busy = windows(&lab, 8080).keep_alive(Duration::from_millis(1))?;
+    let calm = windows(&lab, 8080).keep_alive(Duration::from_millis(100))?;
     for _ in 0..10 {
         thread::sleep(Duration::from_millis(150));
         nat::conntrack_flush(lab.guest())?;
     }
     thread::sleep(Duration::from_millis(150));
     assert_eq!((busy.stop().failure, calm.stop().failure), (None, None));
+    lab.keep();
     Ok(())
 }
 
@@ -115,7 +103,7 @@ fn flush_in_a_download(lab: &Lab, wait_for_the_server: bool) -> Result<(&'static
     let (mut server, _) = accept(&listener)?;
     talk(&mut client, &mut server)?;
     server.set_write_timeout(Some(tcp::limit()))?;
-    let sending = thread::spawn(move || Pattern::default().write(&mut server, BYTES));
+    let sending = thread::spawn(move || Pattern::default().write(&mut server, STREAM));
     // The client's buffer fills up; from then on the server only asks now and then whether it is read.
     thread::sleep(Duration::from_millis(300));
     nat::conntrack_flush(lab.guest())?;
@@ -132,5 +120,5 @@ fn flush_in_a_download(lab: &Lab, wait_for_the_server: bool) -> Result<(&'static
     drop(client);
     let _ = sending.join();
     let first = if sender == Some("sport=8100") { "server" } else { "client" };
-    Ok((first, received.is_ok_and(|bytes| bytes == BYTES)))
+    Ok((first, received.is_ok_and(|bytes| bytes == STREAM)))
 }

@@ -12,7 +12,7 @@ use wsl_mirror_lab::{
 };
 
 use crate::world::{
-    HELLO, Services, detach, load, nft, packets, slow_download, slow_echo, slow_upload, unload,
+    HELLO, detach, load, nft, packets, services, slow_download, slow_echo, slow_upload, unload,
     while_flushing, windows, windows_udp,
 };
 
@@ -41,22 +41,27 @@ fn nothing_breaks_under_a_flush_every_50_ms() -> Result<()> {
     let calm = windows(&lab, 8007).keep_alive(Duration::from_millis(130))?;
     let datagrams = windows_udp(&lab, 8007).connect()?;
     let (transfers, flushes) = while_flushing(&lab, || {
-        thread::scope(|scope| -> Result<()> {
-            let (client_up, client_down) = (windows(&lab, 8009), windows(&lab, 8019));
-            let client_both = windows(&lab, 8007);
-            let transfers = [
-                ("upload", scope.spawn(move || slow_upload(&client_up, BYTES, TWENTY_SECONDS))),
-                ("download", scope.spawn(move || slow_download(&client_down, BYTES, TWENTY_SECONDS))),
-                ("both ways", scope.spawn(move || slow_echo(&client_both, BYTES / 4, TWENTY_SECONDS))),
-            ];
-            for _ in 0..100 {
-                udp::exchange(&datagrams, HELLO).context("UDP")?;
-                thread::sleep(Duration::from_millis(100));
-            }
-            for (name, transfer) in transfers {
-                transfer.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)).context(name)?;
-            }
-            Ok(())
+        (0..pace::rounds(1)).try_for_each(|_| {
+            thread::scope(|scope| -> Result<()> {
+                let (client_up, client_down) = (windows(&lab, 8009), windows(&lab, 8019));
+                let client_both = windows(&lab, 8007);
+                let transfers = [
+                    ("upload", scope.spawn(move || slow_upload(&client_up, BYTES, TWENTY_SECONDS))),
+                    ("download", scope.spawn(move || slow_download(&client_down, BYTES, TWENTY_SECONDS))),
+                    ("both ways", scope.spawn(move || slow_echo(&client_both, BYTES / 4, TWENTY_SECONDS))),
+                ];
+                for _ in 0..100 {
+                    udp::exchange(&datagrams, HELLO).context("UDP")?;
+                    thread::sleep(Duration::from_millis(100));
+                }
+                for (name, transfer) in transfers {
+                    transfer
+                        .join()
+                        .unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+                        .context(name)?;
+                }
+                Ok(())
+            })
         })
     })?;
     transfers?;
@@ -104,7 +109,7 @@ fn nothing_breaks_under_a_flush_every_50_ms() -> Result<()> {
 /// A flush between the program and the stack: rare, so it is put together from its parts.
 #[test]
 fn an_established_flow_that_dockers_rule_caught_in_its_midst_is_taken_back() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::start(Lab::builder().build()?, true)?;
+    let lab = services()?;
     load(&lab)?;
     let mut connection = windows(&lab, 8080).connect()?;
     tcp::exchange(&mut connection, HELLO)?;
@@ -125,5 +130,6 @@ fn an_established_flow_that_dockers_rule_caught_in_its_midst_is_taken_back() -> 
     connection.read_exact(&mut answer).context("the retransmission is steered, and answered")?;
     assert_eq!(answer, HELLO);
     assert!(packets(&lab, "steer_picked_up")? > 0);
+    lab.keep();
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{Lab, SCRATCH, loopback, nat, servers, tcp, udp};
 
 use crate::world::{
-    HELLO, PAGE, Probe, Services, bpftool, load, load_with, read_to_the_end, status, syn, windows,
+    HELLO, PAGE, Probe, bpftool, load, load_with, read_to_the_end, services, status, syn, windows,
     windows_udp,
 };
 
@@ -46,20 +46,21 @@ fn every_packet_is_marked(lab: &Lab, probe: &Probe<'_>) -> Result<()> {
 
 #[test]
 fn every_packet_of_a_steered_flow_towards_the_port_carries_the_mark_and_no_other_packet_does() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     let _on_windows = servers::tcp_echo(lab.windows(), loopback(9100))?;
     let probe = probe(&lab, "0x1000")?;
     load(&lab)?;
     every_packet_is_marked(&lab, &probe)?;
     assert_eq!(tcp::Client::new(lab.guest(), loopback(9100)).echo(HELLO), Ok(HELLO.to_vec()));
     assert_eq!(probe.packets("others_marked")?, 0);
+    lab.keep();
     Ok(())
 }
 
 /// A process's reply may carry the mark of what it answers (`tcp_fwmark_accept`); that is not ours to set.
 #[test]
 fn replies_carry_no_mark() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     load(&lab)?;
     let ruleset = "add table ip replies; add counter ip replies seen; add counter ip replies marked; \
          add chain ip replies out { type filter hook postrouting priority 200; }; \
@@ -73,15 +74,18 @@ fn replies_carry_no_mark() -> Result<()> {
     };
     assert!(counted("seen")? >= 3);
     assert_eq!(counted("marked")?, 0);
+    lab.keep();
     Ok(())
 }
 
 #[test]
 fn the_configuration_chooses_the_bits() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     let probe = probe(&lab, "0x60000")?;
     load_with(&lab, "mark = 0x60000\n")?;
-    every_packet_is_marked(&lab, &probe)
+    every_packet_is_marked(&lab, &probe)?;
+    lab.keep();
+    Ok(())
 }
 
 /// Nothing in front of tc sets a mark on a packet that has just come in but other tc programs, so the packet

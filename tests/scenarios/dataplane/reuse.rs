@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{Lab, loopback, nat, pace, tcp};
 
 use crate::world::{
-    HANG, HELLO, PAGE, Services, accept, assert_hangs, caught, engine_rule, load, packets, read_to_the_end,
-    reset, talk, windows,
+    HANG, HELLO, PAGE, accept, assert_hangs, caught, engine_rule, load, packets, read_to_the_end, reset,
+    services, talk, windows,
 };
 
 const PORTS: std::ops::Range<u16> = 50_000..50_050;
@@ -31,7 +31,7 @@ fn client(lab: &Lab, port: u16, from: u16) -> tcp::Client {
 /// socket.
 #[test]
 fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_time_wait() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     assert_hangs(&lab, 8080);
     load(&lab)?;
     let before = nat::dnat_packets(lab.guest(), "tcp", 8019)?;
@@ -46,12 +46,13 @@ fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_time_wait()
     assert!(reused >= due, "conntrack had forgotten the old connections: only {reused} were there");
     let timewait = nat::conntrack_with(lab.guest(), &["TIME_WAIT", "dport=8019"])?;
     assert!(!timewait.is_empty(), "the connections did not end in TIME_WAIT");
+    lab.keep();
     Ok(())
 }
 
 #[test]
 fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     load(&lab)?;
     let before = nat::dnat_packets(lab.guest(), "tcp", 8080)?;
     // The last tenth from one port, each at once after the reset of the one before.
@@ -68,6 +69,7 @@ fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() ->
     let reused = packets(&lab, "steer_reused")?;
     let due = u64::try_from(connections() - 2 * PORTS.len())?;
     assert!(reused >= due, "conntrack had forgotten the old connections: only {reused} were there");
+    lab.keep();
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use wsl_mirror_lab::{
     udp,
 };
 
-use crate::world::{HANG, Probe, Services, ipv4, load, packets, udp_datagram, windows, windows_udp};
+use crate::world::{HANG, Probe, ipv4, load, packets, services, udp_datagram, windows, windows_udp};
 
 const EIGHT_KB: usize = 8192;
 
@@ -19,7 +19,7 @@ fn eight_kb() -> Vec<u8> {
 
 #[test]
 fn fragmented_datagrams_are_steered() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     let ask = || windows_udp(&lab, 8080).limit(HANG).request(&eight_kb()).map(|reply| reply.len());
     assert_eq!(ask(), Err(udp::Failure::TimedOut), "without wsl-mirror");
     load(&lab)?;
@@ -31,13 +31,14 @@ fn fragmented_datagrams_are_steered() -> Result<()> {
     }
     assert!(packets(&lab, "pass_later_fragment")? >= 25, "six fragments each");
     assert_eq!((probe.packets("seen")?, probe.packets("marked")?), (5, 5), "reassembled");
+    lab.keep();
     Ok(())
 }
 
 /// The later fragments, which carry no ports, come first.
 #[test]
 fn fragments_in_any_order_are_steered() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     load(&lab)?;
     let nic = RawSocket::open(lab.windows(), "winlo0")?;
     let orders: [[usize; 6]; 4] =
@@ -58,18 +59,20 @@ fn fragments_in_any_order_are_steered() -> Result<()> {
         assert!(reply[..length] == eight_kb(), "order {order:?}: {length} bytes, or others than were sent");
     }
     assert_eq!(nat::dnat_packets(lab.guest(), "udp", 8080)?, before, "Docker's rule sees none of it");
+    lab.keep();
     Ok(())
 }
 
 #[test]
 fn streams_are_steered_in_super_packets_and_in_single_segments() -> Result<()> {
     const BYTES: u64 = 16 << 20;
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     load(&lab)?;
     let sniffer = RawSocket::open(lab.guest(), "loopback0")?;
     let probe = Probe::new(&lab)?;
     probe.add("unmarked", "tcp dport { 8009, 8080 } meta mark & 0x1000 == 0")?;
-    for (segments, large_expected) in [("65535", true), ("1", false)] {
+    // The last one is what the NICs begin with.
+    for (segments, large_expected) in [("1", false), ("65535", true)] {
         for (namespace, nic) in [(lab.windows(), "winlo0"), (lab.guest(), "loopback0")] {
             namespace.run("ip", ["link", "set", "dev", nic, "gso_max_segs", segments])?;
         }
@@ -81,5 +84,6 @@ fn streams_are_steered_in_super_packets_and_in_single_segments() -> Result<()> {
         assert_eq!(longest > 1514, large_expected, "the longest of {} frames: {longest}", frames.len());
     }
     assert_eq!(probe.packets("unmarked")?, 0, "each of them was understood");
+    lab.keep();
     Ok(())
 }

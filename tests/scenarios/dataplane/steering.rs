@@ -6,15 +6,14 @@ use anyhow::Result;
 use wsl_mirror_lab::{Gateway, Lab, loopback, nat, udp};
 
 use crate::world::{
-    HANG, HELLO, Services, assert_answers, assert_answers_udp, assert_hangs, assert_hangs_udp, engine_rule,
-    load, ruleset, unload, windows, windows_udp,
+    HANG, HELLO, assert_answers, assert_answers_udp, assert_hangs, assert_hangs_udp, engine_rule, load,
+    ruleset, services, services_in, unload, windows, windows_udp,
 };
 
 #[test]
 fn published_ports_hang_without_and_answer_with_and_no_rule_is_made() -> Result<()> {
     for gateway in [Gateway::Wsl28, Gateway::Wsl29] {
-        let Services { lab, docker: _docker } =
-            Services::start(Lab::builder().gateway(gateway).build()?, true)?;
+        let lab = services_in(Lab::builder().gateway(gateway), true)?;
         let rules = ruleset(&lab)?;
         for port in [8080, 8081] {
             assert_hangs(&lab, port);
@@ -34,13 +33,14 @@ fn published_ports_hang_without_and_answer_with_and_no_rule_is_made() -> Result<
         assert_eq!(ruleset(&lab)?, rules, "after traffic");
         unload(&lab)?;
         assert_eq!(ruleset(&lab)?, rules, "after unload");
+        lab.keep();
     }
     Ok(())
 }
 
 #[test]
 fn unload_ends_the_steering_of_new_flows_and_leaves_established_ones() -> Result<()> {
-    let Services { lab, docker: _docker } = Services::usual()?;
+    let lab = services()?;
     load(&lab)?;
     let connections = [windows(&lab, 8080).keep_alive(PAUSE)?, windows(&lab, 8081).keep_alive(PAUSE)?];
     let datagrams = [windows_udp(&lab, 8080).connect()?, windows_udp(&lab, 8081).connect()?];
@@ -61,6 +61,7 @@ fn unload_ends_the_steering_of_new_flows_and_leaves_established_ones() -> Result
         // Two seconds of hanging have passed.
         assert!(report.exchanges > 100, "{report:?}");
     }
+    lab.keep();
     Ok(())
 }
 

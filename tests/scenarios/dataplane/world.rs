@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use socket2::SockRef;
 use wsl_mirror_lab::{
-    Container, Docker, DockerOptions, Lab, SCRATCH, Service, loopback,
+    Container, DockerOptions, Lab, LabBuilder, SCRATCH, Service, SharedLab, loopback,
     process::{COMMAND_LIMIT, run},
     services::Pattern,
     tcp, udp,
@@ -19,41 +19,39 @@ use wsl_mirror_lab::{
 pub const HELLO: &[u8] = b"hello";
 /// An answer takes a thousandth of it.
 pub const HANG: Duration = Duration::from_millis(500);
-/// What [`Services`] sends to whoever connects.
+/// What [`services`] send to whoever connects to 8019.
 pub const PAGE: u64 = 1000;
+/// What they send to whoever connects to 8020.
+pub const STREAM: u64 = 32 << 20;
 
-/// Docker as installed, with a container that publishes every kind of service.
-pub struct Services {
-    pub lab: Lab,
-    pub docker: Docker,
+/// Docker as installed, with a container that publishes every kind of service: TCP and UDP echo on 8080 of every
+/// address and 8081 of 127.0.0.1, a sink on 8009, a source of [`PAGE`] on 8019 and one of [`STREAM`] on 8020, and one
+/// more UDP echo on 8017. Shared with other tests.
+pub fn services() -> Result<SharedLab> {
+    services_in(Lab::builder(), true)
 }
 
-impl Services {
-    /// TCP and UDP echo on 8080 of every address and 8081 of 127.0.0.1, a sink on 8009,
-    /// a source on 8019, and one more UDP echo on 8017.
-    pub fn start(lab: Lab, userland_proxy: bool) -> Result<Self> {
-        let docker = Docker::start(&lab, &DockerOptions { userland_proxy, ..DockerOptions::default() })?;
-        docker.run(
-            Container::new("services")
-                .serve(Service::TcpEcho { port: 7 })
-                .serve(Service::UdpEcho { port: 7 })
-                .serve(Service::UdpEcho { port: 17 })
-                .serve(Service::TcpSink { port: 9 })
-                .serve(Service::TcpSource { port: 19, bytes: PAGE })
-                .publish("8080:7")
-                .publish("127.0.0.1:8081:7")
-                .publish("8080:7/udp")
-                .publish("127.0.0.1:8081:7/udp")
-                .publish("8017:17/udp")
-                .publish("8009:9")
-                .publish("8019:19"),
-        )?;
-        Ok(Self { lab, docker })
-    }
-
-    pub fn usual() -> Result<Self> {
-        Self::start(Lab::builder().build()?, true)
-    }
+/// The same in another lab, or without docker-proxy.
+pub fn services_in(lab: LabBuilder, userland_proxy: bool) -> Result<SharedLab> {
+    SharedLab::take(
+        lab,
+        &DockerOptions { userland_proxy, ..DockerOptions::default() },
+        Container::new("services")
+            .serve(Service::TcpEcho { port: 7 })
+            .serve(Service::UdpEcho { port: 7 })
+            .serve(Service::UdpEcho { port: 17 })
+            .serve(Service::TcpSink { port: 9 })
+            .serve(Service::TcpSource { port: 19, bytes: PAGE })
+            .serve(Service::TcpSource { port: 20, bytes: STREAM })
+            .publish("8080:7")
+            .publish("127.0.0.1:8081:7")
+            .publish("8080:7/udp")
+            .publish("127.0.0.1:8081:7/udp")
+            .publish("8017:17/udp")
+            .publish("8009:9")
+            .publish("8019:19")
+            .publish("8020:20"),
+    )
 }
 
 /// A TCP client on Windows.

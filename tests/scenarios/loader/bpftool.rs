@@ -42,8 +42,7 @@ fn maps_are_readable_by_name() -> Result<()> {
 
 #[test]
 fn an_exemption_can_be_written_by_hand() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     ok(&lab, &["load"])?;
     assert!(is_steered(&lab, 8080));
     sh(&lab, &format!("bpftool map update pinned {PINS}/PORT_POLICY key hex 06 00 90 1f value hex 01 00"))?;
@@ -51,5 +50,6 @@ fn an_exemption_can_be_written_by_hand() -> Result<()> {
     assert!(!is_steered(&lab, 8080));
     ok(&lab, &["exempt", "del", "8080/tcp"])?;
     assert!(is_steered(&lab, 8080));
+    lab.keep();
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The hook of kernels without tcx, on a kernel that has both.
 
 use anyhow::{Result, ensure};
-use wsl_mirror_lab::Lab;
+use wsl_mirror_lab::{Lab, pace};
 
 use crate::{
     bpf,
@@ -25,8 +25,7 @@ fn by_cls_bpf(lab: &Lab) -> Result<String> {
 
 #[test]
 fn a_filter_steers_and_is_replaced_under_traffic() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     let before = everything(&lab)?;
     let config = by_cls_bpf(&lab)?;
     let load = ["load", "--config", config.as_str()];
@@ -36,7 +35,7 @@ fn a_filter_steers_and_is_replaced_under_traffic() -> Result<()> {
     assert_eq!(bpf::tcx(lab.guest())?, []);
     let mut program = status(&lab)?.0["program"]["id"].clone();
     under_traffic(&lab, || {
-        for _ in 0..20 {
+        for _ in 0..20 * pace::rounds(1) {
             ok(&lab, &load)?;
             let now = status(&lab)?.0["program"]["id"].clone();
             ensure!(now != program && now.is_u64(), "{now} after {program}");
@@ -50,6 +49,7 @@ fn a_filter_steers_and_is_replaced_under_traffic() -> Result<()> {
     ok(&lab, &["unload"])?;
     unchanged(&lab, &before)?;
     assert!(!is_steered(&lab, 8080));
+    lab.keep();
     Ok(())
 }
 

@@ -31,8 +31,8 @@ fn each(
     mut check: impl FnMut(&Finished) -> Result<()>,
 ) -> Result<()> {
     for call in calls {
-        // Of bpf there are dozens; where each takes seconds, every seventh does.
-        let stride = if *call == "bpf" && is_thinned() { 7 } else { 1 };
+        // Of bpf there are dozens; of the others, every one counts.
+        let stride = if *call == "bpf" { pace::stride() } else { 1 };
         for when in (1..).step_by(stride) {
             let (finished, hit) = injected(lab, call, what, when, arguments)?;
             check(&finished).with_context(|| format!("{call} number {when}: {finished}"))?;
@@ -44,11 +44,6 @@ fn each(
         }
     }
     Ok(())
-}
-
-/// Whether only some of the calls go wrong.
-fn is_thinned() -> bool {
-    pace::is_emulated() && !pace::is_soak()
 }
 
 /// What a load of each kind does to the machine, or asks it.
@@ -98,8 +93,7 @@ fn went_on(requests: KeepAlive) -> Result<()> {
 #[test]
 fn a_second_load_that_fails_anywhere_leaves_the_first_one_as_it_was() -> Result<()> {
     for hook in ["", "hook = \"cls_bpf\"\n"] {
-        let lab = Lab::builder().build()?;
-        let _docker = published(&lab)?;
+        let lab = published()?;
         let old = config(&lab, &format!("exempt = [8300]\n{hook}"))?;
         let new = format!("{SCRATCH}/new.toml");
         let text = format!("exempt = [8301]\nmark = 0x3000\ndefault = \"pass\"\n{hook}");
@@ -128,6 +122,7 @@ fn a_second_load_that_fails_anywhere_leaves_the_first_one_as_it_was() -> Result<
         ok(&lab, &["load", "--config", &old])?;
         ensure!(is_steered(&lab, 8081), "new flows are steered");
         went_on(requests)?;
+        lab.keep();
     }
     Ok(())
 }
@@ -159,8 +154,7 @@ fn a_first_load_that_is_killed_anywhere_is_repaired_by_the_next_one() -> Result<
 
 #[test]
 fn a_second_load_that_is_killed_anywhere_never_stops_the_steering() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     let path = config(&lab, "exempt = [8300]\n")?;
     ok(&lab, &["load"])?;
     ok(&lab, &["exempt", "add", "8200/udp"])?;
@@ -181,5 +175,7 @@ fn a_second_load_that_is_killed_anywhere_never_stops_the_steering() -> Result<()
         }
         Ok(())
     })?;
-    went_on(requests)
+    went_on(requests)?;
+    lab.keep();
+    Ok(())
 }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use wsl_mirror_lab::{
-    Container, Docker, DockerOptions, Lab, Namespace, SCRATCH, Service, loopback,
+    Container, DockerOptions, Lab, Namespace, SCRATCH, Service, SharedLab, loopback,
     process::{COMMAND_LIMIT, Finished, run},
     tcp,
 };
@@ -25,18 +25,18 @@ pub const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
 /// How much [`Service::TcpSource`] of [`published`] sends.
 pub const DOWNLOAD: u64 = 48 << 20;
 
-/// Docker with an echo service published on 8080 and 8081, and a source on 8019.
-pub fn published(lab: &Lab) -> Result<Docker> {
-    let docker = Docker::start(lab, &DockerOptions::default())?;
-    docker.run(
+/// Docker with an echo service published on 8080 and 8081, and a source on 8019. Shared with other tests.
+pub fn published() -> Result<SharedLab> {
+    SharedLab::take(
+        Lab::builder(),
+        &DockerOptions::default(),
         Container::new("web")
             .serve(Service::TcpEcho { port: 7 })
             .serve(Service::TcpSource { port: 19, bytes: DOWNLOAD })
             .publish("8080:7")
             .publish("8081:7")
             .publish("8019:19"),
-    )?;
-    Ok(docker)
+    )
 }
 
 /// A client on Windows.
@@ -114,7 +114,11 @@ pub fn ifindex(guest: &Namespace, interface: &str) -> Result<u32> {
 
 /// The id of the program on our hook, and the id of its link; on a hook without links, 0 for that.
 pub fn ours(lab: &Lab) -> Result<(u32, u32)> {
-    let (status, _) = status(lab)?;
+    ours_of(lab, &status(lab)?.0)
+}
+
+/// The same, by what `status` has just said.
+pub fn ours_of(lab: &Lab, status: &Value) -> Result<(u32, u32)> {
     let program = status["program"]["id"].as_u64().with_context(|| format!("no program: {status}"))?;
     if status["hook"] == "cls_bpf" {
         let filters = lab.guest().run("tc", ["filter", "show", "dev", "loopback0", "ingress"])?.stdout;
@@ -144,13 +148,13 @@ pub fn everything(lab: &Lab) -> Result<String> {
     })?;
     if guest.enter(|| Path::new("/sys/class/net/loopback0").exists()) {
         writeln!(text, "tcx {:?}", bpf::tcx(guest)?)?;
-        for what in [
-            ["qdisc", "show", "dev", "loopback0"].as_slice(),
-            &["filter", "show", "dev", "loopback0", "ingress"],
-            &["filter", "show", "dev", "loopback0", "egress"],
-        ] {
-            text += &guest.run("tc", what)?.stdout;
-        }
+        text += &guest.batch(
+            "tc",
+            &[],
+            "qdisc show dev loopback0\n\
+             filter show dev loopback0 ingress\n\
+             filter show dev loopback0 egress\n",
+        )?;
     }
     // Of packets, which go on meanwhile, not a word.
     let status = lab.wsl_mirror(&["status"])?;

@@ -84,8 +84,7 @@ fn nobody_but_root_can_open_anything_below_our_directory() -> Result<()> {
 
 #[test]
 fn steering_goes_on_after_load_has_ended_and_a_steered_flow_outlives_unload() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     assert!(!is_steered(&lab, 8080), "what all of this is for");
     ok(&lab, &["load"])?;
     assert!(is_steered(&lab, 8080));
@@ -99,6 +98,7 @@ fn steering_goes_on_after_load_has_ended_and_a_steered_flow_outlives_unload() ->
     std::thread::sleep(Duration::from_millis(100));
     let report = flow.stop();
     assert_eq!(report.failure, None, "{report:?}");
+    lab.keep();
     Ok(())
 }
 
@@ -160,7 +160,7 @@ fn unload_ends_only_when_the_program_is_off_the_interface() -> Result<()> {
     // The kernel lets go of an unpinned link when it comes to it: mostly at once, on a busy machine later. So what
     // counts is that it is asked afterwards, and what its last answer was.
     let trace = format!("{SCRATCH}/trace");
-    for round in 0..5 {
+    for round in 0..5 * pace::rounds(1) {
         ok(&lab, &["load"])?;
         run_wrapped(&lab, &["strace", "-qq", "-o", &trace, "-e", "trace=bpf,unlink"], &["unload"])?
             .success()?;
@@ -194,8 +194,8 @@ fn exists(lab: &Lab, kind: &str, id: &str) -> bool {
 
 #[test]
 fn an_interface_made_anew_under_the_same_name_is_noticed_and_attached_anew() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    // Not to be shared afterwards: its interface will be another one.
+    let lab = published()?;
     ok(&lab, &["load"])?;
     ok(&lab, &["exempt", "add", "8081"])?;
     let attachment = || -> Result<_> {

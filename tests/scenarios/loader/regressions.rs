@@ -58,24 +58,23 @@ fn exemptions_shown_to_a_slow_reader_keep_nobody_waiting() -> Result<()> {
 
 #[test]
 fn a_bpffs_that_became_read_only_is_not_taken_for_another_layout() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     ok(&lab, &["load"])?;
-    sh(&lab, "mount -o remount,ro /sys/fs/bpf")?;
+    sh(&lab, "mount -n -o remount,ro /sys/fs/bpf")?;
     for command in [["status"].as_slice(), &["load"], &["exempt", "list"]] {
         let said = refused(&lab, command, 16)?;
         ensure!(said.contains("Read-only") && !said.contains("rm -r"), "{command:?}: {said}");
     }
     ensure!(is_steered(&lab, 8080), "the steering goes on");
-    sh(&lab, "mount -o remount,rw /sys/fs/bpf")?;
+    sh(&lab, "mount -n -o remount,rw /sys/fs/bpf")?;
     ok(&lab, &["status"])?;
+    lab.keep();
     Ok(())
 }
 
 #[test]
 fn keys_that_are_no_port_are_shown_to_nobody() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     ok(&lab, &["load"])?;
     let map = "/sys/fs/bpf/wsl-mirror/v1/PORT_POLICY";
     for key in ["06 05 90 1f", "63 00 90 1f", "06 00 00 00"] {
@@ -84,13 +83,13 @@ fn keys_that_are_no_port_are_shown_to_nobody() -> Result<()> {
     ensure!(ok(&lab, &["exempt", "list"])?.stdout.is_empty());
     ensure!(status(&lab)?.0["exempt_ports"] == 0);
     ensure!(is_steered(&lab, 8080), "nor do they mean anything");
+    lab.keep();
     Ok(())
 }
 
 #[test]
 fn a_flow_that_was_steered_before_an_unload_is_known_again_after_a_load() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     ok(&lab, &["load"])?;
     let alive = from_windows(&lab, 8080).keep_alive(Duration::from_millis(20))?;
     ok(&lab, &["unload"])?;
@@ -106,5 +105,6 @@ fn a_flow_that_was_steered_before_an_unload_is_known_again_after_a_load() -> Res
     })?;
     let report = alive.stop();
     ensure!(report.failure.is_none(), "{report:?}");
+    lab.keep();
     Ok(())
 }

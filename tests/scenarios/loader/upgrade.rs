@@ -1,21 +1,23 @@
 //! Loading again: under traffic, at the same time, from elsewhere.
 
 use std::{
+    ffi::OsString,
+    fs,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_lab::{
-    Lab,
+    Lab, pace,
     process::{COMMAND_LIMIT, Finished, run},
     tcp,
 };
 
 use crate::{
     bpf,
-    guest::{DOWNLOAD, PINS, config, exempt, from_windows, ok, ours, published, sh, status},
+    guest::{BPFFS, DOWNLOAD, PINS, config, exempt, from_windows, ok, ours, ours_of, published, sh, status},
 };
 
 /// Does `work` while a connection exchanges requests and another one downloads, both from Windows through
@@ -62,14 +64,13 @@ pub fn under_traffic(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()>
 
 #[test]
 fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     let with = config(&lab, "exempt = [\"8300/tcp\", \"8301-8302/udp\"]\n")?;
     ok(&lab, &["load", "--config", &with])?;
     ok(&lab, &["exempt", "add", "8200-8209/tcp", "8300/tcp"])?;
     let (mut program, link) = ours(&lab)?;
     under_traffic(&lab, || {
-        for round in 0..24 {
+        for round in 0..24 * pace::rounds(1) {
             // What the file says follows the file; what was written by hand stays.
             let arguments: &[&str] = if round % 2 == 0 {
                 &["load", "--config", "/dev/null"]
@@ -97,6 +98,7 @@ fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() -> Result<(
         all.into_iter().filter(|v| v["verdict"] == "failed" && v["packets"] != 0).collect::<Vec<_>>()
     };
     assert_eq!(failed(&status(&lab)?.0), Vec::<serde_json::Value>::new());
+    lab.keep();
     Ok(())
 }
 
@@ -111,6 +113,13 @@ fn exempting_every_port_in_the_file_fits_and_can_be_taken_back() -> Result<()> {
     Ok(())
 }
 
+/// What is in a directory of the guest.
+fn names(lab: &Lab, directory: &str) -> Result<Vec<OsString>> {
+    let list =
+        || fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>();
+    lab.guest().enter(list).with_context(|| format!("listing {directory}"))
+}
+
 /// Whether what is there is whole: everything of one load, or nothing of any.
 fn is_whole(lab: &Lab) -> Result<()> {
     let (status, code) = status(lab)?;
@@ -122,19 +131,20 @@ fn is_whole(lab: &Lab) -> Result<()> {
     };
     match code {
         0 => {
-            let (program, _) = ours(lab)?;
+            let (program, _) = ours_of(lab, &status)?;
             ensure!(on_hook == 1, "{on_hook} programs on the hook");
-            let pinned = sh(lab, &format!("bpftool prog show pinned {PINS}/program"))?;
+            let pinned =
+                lab.guest().run("bpftool", ["prog", "show", "pinned", &format!("{PINS}/program")])?.stdout;
             ensure!(
                 pinned.starts_with(&format!("{program}: ")),
                 "program {program} runs, pinned is {pinned}"
             );
-            let pins = sh(lab, &format!("ls {PINS}"))?;
-            ensure!(pins.lines().count() == 8 + usize::from(has_tcx), "{pins}");
+            let pins = names(lab, PINS)?;
+            ensure!(pins.len() == 8 + usize::from(has_tcx), "{pins:?}");
         }
         3 => {
             ensure!(on_hook == 0, "unloaded, but {on_hook} programs on the hook");
-            ensure!(!sh(lab, "ls /sys/fs/bpf")?.contains("wsl-mirror"));
+            ensure!(!names(lab, BPFFS)?.iter().any(|name| name == "wsl-mirror"), "something is left");
         }
         _ => ensure!(false, "{status}"),
     }
@@ -161,7 +171,7 @@ fn at_once(lab: &Lab, commands: &[&str]) -> Result<Vec<Finished>> {
 fn loads_at_the_same_time_do_not_get_in_each_others_way() -> Result<()> {
     let lab = Lab::builder().build()?;
     for count in [2, 5, 5] {
-        for _ in 0..2 {
+        for _ in 0..2 * pace::rounds(1) {
             at_once(&lab, &vec!["load"; count])?;
             is_whole(&lab)?;
         }
@@ -174,7 +184,7 @@ fn loads_at_the_same_time_do_not_get_in_each_others_way() -> Result<()> {
 #[test]
 fn load_unload_and_those_who_look_do_not_get_in_each_others_way() -> Result<()> {
     let lab = Lab::builder().build()?;
-    for _ in 0..6 {
+    for _ in 0..6 * pace::rounds(1) {
         let mixed = thread::scope(|scope| {
             let looking = scope.spawn(|| -> Result<()> {
                 for _ in 0..4 {

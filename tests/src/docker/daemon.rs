@@ -126,6 +126,11 @@ impl Docker {
         client
     }
 
+    /// Whether it has not ended by itself.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.init.as_mut().is_some_and(|init| matches!(init.try_wait(), Ok(None)))
+    }
+
     /// All that dockerd (and its containerd) has printed.
     pub fn log(&self) -> String {
         let path = format!("{}/log", self.directory);

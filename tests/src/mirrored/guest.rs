@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use anyhow::Result;
 
 use super::{GUEST_EPHEMERAL, LAN_ADDRESS, Lab, WINDOWS_MAC, mac_text};
+
 impl Lab {
+    /// What WSL does in several steps, with as few programs as it takes: each costs as much as all that it is told.
     pub(super) fn set_up_guest(&self) -> Result<()> {
         // A new namespace copies these from the machine's, and a Debian machine's are not a WSL kernel's.
         self.guest.set_sysctls([
@@ -14,40 +16,35 @@ impl Lab {
             ("net/ipv4/conf/all/route_localnet", "0"),
             ("net/ipv4/conf/default/route_localnet", "0"),
             ("net/ipv4/ip_forward", "0"),
-        ])?;
-        // The address is there with dnsTunneling=true, the default.
-        self.guest.ip_batch("link set lo up\naddr add 10.255.255.254/32 dev lo\n")?;
-        self.guest.nft(&wsl_output_rules())?;
-        self.guest.set_sysctls([
             ("net/ipv4/conf/eth0/accept_local", "1"),
             ("net/ipv4/conf/eth0/route_localnet", "1"),
             ("net/ipv4/conf/all/rp_filter", "0"),
         ])?;
+        self.guest.nft(&(wsl_output_rules() + &wsl_postrouting_rules()))?;
+        // The address is there with dnsTunneling=true, the default.
+        let mut lines = String::from("link set lo up\naddr add 10.255.255.254/32 dev lo\n");
 
         // A rule that names an absent NIC waits for it: WSL's rules outlive loopback0, so they are made once.
-        let mut rules = String::from("rule del pref 0 lookup local\n");
+        lines += "rule del pref 0 lookup local\n";
         for protocol in ["tcp", "udp"] {
-            writeln!(rules, "rule add pref 0 iif loopback0 ipproto {protocol} lookup local")?;
+            writeln!(lines, "rule add pref 0 iif loopback0 ipproto {protocol} lookup local")?;
         }
         for table in [127, 128] {
             for protocol in ["tcp", "udp"] {
-                writeln!(rules, "rule add pref 1 ipproto {protocol} lookup {table}")?;
+                writeln!(lines, "rule add pref 1 ipproto {protocol} lookup {table}")?;
             }
         }
-        rules += "rule add pref 2 lookup local\n";
-        self.guest.ip_batch(&rules)?;
+        lines += "rule add pref 2 lookup local\n";
         if self.options.loopback0 {
-            self.set_up_guest_loopback0()?;
+            lines += &self.guest_loopback0()?;
         }
 
-        self.guest.ip_batch("link set eth0 up\n")?;
-        self.guest.nft(&wsl_postrouting_rules())?;
-        let mut eth0 = String::new();
+        lines += "link set eth0 up\n";
         for protocol in ["tcp", "udp"] {
-            writeln!(eth0, "rule add pref 0 iif eth0 ipproto {protocol} lookup local")?;
+            writeln!(lines, "rule add pref 0 iif eth0 ipproto {protocol} lookup local")?;
         }
         write!(
-            eth0,
+            lines,
             "addr add {LAN_ADDRESS}/24 dev eth0 noprefixroute\n\
              route add 192.168.50.0/24 dev eth0 proto kernel scope link metric 281\n\
              route add default via 192.168.50.1 dev eth0 proto kernel metric 25\n",
@@ -55,12 +52,12 @@ impl Lab {
         if self.options.host_address_loopback {
             let (gateway, mac) = (self.gateway(), mac_text(WINDOWS_MAC));
             write!(
-                eth0,
+                lines,
                 "neigh add {gateway} lladdr {mac} nud permanent dev eth0\n\
                  route add {LAN_ADDRESS}/32 via {gateway} dev eth0 src {LAN_ADDRESS} onlink proto kernel table 128\n",
             )?;
         }
-        self.guest.ip_batch(&eth0)?;
+        self.guest.ip_batch(&lines)?;
         let ephemeral = format!("{} {}", GUEST_EPHEMERAL.start(), GUEST_EPHEMERAL.end());
         self.guest.set_sysctls([
             ("net/ipv4/conf/all/arp_filter", "1"),
@@ -71,15 +68,20 @@ impl Lab {
 
     /// What is lost with `loopback0` and made again when it comes back.
     pub(super) fn set_up_guest_loopback0(&self) -> Result<()> {
+        self.guest.ip_batch(&self.guest_loopback0()?)
+    }
+
+    /// Its sysctls, at once, and the lines for `ip` that are to follow.
+    fn guest_loopback0(&self) -> Result<String> {
         self.guest.set_sysctls([
             ("net/ipv4/conf/loopback0/accept_local", "1"),
             ("net/ipv4/conf/loopback0/route_localnet", "1"),
+            ("net/ipv4/conf/loopback0/rp_filter", "0"),
         ])?;
-        self.guest.ip_batch("link set loopback0 up\n")?;
-        self.guest.set_sysctls([("net/ipv4/conf/loopback0/rp_filter", "0")])?;
         let (gateway, mac) = (self.gateway(), mac_text(WINDOWS_MAC));
-        self.guest.ip_batch(&format!(
-            "neigh add {gateway} lladdr {mac} nud permanent dev loopback0\n\
+        Ok(format!(
+            "link set loopback0 up\n\
+             neigh add {gateway} lladdr {mac} nud permanent dev loopback0\n\
              route add 127.0.0.1/32 via {gateway} dev loopback0 src 127.0.0.1 onlink proto kernel table 127\n",
         ))
     }

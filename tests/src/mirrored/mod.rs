@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::{
     cgroups::LabCgroup,
@@ -175,14 +175,15 @@ impl Lab {
         self.options.gateway.address()
     }
 
-    /// Whether the kernel is of this release (major and minor number) or later.
-    pub fn is_at_least(&self, wanted: (u32, u32)) -> Result<bool> {
+    /// The kernel's release: major and minor number.
+    pub fn kernel(&self) -> Result<(u32, u32)> {
         let release = self.guest.sysctl("kernel/osrelease")?;
-        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-        match (numbers.next(), numbers.next()) {
-            (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= wanted),
-            _ => bail!("Linux {release}: no release that one can compare"),
-        }
+        major_and_minor(&release).with_context(|| format!("Linux {release}: no release that one can compare"))
+    }
+
+    /// Whether the kernel is of this release or later.
+    pub fn is_at_least(&self, wanted: (u32, u32)) -> Result<bool> {
+        Ok(self.kernel()? >= wanted)
     }
 
     /// A second distribution: the guest's network, but mounts (so a bpffs, /run, /etc and /var) of its own.
@@ -214,7 +215,7 @@ impl Lab {
     /// Makes `loopback0` as WSL does when it appears while the guest runs.
     pub fn add_loopback0(&self) -> Result<()> {
         let add = || {
-            self.add_nic("loopback0", GUEST_MAC, "winlo0")?;
+            self.guest.ip_batch(&self.nic("loopback0", GUEST_MAC, "winlo0"))?;
             self.set_up_guest_loopback0()?;
             self.set_up_windows_loopback0()
         };
@@ -222,27 +223,32 @@ impl Lab {
     }
 
     fn add_nics(&self) -> Result<()> {
-        if self.options.loopback0 {
-            self.add_nic("loopback0", GUEST_MAC, "winlo0")?;
-        }
-        self.add_nic("eth0", ETH0_MAC, "winlan0")
+        let loopback0 = self.options.loopback0.then_some(("loopback0", GUEST_MAC, "winlo0"));
+        let nics = loopback0.into_iter().chain([("eth0", ETH0_MAC, "winlan0")]);
+        self.guest.ip_batch(&nics.map(|(name, mac, peer)| self.nic(name, mac, peer)).collect::<String>())
     }
 
-    /// A NIC of the guest whose other end is with Windows.
-    fn add_nic(&self, name: &str, mac: [u8; 6], peer: &str) -> Result<()> {
+    /// The line that makes a NIC of the guest whose other end is with Windows.
+    fn nic(&self, name: &str, mac: [u8; 6], peer: &str) -> String {
         // iproute2 takes a path for a namespace; ours has no other one.
         let windows = format!("/proc/{}/fd/{}", std::process::id(), self.windows.netns_fd().as_raw_fd());
-        self.guest.ip_batch(&format!(
+        format!(
             "link add {name} address {mac} mtu 1500 type veth peer name {peer} netns {windows} address {peer_mac}\n",
             mac = mac_text(mac),
             peer_mac = mac_text(WINDOWS_MAC),
-        ))
+        )
     }
 
     /// Every port that Windows sends to the guest.
     fn routed_ports(&self) -> impl Iterator<Item = &RangeInclusive<u16>> {
         self.options.guest_ports.iter().chain([&GUEST_EPHEMERAL])
     }
+}
+
+/// 6 and 12 of `6.12.117-microsoft-standard-WSL2`, 7 and 2 of `7.2-rc1`.
+fn major_and_minor(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 fn mac_text(mac: [u8; 6]) -> String {
@@ -254,5 +260,17 @@ fn range_text(range: &RangeInclusive<u16>) -> String {
         range.start().to_string()
     } else {
         format!("{}-{}", range.start(), range.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::major_and_minor;
+
+    #[test]
+    fn a_release_is_its_first_two_numbers() {
+        assert_eq!(major_and_minor("6.12.117-microsoft-standard-WSL2"), Some((6, 12)));
+        assert_eq!(major_and_minor("7.2-rc1"), Some((7, 2)));
+        assert_eq!(major_and_minor("unheard of"), None);
     }
 }

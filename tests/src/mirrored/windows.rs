@@ -41,35 +41,46 @@ impl Lab {
              route add {LAN_ADDRESS}/32 via {GUEST_NEIGHBOUR} dev winlan0 src {LAN_ADDRESS} onlink table 127\n",
             mac = mac_text(ETH0_MAC),
         )?;
-        self.windows.ip_batch(&lines)?;
+        let mut reflections = String::new();
         if self.options.host_address_loopback {
-            self.reflect("winlan0", &LAN_ADDRESS.to_string(), ETH0_MAC)?;
+            reflections += &self.reflection("winlan0", &LAN_ADDRESS.to_string(), ETH0_MAC);
         }
-        if self.options.loopback0 { self.set_up_windows_loopback0() } else { Ok(()) }
+        if self.options.loopback0 {
+            lines += &self.windows_loopback0()?;
+            reflections += &self.reflection("winlo0", "127.0.0.1", GUEST_MAC);
+        }
+        self.windows.ip_batch(&lines)?;
+        if reflections.is_empty() { Ok(()) } else { self.windows.nft(&reflections) }
     }
 
     /// Windows' end of `loopback0`, and the reflection of what the guest sends to itself: without it a Linux
     /// client of a Linux server gets no answer, and half of the known bugs do not appear.
     pub(super) fn set_up_windows_loopback0(&self) -> Result<()> {
+        self.windows.ip_batch(&self.windows_loopback0()?)?;
+        self.windows.nft(&self.reflection("winlo0", "127.0.0.1", GUEST_MAC))
+    }
+
+    /// Its sysctls, at once, and the lines for `ip` that are to follow.
+    fn windows_loopback0(&self) -> Result<String> {
         self.windows.set_sysctls([
             ("net/ipv4/conf/winlo0/accept_local", "1"),
             ("net/ipv4/conf/winlo0/route_localnet", "1"),
             ("net/ipv4/conf/winlo0/rp_filter", "0"),
         ])?;
         let mac = mac_text(GUEST_MAC);
-        self.windows.ip_batch(&format!(
+        Ok(format!(
             "link set winlo0 up\n\
              neigh add {GUEST_NEIGHBOUR} lladdr {mac} nud permanent dev winlo0\n\
              route add 127.0.0.1/32 via {GUEST_NEIGHBOUR} dev winlo0 src 127.0.0.1 onlink table 127\n",
-        ))?;
-        self.reflect("winlo0", "127.0.0.1", GUEST_MAC)
+        ))
     }
-    /// Sends back what the guest sends to itself by way of `nic`.
-    fn reflect(&self, nic: &str, address: &str, guest_mac: [u8; 6]) -> Result<()> {
+
+    /// Rules that send back what the guest sends to itself by way of `nic`.
+    fn reflection(&self, nic: &str, address: &str, guest_mac: [u8; 6]) -> String {
         let ports = self.routed_ports().map(range_text).collect::<Vec<_>>().join(", ");
         let (guest, reflection) = (mac_text(guest_mac), mac_text(REFLECTION_MAC));
         // Declared first, so that deleting what an earlier NIC left (or did not) is no error.
-        self.windows.nft(&format!(
+        format!(
             "table netdev {nic} {{}}\n\
              delete table netdev {nic}\n\
              table netdev {nic} {{\n\
@@ -79,6 +90,6 @@ impl Lab {
                    ether daddr set {guest} ether saddr set {reflection} fwd to {nic}\n\
                }}\n\
              }}\n",
-        ))
+        )
     }
 }

@@ -147,10 +147,17 @@ impl Namespace {
 
     /// Feeds `lines` to one `ip -batch`: a process per line would cost the lab most of its start.
     pub(crate) fn ip_batch(&self, lines: &str) -> Result<()> {
-        run_with_input(self.command("ip").args(["-batch", "-"]), lines, COMMAND_LIMIT)?
+        self.batch("ip", &[], lines).map(drop)
+    }
+
+    /// Feeds `lines` to one `ip` or `tc` with these options; gives what it prints.
+    pub fn batch(&self, program: &str, options: &[&str], lines: &str) -> Result<String> {
+        let mut command = self.command(program);
+        command.args(options).args(["-batch", "-"]);
+        let finished = run_with_input(&mut command, lines, COMMAND_LIMIT)?
             .success()
             .with_context(|| format!("in the namespace of the {}, with this input:\n{lines}", self.name))?;
-        Ok(())
+        Ok(finished.stdout)
     }
 
     /// Feeds a ruleset to `nft -f`.

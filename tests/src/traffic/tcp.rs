@@ -22,6 +22,9 @@ pub fn limit() -> Duration {
     pace::limit(Duration::from_millis(1500))
 }
 
+/// Until a port can be had again that lingers in `TIME_WAIT` on the client's side.
+const PORT_LIMIT: Duration = Duration::from_millis(2200);
+
 /// How a connection, or an exchange over it, failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
@@ -159,11 +162,27 @@ impl Client {
     }
 
     /// Connects.
+    ///
+    /// From a port that was in use a moment ago it may take a second: the kernel takes it out of `TIME_WAIT` when the
+    /// clock of its seconds has moved on (`tcp_twsk_unique()`), and until then it sends nothing.
     pub fn connect(&self) -> Result<TcpStream, Failure> {
-        let socket =
-            self.namespace.enter(|| self.socket()).map_err(|error| Failure::Other(error.to_string()))?;
         let to = SockAddr::from(SocketAddr::V4(self.to));
-        socket.connect_timeout(&to, self.limit).map_err(|error| Failure::on_connect(&error))?;
+        let deadline = Instant::now() + PORT_LIMIT;
+        let socket = loop {
+            let socket =
+                self.namespace.enter(|| self.socket()).map_err(|error| Failure::Other(error.to_string()))?;
+            match socket.connect_timeout(&to, self.limit) {
+                Ok(()) => break socket,
+                Err(error)
+                    if self.from.is_some()
+                        && error.kind() == ErrorKind::AddrNotAvailable
+                        && Instant::now() < deadline =>
+                {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => return Err(Failure::on_connect(&error)),
+            }
+        };
         let stream = TcpStream::from(socket);
         let set_up = || {
             stream.set_nodelay(true)?;

@@ -61,6 +61,9 @@ struct Job<'a> {
 /// Set for the long version of the lab's tests (`wsl_mirror_lab::pace`).
 pub(crate) const SOAK: &str = "WSL_MIRROR_LAB_SOAK";
 
+/// Whether tests share labs, and say so (`wsl_mirror_lab::SharedLab`); as it is here.
+const POOL: &str = "WSL_MIRROR_LAB_POOL";
+
 /// How the tests are run.
 pub(crate) struct Effort<'a> {
     pub(crate) soak: bool,
@@ -98,6 +101,9 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
             let mut script = environment(&built.product, accelerator.patience() * slowness(kernel));
             if effort.soak {
                 let _ = writeln!(script, "export {SOAK}=1");
+            }
+            if let Ok(pool) = std::env::var(POOL) {
+                let _ = writeln!(script, "export {POOL}={}", quoted(&pool));
             }
             script.push_str(&invocation(&binary, &arguments));
             Job { kernel, group, script }
@@ -268,14 +274,19 @@ fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
+/// The file by which a folder says that it was left to be looked at.
+const LEFT_ON_PURPOSE: &str = "left-to-be-looked-at";
+
 /// Removes the folders of runs that were interrupted. What a run has left to be looked at stays for a day.
 fn sweep(rooms: &Path) {
     const A_DAY: Duration = Duration::from_hours(24);
     for entry in fs::read_dir(rooms).into_iter().flatten().flatten() {
         let is_alive = Path::new("/proc").join(entry.file_name()).exists();
-        let age =
-            entry.metadata().and_then(|found| found.modified()).ok().and_then(|time| time.elapsed().ok());
-        if !is_alive && age.is_some_and(|age| age > A_DAY) {
+        let age = fs::metadata(entry.path().join(LEFT_ON_PURPOSE))
+            .and_then(|found| found.modified())
+            .ok()
+            .map(|time| time.elapsed().unwrap_or_default());
+        if !is_alive && age.is_none_or(|age| age > A_DAY) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -306,6 +317,8 @@ impl Room {
         if all_is_well {
             let _ = fs::remove_dir_all(&self.folder);
         } else {
+            // Without the mark the next run takes it away, and that is all.
+            let _ = fs::write(self.folder.join(LEFT_ON_PURPOSE), "");
             eprintln!("xtask: what the kernels said is in {}", self.folder.display());
         }
     }
@@ -399,6 +412,23 @@ mod tests {
             groups_on(&kernel("5.10", Expectation::Refused), &built).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(refused.len(), 1);
         assert_eq!((refused[0].0.as_str(), refused[0].2.len()), ("refusal", 3));
+    }
+
+    #[test]
+    fn folders_of_the_dead_go_unless_they_were_left_on_purpose() -> Result<()> {
+        let rooms = std::env::temp_dir().join(format!("wsl-mirror-rooms-{}", std::process::id()));
+        // No process can have a number above 4194304.
+        let alive = std::process::id().to_string();
+        let (interrupted, failed) = ("4194305", "4194306");
+        for name in [alive.as_str(), interrupted, failed] {
+            fs::create_dir_all(rooms.join(name))?;
+        }
+        fs::write(rooms.join(failed).join(LEFT_ON_PURPOSE), "")?;
+        sweep(&rooms);
+        let left = [alive.as_str(), interrupted, failed].map(|name| rooms.join(name).exists());
+        fs::remove_dir_all(&rooms)?;
+        assert_eq!(left, [true, false, true]);
+        Ok(())
     }
 
     #[test]
