@@ -15,8 +15,8 @@ use wsl_mirror_lab::{
 };
 
 use crate::world::{
-    HELLO, assert_answers, assert_answers_udp, counted, load, nft, packets, services_in, syn, unload,
-    windows, windows_udp,
+    HELLO, assert_answers, assert_answers_udp, counted, load, load_for_all, nft, packets, services_in, syn,
+    unload, windows, windows_udp,
 };
 
 const PAUSE: Duration = Duration::from_millis(5);
@@ -128,9 +128,9 @@ fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a
         Ok(())
     };
     go_on("before the load")?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     go_on("after the load")?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     go_on("after another load")?;
     assert_eq!(busy.stop().failure, None);
     nat::conntrack_flush(lab.guest())?;
@@ -156,7 +156,7 @@ fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() -> Result<()>
         wait_for("the SYN to be translated", Duration::from_secs(1), || {
             Ok((!nat::conntrack_with(lab.guest(), &["tcp", "dport=8080"])?.is_empty()).then_some(()))
         })?;
-        load(&lab)?;
+        load_for_all(&lab)?;
         // The retransmission, a second after the first SYN, meets the program before the answer can come.
         wait_for("the SYN's retransmission", Duration::from_secs(3), || {
             Ok((packets(&lab, "pass_engine_nat")? > 0).then_some(()))
@@ -192,7 +192,7 @@ fn established_flows_that_a_rule_redirects_to_another_port_stay_there() -> Resul
         assert_eq!(tcp::exchange(&mut connection, HELLO), Ok(HELLO.to_vec()), "TCP {when}");
     };
     go_on("before the load");
-    load(&lab)?;
+    load_for_all(&lab)?;
     go_on("after the load");
     RawSocket::open(lab.windows(), "winlo0")?.send(&frame_from_windows(&syn(50_000, 8100, 0x1234_5678)))?;
     thread::sleep(Duration::from_millis(50));
@@ -222,7 +222,7 @@ fn one_way_flows_that_a_rule_redirects_to_another_port_stay_there() -> Result<()
         Ok(())
     };
     arrives("before the load")?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     for _ in 0..3 {
         arrives("after the load")?;
     }

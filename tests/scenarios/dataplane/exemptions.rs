@@ -7,7 +7,7 @@ use wsl_mirror_lab::{Lab, loopback, nat, servers, tcp, udp};
 
 use crate::world::{
     HELLO, Probe, assert_answers, assert_answers_udp, assert_hangs, assert_hangs_udp, bpftool, exempt, load,
-    load_with, packets, port_packets, reset, services, windows, windows_udp,
+    load_for_all, load_with, packets, port_packets, reset, services, windows, windows_udp,
 };
 
 #[test]
@@ -99,10 +99,10 @@ fn the_configuration_exempts_and_the_command_line_is_stronger() -> Result<()> {
     let map = "pinned /sys/fs/bpf/wsl-mirror/v1/PORT_POLICY";
     bpftool(&lab, &format!("map update {map} key hex 06 00 90 1f value hex 02 01"))?;
     assert_answers(&lab, 8080);
-    load_with(&lab, "default = \"pass\"\n")?;
+    load_with(&lab, "owners = [{ name = \"docker-proxy\", policy = \"pass\" }]\n")?;
     assert_hangs(&lab, 8081);
     assert_answers(&lab, 8080);
-    assert!(packets(&lab, "pass_default_policy")? > 0);
+    assert!(packets(&lab, "pass_owner_policy")? > 0);
     lab.keep();
     Ok(())
 }
@@ -115,7 +115,7 @@ fn an_exempt_flow_from_the_port_of_a_steered_one_is_not_taken_for_it() -> Result
     let _udp = servers::udp_echo(lab.guest(), loopback(8100))?;
     let probe = Probe::new(&lab)?;
     probe.add("marked", "th dport 8100 meta mark & 0x1000 != 0")?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     let ports = 50_000..50_050;
     let everything = || -> Result<()> {
         for port in ports.clone() {

@@ -18,7 +18,7 @@ use wsl_mirror_lab::{
 };
 
 use crate::world::{
-    HELLO, Probe, engine_rule, ipv4, load, packets, port_packets, udp_datagram, windows, windows_udp,
+    HELLO, Probe, engine_rule, ipv4, load_for_all, packets, port_packets, udp_datagram, windows, windows_udp,
 };
 
 /// Sends UDP datagrams from many addresses and ports of Windows, a few at a time: loopback0 takes no more.
@@ -79,7 +79,7 @@ fn more_flows_than_are_remembered_break_nothing() -> Result<()> {
     let probe = Probe::new(&lab)?;
     probe.add("seen", "tcp dport 8101 tcp sport 50000")?;
     probe.add("unmarked", "tcp dport 8101 tcp sport 50000 meta mark & 0x1000 == 0")?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     let mut old = windows(&lab, 8101).connect()?;
     tcp::exchange(&mut old, HELLO)?;
     let flows = (1..=4).flat_map(|host| (50_000..62_000).map(move |port| ([127, 0, 1, host], port, 8100)));
@@ -104,7 +104,7 @@ fn more_ports_than_are_counted_break_nothing() -> Result<()> {
     const ROOM: u16 = 4096;
     let lab = Lab::builder().build()?;
     let _udp = servers::udp_echo(lab.guest(), loopback(8100))?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     send_datagrams(&lab, (0..ROOM + 2000).map(|count| ([127, 0, 0, 1], 50_000, 10_000 + count)))?;
     assert!(packets(&lab, "pass_no_listener")? > u64::from(ROOM) + 1000);
     let socket = windows_udp(&lab, 8100).connect()?;
@@ -125,7 +125,7 @@ fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
     let _udp = servers::udp_echo(lab.guest(), loopback(8100))?;
     let probe = Probe::new(&lab)?;
     probe.add("seen", "tcp sport 50000")?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     let connection = windows(&lab, 8100).keep_alive(Duration::from_millis(10))?;
     let datagrams = windows_udp(&lab, 8100).connect()?;
     udp::exchange(&datagrams, HELLO)?;

@@ -5,7 +5,9 @@ use std::{net::TcpListener, thread, time::Duration};
 use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{Lab, SharedLab, loopback, nat, process::wait_for, services::Pattern, tcp};
 
-use crate::world::{HELLO, STREAM, accept, counted, engine_rule, load, nft, services, talk, windows};
+use crate::world::{
+    HELLO, STREAM, accept, counted, engine_rule, load, load_for_all, nft, services, talk, windows,
+};
 
 fn behind_a_firewall() -> Result<SharedLab> {
     let lab = services()?;
@@ -73,7 +75,7 @@ fn a_download_may_stall_after_a_flush_unless_conntrack_is_liberal() -> Result<()
         engine_rule(&lab, "tcp", 8100)?;
         drop_invalid(&lab)?;
         lab.guest().set_sysctls([("net/netfilter/nf_conntrack_tcp_be_liberal", liberal)])?;
-        load(&lab)?;
+        load_for_all(&lab)?;
         let stalls = (first, liberal) == ("client", "0");
         // Who is first is a matter of chance to some degree, and so is whether a burst comes that is too large for
         // the window: the one stall that shall happen may take several tries, and none may be where none is due.

@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{Lab, SCRATCH, loopback, nat, servers, tcp, udp};
 
 use crate::world::{
-    HELLO, PAGE, Probe, bpftool, load, load_with, read_to_the_end, services, status, syn, windows,
-    windows_udp,
+    HELLO, PAGE, Probe, bpftool, load, load_for_all, load_with, read_to_the_end, services, status, syn,
+    windows, windows_udp,
 };
 
 /// Counts packets from Windows to the published ports, and among them those with any other mark than exactly this.
@@ -95,7 +95,7 @@ fn bits_that_were_set_before_stay() -> Result<()> {
     const OTHERS: u32 = 0x00ff_2f01;
     let lab = Lab::builder().build()?;
     let _server = servers::tcp_echo(lab.guest(), loopback(8100))?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     let ifindex: u32 =
         lab.guest().enter(|| std::fs::read_to_string("/sys/class/net/loopback0/ifindex"))?.trim().parse()?;
     for (port, expected) in [(8100, OTHERS | 0x1000), (8101, OTHERS)] {

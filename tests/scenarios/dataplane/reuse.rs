@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{Lab, loopback, nat, pace, tcp};
 
 use crate::world::{
-    HANG, HELLO, PAGE, accept, assert_hangs, caught, engine_rule, load, packets, read_to_the_end, reset,
-    services, talk, windows,
+    HANG, HELLO, PAGE, accept, assert_hangs, caught, engine_rule, load, load_for_all, packets,
+    read_to_the_end, reset, services, talk, windows,
 };
 
 const PORTS: std::ops::Range<u16> = 50_000..50_050;
@@ -81,7 +81,7 @@ fn a_port_is_reused_after_a_flush_made_the_server_the_one_who_began() -> Result<
     engine_rule(&lab, "tcp", 8100)?;
     let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100)))?;
     assert_hangs(&lab, 8100);
-    load(&lab)?;
+    load_for_all(&lab)?;
     let before = caught(&lab)?;
     for by_reset in [false, true] {
         for round in 0..pace::rounds(20) {

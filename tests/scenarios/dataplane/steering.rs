@@ -7,7 +7,7 @@ use wsl_mirror_lab::{Gateway, Lab, loopback, nat, udp};
 
 use crate::world::{
     HANG, HELLO, assert_answers, assert_answers_udp, assert_hangs, assert_hangs_udp, engine_rule, load,
-    ruleset, services, services_in, unload, windows, windows_udp,
+    load_for_all, ruleset, services, services_in, unload, windows, windows_udp,
 };
 
 #[test]
@@ -78,7 +78,7 @@ fn a_udp_socket_that_is_connected_to_its_client_is_a_listener() -> Result<()> {
     client.send(HELLO)?;
     assert!(server.recv(&mut buffer).is_err(), "without wsl-mirror");
     nat::conntrack_flush(lab.guest())?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     client.send(HELLO)?;
     assert_eq!(server.recv(&mut buffer)?, HELLO.len());
     Ok(())

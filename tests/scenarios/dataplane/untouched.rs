@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, ensure};
 use wsl_mirror_lab::{Lab, Namespace, loopback, nat, servers, tcp};
 
-use crate::world::{HELLO, Probe, accept, caught, engine_rule, load, nft, packets, talk};
+use crate::world::{HELLO, Probe, accept, caught, engine_rule, load, load_for_all, nft, packets, talk};
 
 /// A road, by who opens the flow to whom.
 #[derive(Clone, Copy, Debug)]
@@ -204,7 +204,7 @@ fn a_syn_that_a_firewall_drops_leaves_an_entry_for_seconds_only() -> Result<()> 
          add chain ip wall pre { type filter hook prerouting priority raw; }; \
          add rule ip wall pre tcp dport 8100 drop",
     )?;
-    load(&lab)?;
+    load_for_all(&lab)?;
     let client = tcp::Client::new(lab.windows(), loopback(8100)).limit(Duration::from_millis(300));
     assert_eq!(client.echo(HELLO), Err(tcp::Failure::ConnectTimedOut));
     let entries = nat::conntrack_with(lab.guest(), &["tcp", "dport=8100"])?;

@@ -94,6 +94,11 @@ pub fn load(lab: &Lab) -> Result<()> {
     lab.wsl_mirror(&["load"])?.success().map(drop)
 }
 
+/// `load` such that whoever listens is steered: what a test serves itself is nobody's that is known.
+pub fn load_for_all(lab: &Lab) -> Result<()> {
+    load_with(lab, "default = \"steer\"\n")
+}
+
 /// `load` with this configuration.
 pub fn load_with(lab: &Lab, configuration: &str) -> Result<()> {
     let path = format!("{SCRATCH}/wsl-mirror.toml");

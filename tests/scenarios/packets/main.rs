@@ -218,12 +218,7 @@ fn wait_for_count(program: &Program, before: &Verdicts) -> Result<Vec<(Reason, u
 
 /// Runs the program once; but for the mark's own bits on a steered packet, and for the destination of one that is
 /// delivered by `lo`, everything has to stay as it is.
-fn run_and_expect_untouched(
-    program: &Program,
-    sample: &Sample,
-    decision: Decision,
-    mark: u32,
-) -> Result<()> {
+fn run_and_expect_untouched(program: &Program, sample: &Sample, decision: Decision, mark: u32) -> Result<()> {
     let bits = if decision.reason.verdict() == Verdict::Steer { program.mark } else { 0 };
     let frame = sample.bytes();
     let mut expected = Outcome { action: NEXT, data: frame.clone(), mark: mark | bits };
@@ -232,7 +227,10 @@ fn run_and_expect_untouched(
         expected.data[..6].fill(0);
     }
     let outcome = program.run(&frame, mark)?;
-    ensure!(outcome == expected, "{decision:?}, mark {mark:#x} before:\n{outcome:x?}, expected\n{expected:x?}");
+    ensure!(
+        outcome == expected,
+        "{decision:?}, mark {mark:#x} before:\n{outcome:x?}, expected\n{expected:x?}"
+    );
     Ok(())
 }
 
@@ -342,7 +340,14 @@ fn the_same_with_another_mark_and_a_default_to_pass() -> Result<()> {
     })?;
     expect_all(
         &seen,
-        &[Reason::New, Reason::Established, Reason::DefaultPolicy, Reason::Exempt, Reason::NoListener],
+        &[
+            Reason::New,
+            Reason::Established,
+            Reason::OwnerPolicy,
+            Reason::DefaultPolicy,
+            Reason::Exempt,
+            Reason::NoListener,
+        ],
     );
     Ok(())
 }

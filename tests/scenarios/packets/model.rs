@@ -117,7 +117,11 @@ impl Model {
                     && self.lo
                 {
                     let key = FragmentKey::new(packet.protocol, packet.client, id);
-                    if decision.by_lo { self.fragments.insert(key) } else { self.fragments.remove(&key) };
+                    if decision.by_lo {
+                        self.fragments.insert(key)
+                    } else {
+                        self.fragments.remove(&key)
+                    };
                 }
                 decision
             }
