@@ -107,6 +107,8 @@ pub struct Settings {
     pub clsact_ifindex: u32,
     /// Name of the interface, filled up with zeros.
     pub interface: [u8; 16],
+    /// Index of `lo` where everything is in order for packets that are redirected there; 0: the plain way only.
+    pub lo_ifindex: u32,
 }
 
 impl Settings {

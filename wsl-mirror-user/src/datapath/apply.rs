@@ -9,19 +9,28 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
+use wsl_mirror_ebpf::abi::Settings;
 
 use super::maps::{PolicyMap, SettingsMap};
 use super::plan::{Change, Step};
 use super::{hook, pins};
 use crate::config::LogLevel;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::host::bpffs;
+use crate::host::{bpffs, delivery};
 use crate::output;
 
 /// Carries out the steps in order. When one fails, what the ones before it did is undone, last first, and
 /// everything is as it was.
 pub fn apply(steps: &[Step], interface: &str, object: &[u8], whole_verifier_log: bool) -> Result<()> {
-    let mut work = Work { interface, object, whole_verifier_log, loaded: None, undo: Vec::new() };
+    let mut work = Work {
+        interface,
+        object,
+        whole_verifier_log,
+        loaded: None,
+        undo: Vec::new(),
+        prepared: Vec::new(),
+        is_plain: false,
+    };
     for step in steps {
         if let Err(error) = work.carry_out(step) {
             return Err(work.undo_all(error.context(format!("could not {step}"))));
@@ -39,6 +48,10 @@ struct Work<'a> {
     whole_verifier_log: bool,
     loaded: Option<Ebpf>,
     undo: Vec<Undo>,
+    /// What was done for delivery by `lo`: undone after all else, or when a part of it cannot be done.
+    prepared: Vec<delivery::Change>,
+    /// Whether a part of it could not be done.
+    is_plain: bool,
 }
 
 impl Work<'_> {
@@ -52,7 +65,17 @@ impl Work<'_> {
                 error = error.context(format!("and then could not {what}: {undo_error:#}"));
             }
         }
-        error
+        self.undo_preparations()
+            .into_iter()
+            .fold(error, |error, failed| error.context(format!("and then {failed}")))
+    }
+
+    /// Gives what could not be undone.
+    fn undo_preparations(&mut self) -> Vec<String> {
+        let undos = self.prepared.drain(..).rev().filter_map(delivery::Change::undo);
+        undos
+            .filter_map(|undo| undo.carry_out().err().map(|error| format!("could not {undo}: {error:#}")))
+            .collect()
     }
 
     fn ebpf(&mut self) -> Result<&mut Ebpf> {
@@ -89,7 +112,7 @@ impl Work<'_> {
             Step::WritePolicies(changes) => self.write_policies(changes),
             Step::WriteSettings { old, new } => {
                 let mut map = SettingsMap::from_map(self.map("SETTINGS")?)?;
-                map.set(*new)?;
+                map.set(if self.is_plain { Settings { lo_ifindex: 0, ..*new } } else { *new })?;
                 if let Some(old) = *old {
                     self.on_failure("restore SETTINGS", move || map.set(old));
                 }
@@ -122,6 +145,37 @@ impl Work<'_> {
             Step::AddFilter => self.add_filter(),
             Step::ReplaceInFilter { old } => self.replace_in_filter(*old),
             Step::SwapProgramPin => rename(&pins::path_of_new(pins::PROGRAM), &pins::path(pins::PROGRAM)),
+            Step::PrepareDelivery(change) => {
+                self.prepare_delivery(*change);
+                Ok(())
+            }
+            Step::CleanUp(change) => {
+                // What is loaded works all the same, and the next load or unload tries again.
+                if let Err(error) = change.carry_out() {
+                    output::note(&format!("could not {change}: {error:#}"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The first change that fails ends it: what was changed before it is undone, and the program will be told to take
+    /// the plain way. That is no reason not to steer.
+    fn prepare_delivery(&mut self, change: delivery::Change) {
+        if self.is_plain {
+            return;
+        }
+        let Err(error) = change.carry_out() else {
+            self.prepared.push(change);
+            return;
+        };
+        self.is_plain = true;
+        output::note(&format!(
+            "could not {change}: {error:#}; so ports behind a rule that drops what does not come in on lo stay out of \
+             reach"
+        ));
+        for failed in self.undo_preparations() {
+            output::note(&failed);
         }
     }
 

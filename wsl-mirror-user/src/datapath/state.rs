@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use aya::programs::ProgramInfo;
 use aya::programs::links::{FdLink, PinnedLink};
 use wsl_mirror_ebpf::abi::{Hook, Settings};
 
@@ -12,7 +13,7 @@ use super::pins::{self, Pins};
 use super::plan::{Interface, State};
 use crate::config::HookChoice;
 use crate::exit::{Exit, OrExit as _};
-use crate::host::{bpffs, interface};
+use crate::host::{bpffs, delivery, firewall, interface};
 
 /// Reads everything that a plan for `interface` depends on.
 pub fn read(name: &str, choice: HookChoice) -> Result<State> {
@@ -32,12 +33,40 @@ pub fn read(name: &str, choice: HookChoice) -> Result<State> {
     Ok(State {
         has_bpffs: bpffs::is_mounted(),
         steered_is_alive,
+        delivery: delivery_state(&our_programs(&pins)?)?,
         pins,
         settings,
         policies,
         interface: Interface { name: name.to_owned(), index, tcx_programs, clsact },
         linked_program,
     })
+}
+
+/// Reads what delivery by `lo` and the mark depend on. What cannot be read costs us the delivery, not the load.
+pub fn delivery_state(own: &[u32]) -> Result<delivery::State> {
+    Ok(delivery::State {
+        machine: delivery::Machine::read().map_err(|error| format!("{error:#}")),
+        firewall: firewall::read(),
+        has_others: has_others(own)?,
+    })
+}
+
+/// Whether there is a wsl-mirror on an interface that is not one of this distribution's `own`.
+pub fn has_others(own: &[u32]) -> Result<bool> {
+    Ok(hook::programs_of_ours()?.iter().any(|program| !own.contains(program)))
+}
+
+/// The ids of this distribution's programs: the pinned one and the one in the pinned link, two after a load that was
+/// killed at the wrong moment.
+pub fn our_programs(pins: &Pins) -> Result<Vec<u32>> {
+    let mut programs = Vec::from_iter(linked_program(pins)?);
+    if pins.has(pins::PROGRAM) {
+        let path = pins::path(pins::PROGRAM);
+        let info = ProgramInfo::from_pin(&path)
+            .or_exit(Exit::Kernel, || format!("cannot open the pinned program {}", path.display()))?;
+        programs.push(info.id());
+    }
+    Ok(programs)
 }
 
 /// The id of the program in the pinned link.

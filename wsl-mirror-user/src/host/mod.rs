@@ -1,8 +1,13 @@
-//! The machine: its lock, its bpffs, its interfaces, its kernel's BTF.
+//! The machine: its lock, its bpffs, its interfaces, its packet filters, its policy rules.
 
 pub mod bpffs;
+pub mod delivery;
+pub mod firewall;
 pub mod interface;
 pub mod lock;
+pub mod marks;
+pub mod netlink;
+pub mod tool;
 
 use anyhow::Result;
 
