@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
-use wsl_mirror_ebpf::abi::{BUILT_IN_OWNERS, DEFAULT_MARK, Owner, OwnerPolicy, Policy, PortKey};
+use wsl_mirror_ebpf::abi::{BUILT_IN_OWNERS, Owner, OwnerPolicy, Policy, PortKey};
 
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::interface;
@@ -31,9 +31,9 @@ pub struct Config {
     /// The interface that carries Windows' 127.0.0.1.
     #[serde(deserialize_with = "interface_name")]
     pub interface: String,
-    /// The bits that steered packets get in `skb->mark`.
+    /// The bits that steered packets get in `skb->mark`; `None` for the first one that nobody else uses.
     #[serde(deserialize_with = "mark")]
-    pub mark: u32,
+    pub mark: Option<u32>,
     /// What ports get about which nothing is written, served by whom nothing is written about.
     pub default: Choice,
     /// What ports get by who serves them, beside what is built in.
@@ -43,6 +43,8 @@ pub struct Config {
     pub exempt: Vec<Port>,
     /// How the program is attached.
     pub hook: HookChoice,
+    /// How steered packets get past rules that drop what does not come in on `lo`.
+    pub delivery: DeliveryChoice,
     /// What the program logs, for `wsl-mirror log`.
     pub log: LogLevel,
 }
@@ -51,11 +53,12 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             interface: "loopback0".into(),
-            mark: DEFAULT_MARK,
+            mark: None,
             default: Choice::Pass,
             owners: Vec::new(),
             exempt: Vec::new(),
             hook: HookChoice::Auto,
+            delivery: DeliveryChoice::Auto,
             log: LogLevel::Off,
         }
     }
@@ -137,6 +140,16 @@ pub enum HookChoice {
     ClsBpf,
 }
 
+/// `delivery`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryChoice {
+    /// As if received on `lo`, on ports where nothing else helps and if the machine lets us.
+    Auto,
+    /// As they came in.
+    Plain,
+}
+
 /// `log`: the program's own messages. The numbers are aya-log's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -212,15 +225,32 @@ fn process_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
     }
 }
 
-fn mark<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    let mark = u32::deserialize(deserializer)?;
-    match mark.count_ones() {
-        1..=MARK_BITS_MAX => Ok(mark),
-        0 => Err(de::Error::custom("mark needs at least one bit")),
-        bits => Err(de::Error::custom(format!(
-            "mark has {bits} bits; at most {MARK_BITS_MAX}, since others use skb->mark too"
-        ))),
+fn mark<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    struct MarkVisitor;
+    impl Visitor<'_> for MarkVisitor {
+        type Value = Option<u32>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a number like 0x1000, or \"auto\"")
+        }
+
+        fn visit_i64<E: de::Error>(self, value: i64) -> Result<Option<u32>, E> {
+            let unexpected = || E::invalid_value(de::Unexpected::Signed(value), &self);
+            let mark = u32::try_from(value).map_err(|_| unexpected())?;
+            match mark.count_ones() {
+                1..=MARK_BITS_MAX => Ok(Some(mark)),
+                0 => Err(E::custom("mark needs at least one bit")),
+                bits => Err(E::custom(format!(
+                    "mark has {bits} bits; at most {MARK_BITS_MAX}, since others use skb->mark too"
+                ))),
+            }
+        }
+
+        fn visit_str<E: de::Error>(self, value: &str) -> Result<Option<u32>, E> {
+            if value == "auto" { Ok(None) } else { Err(E::invalid_value(de::Unexpected::Str(value), &self)) }
+        }
     }
+    deserializer.deserialize_any(MarkVisitor)
 }
 
 impl Config {
@@ -283,13 +313,14 @@ mod tests {
     fn every_key_is_understood() {
         let config = Config::parse(
             "interface = \"lo9\"\nmark = 0x3000\ndefault = \"pass\"\nexempt = [22, \"53/udp\", \"8000-8001/tcp\"]\n\
-             hook = \"cls_bpf\"\nlog = \"debug\"\n\
+             hook = \"cls_bpf\"\ndelivery = \"plain\"\nlog = \"debug\"\n\
              owners = [{ name = \"rootlessport\", uid = 1000, policy = \"steer\" }, \
              { name = \"mine\", uid = \"any\", policy = \"pass\" }, { name = \"other\", policy = \"steer\" }]\n",
         )
         .unwrap();
         assert_eq!(config.interface, "lo9");
-        assert_eq!(config.mark, 0x3000);
+        assert_eq!(config.mark, Some(0x3000));
+        assert_eq!(config.delivery, DeliveryChoice::Plain);
         assert_eq!(Policy::from(config.default), Policy::Pass);
         assert_eq!(config.hook, HookChoice::ClsBpf);
         assert_eq!(config.log, LogLevel::Debug);
@@ -312,7 +343,7 @@ mod tests {
         let example = include_str!("../../contrib/wsl-mirror.toml");
         assert_eq!(Config::parse(example).unwrap(), Config::default());
         let keys: Vec<_> = example.parse::<toml::Table>().unwrap().keys().cloned().collect();
-        assert_eq!(keys, ["default", "exempt", "hook", "interface", "log", "mark", "owners"]);
+        assert_eq!(keys, ["default", "delivery", "exempt", "hook", "interface", "log", "mark", "owners"]);
     }
 
     #[test]
@@ -338,10 +369,18 @@ mod tests {
 
     #[test]
     fn a_mark_without_bits_or_with_too_many_is_an_error() {
-        for text in ["mark = 0", "mark = 0xffffffff", "mark = -1", "mark = 0x1_0000_0000", "mark = 0x1ff"] {
+        for text in [
+            "mark = 0",
+            "mark = 0xffffffff",
+            "mark = -1",
+            "mark = 0x1_0000_0000",
+            "mark = 0x1ff",
+            "mark = \"any\"",
+        ] {
             assert!(error(text).contains("line 1, column 8"), "{text}: {}", error(text));
         }
-        assert!(Config::parse("mark = 0xff").is_ok());
+        assert_eq!(Config::parse("mark = 0xff").unwrap().mark, Some(0xff));
+        assert_eq!(Config::parse("mark = \"auto\"").unwrap().mark, None);
     }
 
     #[test]

@@ -14,15 +14,22 @@ use crate::{
         hook, object,
         relocate::{Targets, relocate},
     },
-    host::bpffs,
+    host::{bpffs, delivery, firewall},
 };
 
 /// What a fuzzer calls, by its name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them; each has a folder of inputs in `tests/fuzz/corpus`.
-pub const TARGETS: [Target; 5] =
-    [("config", config), ("btf", btf), ("object", damaged_object), ("proc", proc), ("netlink", netlink)];
+pub const TARGETS: [Target; 7] = [
+    ("config", config),
+    ("btf", btf),
+    ("object", damaged_object),
+    ("proc", proc),
+    ("netlink", netlink),
+    ("nft", nft),
+    ("iptables", iptables),
+];
 
 /// A configuration file. What is refused has its place in the file; what is accepted can be used.
 pub fn config(data: &[u8]) {
@@ -84,20 +91,47 @@ pub fn proc(data: &[u8]) {
     let _ = object::kfuncs_after(text);
 }
 
-/// What rtnetlink answers to a question for filters: messages one behind the other, as recv(2) gives them. And the
+/// `nft -n -j list ruleset`: whatever is understood of it can be asked for marks and drops.
+pub fn nft(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(ruleset) = firewall::parse_nft(text) {
+        ask(ruleset);
+    }
+}
+
+/// `iptables-save`.
+pub fn iptables(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(ruleset) = firewall::parse_iptables(text, "iptables-legacy") {
+        ask(ruleset);
+    }
+}
+
+fn ask(ruleset: firewall::Ruleset) {
+    let firewall = firewall::Firewall { ruleset, unread: Vec::new() };
+    let _ = (firewall.marks(), firewall.restores(1), firewall.drops("loopback0"));
+}
+
+/// What rtnetlink answers to a question for filters or rules: messages one behind the other, as recv(2) gives them. And the
 /// whole as the body of one, which a fuzzer comes by more easily.
 pub fn netlink(data: &[u8]) {
     /// `RTM_NEWTFILTER` (`include/uapi/linux/rtnetlink.h`).
     const NEW_FILTER: u16 = 44;
-    let look = |message: &RouteNetlinkMessage| {
-        if let RouteNetlinkMessage::NewTrafficFilter(filter) = message {
+    /// `RTM_NEWRULE`
+    const NEW_RULE: u16 = 32;
+    let look = |message: &RouteNetlinkMessage| match message {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => {
             let _ = (hook::look_at(filter, true), hook::look_at(filter, false));
         }
+        RouteNetlinkMessage::NewRule(rule) => delivery::rule::look_at(rule.clone()),
+        _ => {}
     };
-    let mut header = NetlinkHeader::default();
-    header.message_type = NEW_FILTER;
-    if let Ok(message) = RouteNetlinkMessage::deserialize(&header, data) {
-        look(&message);
+    for kind in [NEW_FILTER, NEW_RULE] {
+        let mut header = NetlinkHeader::default();
+        header.message_type = kind;
+        if let Ok(message) = RouteNetlinkMessage::deserialize(&header, data) {
+            look(&message);
+        }
     }
     let mut rest = data;
     while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {

@@ -166,7 +166,9 @@ impl<'a> Probe<'a> {
 
     /// Counts, by this name, what the expression matches.
     pub fn add(&self, name: &str, expression: &str) -> Result<()> {
-        let rule = format!("add rule ip probe in iifname loopback0 {expression} counter name {name}");
+        let rule = format!(
+            "add rule ip probe in iifname loopback0 {expression} counter name {name} comment \"wsl-mirror: {name}\""
+        );
         nft(self.0, &format!("add counter ip probe {name}; {rule}")).map(drop)
     }
 

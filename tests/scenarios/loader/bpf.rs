@@ -163,3 +163,62 @@ pub fn tcx_on(guest: &Namespace, interface: &str) -> Result<Vec<(u32, u32)>> {
     }
     Ok(programs.into_iter().zip(links).take(query.count as usize).collect())
 }
+
+/// A tc program that does to every TCP packet to this port what delivery by `lo` is: no destination MAC, our mark,
+/// and in at `lo`.
+fn redirect_to_lo(port: u16, mark: u32) -> Result<OwnedFd> {
+    const STORE_BYTES: i32 = 9;
+    const REDIRECT: i32 = 23;
+    const LO: i32 = 1;
+    const INGRESS: i32 = 1;
+    let instruction = |code: u8, registers: u8, offset: i16, immediate: i32| {
+        let mut bytes = [code, registers, 0, 0, 0, 0, 0, 0];
+        bytes[2..4].copy_from_slice(&offset.to_le_bytes());
+        bytes[4..].copy_from_slice(&immediate.to_le_bytes());
+        bytes
+    };
+    let code: Vec<u8> = [
+        instruction(0xbf, 0x16, 0, 0),             // r6 = the packet
+        instruction(0x28, 0, 0, 14 + 20 + 2),      // r0 = the destination port
+        instruction(0x55, 0, 14, i32::from(port)), // another one: to the end
+        instruction(0x7a, 0x0a, -8, 0),            // six zeros, for
+        instruction(0xbf, 0x61, 0, 0),             // store_bytes(packet,
+        instruction(0xb7, 0x02, 0, 0),             //   at 0,
+        instruction(0xbf, 0xa3, 0, 0),             //   from there,
+        instruction(0x07, 0x03, 0, -8),
+        instruction(0xb7, 0x04, 0, 6), //   six bytes,
+        instruction(0xb7, 0x05, 0, 0), //   no flags)
+        instruction(0x85, 0, 0, STORE_BYTES),
+        instruction(0xb7, 0x01, 0, mark.cast_signed()),
+        instruction(0x63, 0x16, 8, 0), // packet->mark = mark
+        instruction(0xb7, 0x01, 0, LO),
+        instruction(0xb7, 0x02, 0, INGRESS),
+        instruction(0x85, 0, 0, REDIRECT),
+        instruction(0x95, 0, 0, 0),
+        instruction(0xb7, 0, 0, -1),
+        instruction(0x95, 0, 0, 0),
+    ]
+    .concat();
+    let mut load = ProgLoad {
+        kind: SCHED_CLS,
+        instructions: u32::try_from(code.len() / 8)?,
+        code: code.as_ptr().addr() as u64,
+        license: c"GPL".as_ptr().addr() as u64,
+        ..ProgLoad::default()
+    };
+    descriptor(PROG_LOAD, &mut load).context("loading a program that redirects to lo")
+}
+
+/// Redirects packets to this port from `loopback0` to `lo`, behind whatever is there already.
+pub fn add_redirect(lab: &Lab, port: u16, mark: u32) -> Result<()> {
+    const PIN: &str = "/sys/fs/bpf/redirect_to_lo";
+    pin(lab.guest(), &redirect_to_lo(port, mark)?, PIN)?;
+    sh(
+        lab,
+        &format!(
+            "tc qdisc add dev loopback0 clsact 2>/dev/null || true; \
+             tc filter add dev loopback0 ingress prio 7 protocol all bpf da object-pinned {PIN}; rm {PIN}"
+        ),
+    )?;
+    Ok(())
+}

@@ -133,7 +133,7 @@ pub fn ours_of(lab: &Lab, status: &Value) -> Result<(u32, u32)> {
 }
 
 /// Whatever a command of ours could change, as a text to be compared: bpffs with owners and modes, its mounts,
-/// what is on the hooks of `loopback0`, settings, exemptions.
+/// what is on the hooks of `loopback0`, `lo` and the policy rules, settings, exemptions.
 pub fn everything(lab: &Lab) -> Result<String> {
     let guest = lab.guest();
     let mut text = guest.enter(|| -> Result<String> {
@@ -156,12 +156,20 @@ pub fn everything(lab: &Lab) -> Result<String> {
              filter show dev loopback0 egress\n",
         )?;
     }
+    text += &delivery(guest)?;
     // Of packets, which go on meanwhile, not a word.
     let status = lab.wsl_mirror(&["status"])?;
     let without_counters = status.stdout.split("\npackets so far").next().unwrap_or_default();
     writeln!(text, "{without_counters}\n{}", status.status)?;
     text += &lab.wsl_mirror(&["exempt", "list"])?.stdout;
     Ok(text)
+}
+
+/// What a load does to the network namespace itself, as a text to be compared.
+pub fn delivery(guest: &Namespace) -> Result<String> {
+    let script = "ip -4 rule; ip link show dev lo; cd /proc/sys/net/ipv4/conf; \
+                  grep . lo/route_localnet lo/accept_local lo/rp_filter all/route_localnet all/accept_local";
+    Ok(guest.run("sh", ["-ec", script])?.stdout)
 }
 
 /// Wants [`everything`] to be as it was; the error shows what is not.

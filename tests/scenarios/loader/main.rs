@@ -3,6 +3,7 @@
 mod bpf;
 mod bpftool;
 mod cls_bpf;
+mod delivery;
 mod faults;
 mod guest;
 mod loading;

@@ -45,6 +45,7 @@ fn json_has_the_documented_shape() -> Result<()> {
         "hook",
         "program",
         "mark",
+        "delivery",
         "default_policy",
         "exempt_ports",
         "verdicts",
@@ -54,6 +55,10 @@ fn json_has_the_documented_shape() -> Result<()> {
     assert_eq!(
         (&status["interface"], &status["hook"], &status["mark"]),
         (&"loopback0".into(), &hook.into(), &4096.into())
+    );
+    assert_eq!(
+        status["delivery"],
+        serde_json::json!({"way": "lo", "obstacles": [], "dropped": [], "unread": []})
     );
     assert_eq!(status["exempt_ports"], 11);
     assert_eq!(keys(&status["verdicts"][0]), BTreeSet::from(["verdict", "reason", "packets"]));

@@ -126,10 +126,10 @@ fn pins_of_another_layout_are_refused() -> Result<()> {
             // All differences at once.
             format!(
                 "mkdir -p {PINS}; {}; {}",
-                create("SETTINGS", "array key 4 value 44 entries 1"),
+                create("SETTINGS", "array key 4 value 400 entries 1"),
                 create("FLOWS", "hash key 12 value 4 entries 32768 flags 0")
             ),
-            ["SETTINGS is (type 2, key 4 B, value 44 B", "FLOWS is (type 1"],
+            ["SETTINGS is (type 2, key 4 B, value 400 B", "FLOWS is (type 1"],
         ),
     ] {
         refused_after(&prepare, 10, &words)?;

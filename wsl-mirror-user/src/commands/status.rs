@@ -12,7 +12,7 @@ use crate::datapath::maps::{self, PolicyMap, PortTraffic, SettingsMap};
 use crate::datapath::pins::Pins;
 use crate::datapath::state::{self, Attachment};
 use crate::exit::Exit;
-use crate::host::{lock::Lock, require_root};
+use crate::host::{delivery, lock::Lock, require_root};
 use crate::output::{self, BAD, GOOD, HEADING};
 
 /// Arguments of `status`.
@@ -46,6 +46,9 @@ struct Report {
     steering: bool,
     #[serde(flatten)]
     details: Option<Details>,
+    /// What `unload` would do about a load whose distribution was terminated.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_behind: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,6 +62,7 @@ struct Details {
     program: Option<Program>,
     /// The bits that steered packets get.
     mark: u32,
+    delivery: Delivery,
     /// `steer` or `pass`.
     default_policy: &'static str,
     /// How many entries of `PORT_POLICY` exempt a port; `wsl-mirror exempt list` shows them.
@@ -66,6 +70,29 @@ struct Details {
     /// Every reason, in the order of its counter.
     verdicts: Vec<Verdict>,
     ports: Vec<Port>,
+}
+
+/// How steered packets get to their listener.
+#[derive(Debug, Serialize)]
+struct Delivery {
+    /// `lo`: as if received there, on ports where nothing else helps; `plain`: as they came in.
+    way: &'static str,
+    /// What stands in the way of delivery by `lo` now. With `lo` packets are lost then; with `plain` and nothing here
+    /// it is the configuration that says so, or a `load` would change it.
+    obstacles: Vec<String>,
+    /// Ports whose packets a rule drops before conntrack if they do not come in on `lo`.
+    dropped: Vec<Dropped>,
+    /// What of the machine's packet filters could not be read.
+    unread: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Dropped {
+    first_port: u16,
+    last_port: u16,
+    protocol: &'static str,
+    /// The rule.
+    by: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,17 +123,21 @@ struct Port {
 }
 
 impl Report {
-    const NOTHING: Self = Self { loaded: false, steering: false, details: None };
-
     fn read() -> Result<Self> {
         let _lock = Lock::take_shared()?;
         let pins = Pins::read()?;
         if !pins.has("SETTINGS") {
-            return Ok(Self::NOTHING);
+            return Ok(Self {
+                loaded: false,
+                steering: false,
+                details: None,
+                left_behind: left_behind(&pins)?,
+            });
         }
         pins.require_our_layout()?;
         let settings = SettingsMap::pinned()?.get()?;
-        let attachment = state::attachment(&settings, state::linked_program(&pins)?)?;
+        let linked = state::linked_program(&pins)?;
+        let attachment = state::attachment(&settings, linked)?;
         let program = match attachment {
             Attachment::Alive(id) => program(id),
             _ => None,
@@ -117,8 +148,14 @@ impl Report {
         let counted = pins.has("PORT_STATS") && pins.has("PORT_PACKETS");
         let ports = if counted { maps::port_traffic()? } else { BTreeMap::new() };
         let exempt_ports = policies.values().filter(|policy| policy.effective() == Policy::Pass).count();
-        let details = Details::new(&settings, attachment, program, exempt_ports, &verdicts, &ports);
-        Ok(Self { loaded: true, steering: attachment.is_alive(), details: Some(details) })
+        let delivery = Delivery::new(&settings, &state::delivery_state(&state::our_programs(&pins)?)?);
+        let details = Details::new(&settings, attachment, program, delivery, exempt_ports, &verdicts, &ports);
+        Ok(Self {
+            loaded: true,
+            steering: attachment.is_alive(),
+            details: Some(details),
+            left_behind: Vec::new(),
+        })
     }
 
     fn exit(&self) -> Exit {
@@ -131,7 +168,14 @@ impl Report {
 
     fn to_text(&self) -> String {
         match &self.details {
-            None => format!("{BAD}not loaded{BAD:#}: `wsl-mirror load` loads it"),
+            None => {
+                let mut text = vec![format!("{BAD}not loaded{BAD:#}: `wsl-mirror load` loads it")];
+                if !self.left_behind.is_empty() {
+                    text.push("left behind by another distribution; `wsl-mirror unload` would:".to_owned());
+                }
+                text.extend(self.left_behind.iter().map(|left| format!("  {left}")));
+                text.join("\n")
+            }
             Some(details) => details.to_text(self.steering),
         }
     }
@@ -142,6 +186,7 @@ impl Details {
         settings: &Settings,
         attachment: Attachment,
         program: Option<Program>,
+        delivery: Delivery,
         exempt_ports: usize,
         verdicts: &Verdicts,
         ports: &BTreeMap<PortKey, PortTraffic>,
@@ -158,6 +203,7 @@ impl Details {
             hook: Hook::from_number(settings.hook).map_or("unknown", Hook::name),
             program,
             mark: settings.mark,
+            delivery,
             default_policy: Policy::from_byte(u8::try_from(settings.default_policy).unwrap_or_default())
                 .name(),
             exempt_ports,
@@ -192,6 +238,7 @@ impl Details {
             text.push(format!("program  {} id {} tag {}", program.name, program.id, program.tag));
         }
         text.push(format!("mark     {:#x}", self.mark));
+        text.extend(self.delivery.to_text());
         text.push(format!("default  {}", self.default_policy));
         text.push(format!("exempt   {} (`wsl-mirror exempt list`)", count(self.exempt_ports, "port")));
 
@@ -229,6 +276,58 @@ impl Details {
     }
 }
 
+impl Delivery {
+    fn new(settings: &Settings, state: &delivery::State) -> Self {
+        let mut obstacles = state.obstacles(settings.mark);
+        if settings.lo_ifindex != 0 {
+            obstacles.extend(state.missing(settings.mark));
+        }
+        Self {
+            way: if settings.lo_ifindex == 0 { "plain" } else { "lo" },
+            obstacles: obstacles.iter().map(ToString::to_string).collect(),
+            dropped: state
+                .firewall
+                .drops(settings.interface_name())
+                .into_iter()
+                .map(|drop| Dropped {
+                    first_port: *drop.ports.start(),
+                    last_port: *drop.ports.end(),
+                    protocol: drop.protocol.name(),
+                    by: drop.by,
+                })
+                .collect(),
+            unread: state.firewall.unread.clone(),
+        }
+    }
+
+    fn to_text(&self) -> Vec<String> {
+        let mut text = vec![match (self.way, self.obstacles.is_empty()) {
+            ("lo", true) => "delivery by lo where nothing else helps".to_owned(),
+            ("lo", false) => format!(
+                "delivery {BAD}by lo, which loses packets{BAD:#}; once this is put right, or else to take the plain \
+                 way, `wsl-mirror load`:"
+            ),
+            (_, true) => {
+                "delivery plain: so says the configuration, or `wsl-mirror load` changes it".to_owned()
+            }
+            (_, false) => "delivery plain: by lo packets would be lost:".to_owned(),
+        }];
+        text.extend(self.obstacles.iter().map(|obstacle| format!("         {obstacle}")));
+        let is_lost = self.way != "lo" || !self.obstacles.is_empty();
+        for dropped in &self.dropped {
+            let ports = match (dropped.first_port, dropped.last_port) {
+                (1, u16::MAX) => "every port".to_owned(),
+                (first, last) if first == last => first.to_string(),
+                (first, last) => format!("{first}-{last}"),
+            };
+            let what = if is_lost { format!("{BAD}out of reach{BAD:#}") } else { "only by lo".to_owned() };
+            text.push(format!("         {what}: {ports}/{}, for {}", dropped.protocol, dropped.by));
+        }
+        text.extend(self.unread.iter().map(|unread| format!("         could not be read: {unread}")));
+        text
+    }
+}
+
 impl Port {
     fn new(key: PortKey, stats: PortTraffic) -> Option<Self> {
         Some(Self {
@@ -240,6 +339,15 @@ impl Port {
             failed_packets: stats.failed_packets,
         })
     }
+}
+
+/// What is there although nothing needs it.
+fn left_behind(pins: &Pins) -> Result<Vec<String>> {
+    if state::has_others(&state::our_programs(pins)?)? {
+        return Ok(Vec::new());
+    }
+    let changes = delivery::teardown(&delivery::Machine::read()?);
+    Ok(changes.iter().map(ToString::to_string).collect())
 }
 
 /// `1 port`, `2 ports`.
@@ -272,25 +380,28 @@ mod tests {
             ifindex: 7,
             clsact_ifindex: 0,
             interface,
-            lo_ifindex: 0,
+            lo_ifindex: 1,
         };
+        let delivery = Delivery::new(&settings, &delivery::tests::loaded());
         let mut verdicts = Verdicts::default();
         *verdicts.counter(Reason::New) = 3;
         let key = PortKey::new(Protocol::Tcp, 8080);
         let stats =
             PortTraffic { steered_flows: 3, steered_packets: 30, passed_packets: 1, failed_packets: 0 };
         let program = Some(Program { id: 42, name: "wsl_mirror".into(), tag: "00ff".into() });
-        Details::new(&settings, Attachment::Alive(42), program, 2, &verdicts, &BTreeMap::from([(key, stats)]))
+        let ports = BTreeMap::from([(key, stats)]);
+        Details::new(&settings, Attachment::Alive(42), program, delivery, 2, &verdicts, &ports)
     }
 
     #[test]
     fn json_keeps_its_shape() {
-        let report = Report { loaded: true, steering: true, details: Some(details()) };
+        let report =
+            Report { loaded: true, steering: true, details: Some(details()), left_behind: Vec::new() };
         let json = serde_json::to_value(&report).unwrap();
         let expected_without_verdicts = serde_json::json!({
             "loaded": true, "steering": true, "attachment": "alive", "interface": "loopback0", "ifindex": 7,
             "hook": "tcx", "program": {"id": 42, "name": "wsl_mirror", "tag": "00ff"}, "mark": 4096,
-            "default_policy": "steer", "exempt_ports": 2,
+            "delivery": {"way": "lo", "obstacles": [], "dropped": [], "unread": []}, "default_policy": "steer", "exempt_ports": 2,
             "ports": [{"port": 8080, "protocol": "tcp", "steered_flows": 3, "steered_packets": 30,
                        "passed_packets": 1, "failed_packets": 0}],
         });
@@ -302,7 +413,8 @@ mod tests {
             json["verdicts"][0],
             serde_json::json!({"verdict": "steer", "reason": "steer_new", "packets": 3})
         );
-        let nothing = serde_json::to_value(Report::NOTHING).unwrap();
+        let nothing = Report { loaded: false, steering: false, details: None, left_behind: Vec::new() };
+        let nothing = serde_json::to_value(nothing).unwrap();
         assert_eq!(nothing, serde_json::json!({"loaded": false, "steering": false}));
     }
 
@@ -315,7 +427,8 @@ mod tests {
 
     #[test]
     fn the_exit_code_tells_whether_packets_are_steered() {
-        let exit = |loaded, steering| Report { loaded, steering, details: None }.exit();
+        let exit =
+            |loaded, steering| Report { loaded, steering, details: None, left_behind: Vec::new() }.exit();
         assert_eq!(exit(true, true), Exit::Success);
         assert_eq!(exit(true, false), Exit::NotAttached);
         assert_eq!(exit(false, false), Exit::NotLoaded);

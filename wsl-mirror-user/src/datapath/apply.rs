@@ -11,15 +11,15 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy};
+use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, PortKey, Settings};
 
-use super::maps::{OwnersMap, PolicyMap, SettingsMap, SocketOwners};
+use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap, SocketOwners};
 use super::owners::{self, SocketHook};
 use super::plan::{Change, OwnerChange, Step};
 use super::{hook, pins};
 use crate::config::LogLevel;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::host::bpffs;
+use crate::host::{bpffs, delivery};
 use crate::output;
 
 /// What a plan is carried out on, beside the pins. All of it is known to be there before anything is touched.
@@ -37,7 +37,14 @@ pub struct Target<'a> {
 /// Carries out the steps in order. When one fails, what the ones before it did is undone, last first, and
 /// everything is as it was.
 pub fn apply(steps: &[Step], target: Target<'_>) -> Result<()> {
-    let mut work = Work { interface: target.interface, target, loaded: None, undo: Vec::new() };
+    let mut work = Work {
+        interface: target.interface,
+        target,
+        loaded: None,
+        undo: Vec::new(),
+        prepared: Vec::new(),
+        is_plain: false,
+    };
     for step in steps {
         if let Err(error) = work.carry_out(step) {
             return Err(work.undo_all(error.context(format!("could not {step}"))));
@@ -53,6 +60,10 @@ struct Work<'a> {
     target: Target<'a>,
     loaded: Option<Ebpf>,
     undo: Vec<Undo>,
+    /// What was done for delivery by `lo`: undone after all else, or when a part of it cannot be done.
+    prepared: Vec<delivery::Change>,
+    /// Whether a part of it could not be done.
+    is_plain: bool,
 }
 
 impl Work<'_> {
@@ -66,7 +77,17 @@ impl Work<'_> {
                 error = error.context(format!("and then could not {what}: {undo_error:#}"));
             }
         }
-        error
+        self.undo_preparations()
+            .into_iter()
+            .fold(error, |error, failed| error.context(format!("and then {failed}")))
+    }
+
+    /// Gives what could not be undone.
+    fn undo_preparations(&mut self) -> Vec<String> {
+        let undos = self.prepared.drain(..).rev().filter_map(delivery::Change::undo);
+        undos
+            .filter_map(|undo| undo.carry_out().err().map(|error| format!("could not {undo}: {error:#}")))
+            .collect()
     }
 
     fn ebpf(&mut self) -> Result<&mut Ebpf> {
@@ -101,10 +122,11 @@ impl Work<'_> {
             Step::RemoveLeftover(name) => remove(&pins::path(name)),
             Step::LoadProgram { reused, log } => self.load(reused, *log),
             Step::WritePolicies(changes) => self.write_policies(changes),
+            Step::WriteRules { add, remove } => self.write_rules(add, remove),
             Step::WriteOwners(changes) => self.write_owners(changes),
             Step::WriteSettings { old, new } => {
                 let mut map = SettingsMap::from_map(self.map("SETTINGS")?)?;
-                map.set(*new)?;
+                map.set(if self.is_plain { Settings { lo_ifindex: 0, ..*new } } else { *new })?;
                 if let Some(old) = *old {
                     self.on_failure("restore SETTINGS", move || map.set(old));
                 }
@@ -139,6 +161,37 @@ impl Work<'_> {
             Step::AddFilter => self.add_filter(),
             Step::ReplaceInFilter { old } => self.replace_in_filter(*old),
             Step::SwapProgramPin => rename(&pins::path_of_new(pins::PROGRAM), &pins::path(pins::PROGRAM)),
+            Step::PrepareDelivery(change) => {
+                self.prepare_delivery(*change);
+                Ok(())
+            }
+            Step::CleanUp(change) => {
+                // What is loaded works all the same, and the next load or unload tries again.
+                if let Err(error) = change.carry_out() {
+                    output::note(&format!("could not {change}: {error:#}"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The first change that fails ends it: what was changed before it is undone, and the program will be told to take
+    /// the plain way. That is no reason not to steer.
+    fn prepare_delivery(&mut self, change: delivery::Change) {
+        if self.is_plain {
+            return;
+        }
+        let Err(error) = change.carry_out() else {
+            self.prepared.push(change);
+            return;
+        };
+        self.is_plain = true;
+        output::note(&format!(
+            "could not {change}: {error:#}; so ports behind a rule that drops what does not come in on lo stay out of \
+             reach"
+        ));
+        for failed in self.undo_preparations() {
+            output::note(&failed);
         }
     }
 
@@ -200,6 +253,25 @@ impl Work<'_> {
         let mut map = SocketOwners::from_map(self.map("SOCKET_OWNER")?)?;
         // Tags go with their sockets, or with the map: nothing is to be undone.
         owners::tag_sockets(&mut map, owners).map(drop)
+    }
+
+    fn write_rules(&mut self, add: &[PortKey], remove: &[PortKey]) -> Result<()> {
+        let mut map = DeliveryMap::from_map(self.map("PORT_DELIVERY")?)?;
+        let changes = |known: bool| {
+            let added = add.iter().map(move |key| (*key, known));
+            added.chain(remove.iter().map(move |key| (*key, !known))).collect::<Vec<_>>()
+        };
+        for (key, known) in changes(true) {
+            map.set(key, known);
+        }
+        let before = changes(false);
+        self.on_failure("restore PORT_DELIVERY", move || {
+            for (key, known) in before {
+                map.set(key, known);
+            }
+            Ok(())
+        });
+        Ok(())
     }
 
     fn write_owners(&mut self, changes: &[OwnerChange]) -> Result<()> {

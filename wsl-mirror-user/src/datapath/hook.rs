@@ -1,17 +1,17 @@
 //! What hangs on the ingress side of an interface: tcx links and `cls_bpf` filters.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::programs::tc::{SchedClassifierLink, TcHandle};
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::tc::{self, TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 
 use super::pins;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::host::interface;
+use crate::host::{interface, netlink};
 
 /// Where our `cls_bpf` filter stands: always here, so that a second run finds the first one's. Lower numbers
 /// run first.
@@ -40,6 +40,55 @@ pub fn tcx_programs(interface: &str) -> Result<Option<Vec<u32>>> {
             Err(error).or_exit(Exit::Kernel, || format!("cannot ask which tcx programs are on {interface}"))
         }
     }
+}
+
+/// The ids of all programs of ours on any interface of this network namespace, whichever distribution's they are.
+pub fn programs_of_ours() -> Result<Vec<u32>> {
+    let (names, mut ours) = netlink::talk(|handle| async move {
+        let mut names = Vec::new();
+        let mut links = handle.link().get().execute();
+        while let Some(link) = links.try_next().await? {
+            names.extend(link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            }));
+        }
+        let mut with_clsact = Vec::new();
+        let mut qdiscs = handle.qdisc().get().execute();
+        while let Some(qdisc) = qdiscs.try_next().await? {
+            if kind(&qdisc) == Some("clsact") {
+                with_clsact.push(qdisc.header.index);
+            }
+        }
+        let mut ours = Vec::new();
+        for index in with_clsact {
+            let mut filters = handle.traffic_filter(index).get().ingress().execute();
+            while let Some(filter) = filters.try_next().await? {
+                if let Filter::Ours { program } = look_at(&filter, true) {
+                    ours.extend(program);
+                }
+            }
+        }
+        Ok((names, ours))
+    })
+    .or_exit(Exit::Kernel, || "cannot list the interfaces and their tc filters".into())?;
+    for name in names {
+        match SchedClassifier::query_tcx(&name, TcAttachType::Ingress) {
+            Ok((_, programs)) => ours.extend(
+                programs
+                    .iter()
+                    .filter(|program| program.name_as_str() == Some(PROGRAM_NAME))
+                    .map(ProgramInfo::id),
+            ),
+            // No tcx here, or the interface is gone meanwhile: then so is the program.
+            Err(_) if tcx_programs("lo")?.is_none() || interface::index(&name).is_none() => {}
+            Err(error) => {
+                return Err(error)
+                    .or_exit(Exit::Kernel, || format!("cannot ask which tcx programs are on {name}"));
+            }
+        }
+    }
+    Ok(ours)
 }
 
 /// Waits until a program whose link was unpinned is off the interface: the kernel frees the pin's inode, and with
@@ -89,7 +138,7 @@ pub struct Clsact {
 /// Looks at the older hook of the interface of this index.
 pub fn clsact(ifindex: u32) -> Result<Clsact> {
     let wanted = i32::try_from(ifindex).context("impossible interface index")?;
-    netlink(|handle| async move {
+    netlink::talk(|handle| async move {
         let mut found = Clsact::default();
         let mut qdiscs = handle.qdisc().get().index(wanted).execute();
         while let Some(qdisc) = qdiscs.try_next().await? {
@@ -140,7 +189,7 @@ pub fn add_clsact(interface: &str) -> Result<()> {
 /// Takes a clsact qdisc away.
 pub fn remove_clsact(ifindex: u32) -> Result<()> {
     let index = i32::try_from(ifindex).context("impossible interface index")?;
-    netlink(|handle| async move {
+    netlink::talk(|handle| async move {
         let mut request = handle.qdisc().del(index);
         let header = &mut request.message_mut().header;
         header.parent = tc::TcHandle::CLSACT;
@@ -205,23 +254,5 @@ fn options(filter: &TcMessage) -> impl Iterator<Item = &TcFilterBpfOption> {
     all.flatten().filter_map(|option| match option {
         TcOption::Bpf(option) => Some(option),
         _ => None,
-    })
-}
-
-/// Runs a conversation with the kernel over rtnetlink.
-fn netlink<T, F: Future<Output = Result<T>>>(talk: impl FnOnce(rtnetlink::Handle) -> F) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        let connection = tokio::spawn(connection);
-        let result = talk(handle.clone()).await;
-        // When a connection breaks, its answers end as if they were complete; `handle` keeps it from ending well.
-        let broke = connection.is_finished();
-        connection.abort();
-        drop(handle);
-        if broke {
-            bail!("the netlink connection broke");
-        }
-        result
     })
 }

@@ -1,15 +1,15 @@
 //! The pinned maps, typed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, AsRawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, SkStorage};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use wsl_mirror_ebpf::abi::{
-    Owner, OwnerPolicy, PORTS, PortKey, PortPolicy, PortStats, Reason, Settings, Verdicts,
+    Owner, OwnerPolicy, PORTS, PortDelivery, PortKey, PortPolicy, PortStats, Reason, Settings, Verdicts,
 };
 
 use super::pins;
@@ -208,6 +208,70 @@ pub fn port_traffic() -> Result<BTreeMap<PortKey, PortTraffic>> {
         }
     }
     Ok(ports)
+}
+
+/// `PORT_DELIVERY`, in memory: the program writes one field of an element and we the other, each by itself.
+pub struct DeliveryMap {
+    start: ptr::NonNull<PortDelivery>,
+    /// The mapping is of it.
+    _map: MapData,
+}
+
+impl DeliveryMap {
+    /// The pinned one.
+    pub fn pinned() -> Result<Self> {
+        Self::from_data(open("PORT_DELIVERY")?)
+    }
+
+    /// One that need not be pinned yet.
+    pub fn from_map(map: Map) -> Result<Self> {
+        match map {
+            Map::Array(data) => Self::from_data(data),
+            _ => anyhow::bail!("PORT_DELIVERY is not the kind of map that we made"),
+        }
+    }
+
+    fn from_data(map: MapData) -> Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        let start =
+            unsafe { mmap(ptr::null_mut(), Self::LENGTH, protection, MapFlags::SHARED, map.fd().as_fd(), 0) }
+                .or_exit(Exit::Kernel, || "cannot map PORT_DELIVERY into memory".into())?;
+        let start = ptr::NonNull::new(start.cast()).context("PORT_DELIVERY was mapped nowhere")?;
+        Ok(Self { start, _map: map })
+    }
+
+    const LENGTH: usize = PORTS * size_of::<PortDelivery>();
+
+    /// The ports of which it says that a rule is known.
+    pub fn ports(&self) -> BTreeSet<PortKey> {
+        (0..)
+            .take(PORTS)
+            .map(PortKey::at_index)
+            .filter(|key| self.field(*key).load(Ordering::Relaxed) == 1)
+            .collect()
+    }
+
+    /// Writes whether a rule is known for this port.
+    pub fn set(&mut self, key: PortKey, known: bool) {
+        self.field(key).store(u32::from(known), Ordering::Relaxed);
+    }
+
+    fn field(&self, key: PortKey) -> &AtomicU32 {
+        // SAFETY: every key's index lies within the mapping, which is page-aligned.
+        let element = unsafe { self.start.add(key.index() as usize) };
+        // SAFETY: of the element no reference is made, only a pointer to its field.
+        let field = unsafe { &raw mut (*element.as_ptr()).by_rule };
+        // SAFETY: an aligned u32 that lives as long as the mapping; others read it.
+        unsafe { AtomicU32::from_ptr(field) }
+    }
+}
+
+impl Drop for DeliveryMap {
+    fn drop(&mut self) {
+        // SAFETY: nothing refers to the mapping any more.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), Self::LENGTH) };
+    }
 }
 
 /// `PORT_PACKETS`, read where it lies.

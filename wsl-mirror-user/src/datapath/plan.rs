@@ -12,6 +12,7 @@ use super::pins::{self, MAPS, Pins};
 use crate::config::{Config, HookChoice, LogLevel};
 use crate::exit::{Exit, Failure};
 use crate::host::interface::NAME_MAX;
+use crate::host::{delivery, marks};
 
 /// What is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,10 @@ pub struct State {
     pub linked_program: Option<u32>,
     /// Whether the interface that is steered according to `SETTINGS` still is the one that was steered then.
     pub steered_is_alive: bool,
+    /// The ports of which `PORT_DELIVERY`, if pinned, says that a rule drops what is not on `lo`.
+    pub by_rule: BTreeSet<PortKey>,
+    /// What delivery by `lo`, and the mark, depend on.
+    pub delivery: delivery::State,
 }
 
 /// The interface that is asked for.
@@ -100,6 +105,17 @@ pub enum Step {
     },
     /// Put the new program's pin in the place of the old one's.
     SwapProgramPin,
+    /// Write which ports a rule drops that come not on `lo`: those to add, and those to take away.
+    WriteRules {
+        /// Of which nothing was known.
+        add: Vec<PortKey>,
+        /// Which no rule drops any more.
+        remove: Vec<PortKey>,
+    },
+    /// Prepare the machine for delivery by `lo`; if that fails, the plain way is taken.
+    PrepareDelivery(delivery::Change),
+    /// Take away what no packet needs any more.
+    CleanUp(delivery::Change),
 }
 
 /// A port's entry in `PORT_POLICY`, before and after.
@@ -139,12 +155,19 @@ impl fmt::Display for Step {
                 write!(f, "load the program with the pinned maps {}", reused.join(", "))
             }
             Self::WritePolicies(changes) => write!(f, "write {} ports to PORT_POLICY", changes.len()),
+            Self::WriteRules { add, remove } => write!(
+                f,
+                "write {} ports to PORT_DELIVERY, which a rule drops unless they come in on lo, and take {} away",
+                add.len(),
+                remove.len()
+            ),
             Self::WriteOwners(changes) => write!(f, "write {} owners to OWNERS", changes.len()),
             Self::WriteSettings { new, .. } => write!(
                 f,
-                "write SETTINGS: mark {:#x}, default {}",
+                "write SETTINGS: mark {:#x}, default {}, delivery {}",
                 new.mark,
-                Policy::from_byte(u8::try_from(new.default_policy).unwrap_or_default()).name()
+                Policy::from_byte(u8::try_from(new.default_policy).unwrap_or_default()).name(),
+                if new.lo_ifindex == 0 { "plain" } else { "by lo where nothing else helps" }
             ),
             Self::PinMap(name) => write!(f, "pin the map {name}"),
             Self::PinProgram => {
@@ -162,6 +185,7 @@ impl fmt::Display for Step {
             Self::AddFilter => f.write_str("attach the program as a cls_bpf filter on ingress"),
             Self::ReplaceInFilter { .. } => f.write_str("replace the program in our cls_bpf filter"),
             Self::SwapProgramPin => write!(f, "rename that pin to {}", pins::path(pins::PROGRAM).display()),
+            Self::PrepareDelivery(change) | Self::CleanUp(change) => change.fmt(f),
         }
     }
 }
@@ -181,6 +205,8 @@ pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
             ),
         ));
     }
+    let mark = choose_mark(state, config)?;
+    let delivery = delivery::plan(&state.delivery, config.delivery, mark);
 
     let mut steps = Vec::new();
     if !state.has_bpffs {
@@ -202,9 +228,14 @@ pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
     if !changes.is_empty() {
         steps.push(Step::WriteOwners(changes));
     }
+    steps.extend(rule_changes(state));
     let adds_clsact = hook == Hook::ClsBpf && !state.interface.clsact.exists;
-    let new = settings(state, config, hook, adds_clsact);
-    if state.settings != Some(new) {
+    let new =
+        Settings { mark, lo_ifindex: delivery.lo_ifindex, ..settings(state, config, hook, adds_clsact) };
+    // What cannot be prepared will have to be written there too.
+    let writes_settings = state.settings != Some(new) || !delivery.before.is_empty();
+    steps.extend(delivery.before.into_iter().map(Step::PrepareDelivery));
+    if writes_settings {
         steps.push(Step::WriteSettings { old: state.settings, new });
     }
     steps.extend(fresh.into_iter().map(Step::PinMap));
@@ -223,7 +254,35 @@ pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
         (Hook::ClsBpf, _, None) => Step::AddFilter,
     });
     steps.push(Step::SwapProgramPin);
+    steps.extend(delivery.after.into_iter().map(Step::CleanUp));
     Ok(steps)
+}
+
+/// The bits of the mark: those of the configuration, or the first that nobody uses.
+fn choose_mark(state: &State, config: &Config) -> Result<u32> {
+    let uses = state.delivery.marks();
+    let Some(mark) = config.mark else {
+        return marks::first_free(&uses).ok_or_else(|| {
+            let users = marks::names(&marks::users(u32::MAX, &uses));
+            Failure::new(
+                Exit::Config,
+                format!("every bit of skb->mark that could be ours is in use ({users}): name one in the configuration"),
+            )
+        });
+    };
+    let users = marks::users(mark, &uses);
+    if users.is_empty() {
+        return Ok(mark);
+    }
+    Err(Failure::new(
+        Exit::Config,
+        format!(
+            "the configuration says mark = {mark:#x}, but on this machine that is in use, nothing was changed: {}. \
+             Name other bits, or say \"auto\"; a rule that is meant for steered packets needs a comment that begins \
+             with \"wsl-mirror\"",
+            marks::names(&users)
+        ),
+    ))
 }
 
 /// The program that the pinned link holds on the interface that is asked for. A link whose interface went away
@@ -276,6 +335,7 @@ fn refuse_second_interface(state: &State, hook: Hook) -> Result<()> {
     }
 }
 
+/// All but what [`plan`] has found out about mark and delivery.
 fn settings(state: &State, config: &Config, hook: Hook, adds_clsact: bool) -> Settings {
     let mut interface = [0; NAME_MAX];
     let name = state.interface.name.as_bytes();
@@ -285,7 +345,7 @@ fn settings(state: &State, config: &Config, hook: Hook, adds_clsact: bool) -> Se
     let made_before = state.settings.is_some_and(|settings| settings.clsact_ifindex == index);
     Settings {
         layout: LAYOUT,
-        mark: config.mark,
+        mark: 0,
         default_policy: Policy::from(config.default) as u32,
         hook: hook as u32,
         ifindex: index,
@@ -307,6 +367,19 @@ fn policy_changes(there: &BTreeMap<PortKey, PortPolicy>, exempt: &BTreeSet<PortK
             (new != old).then_some(Change { key, old, new })
         })
         .collect()
+}
+
+/// What has to change so that `PORT_DELIVERY` says what the machine's rules do.
+fn rule_changes(state: &State) -> Option<Step> {
+    let drops = state.delivery.firewall.drops(&state.interface.name);
+    let dropped: BTreeSet<PortKey> = drops
+        .iter()
+        .flat_map(|drop| drop.ports.clone().map(|port| PortKey::new(drop.protocol, port)))
+        .filter(|key| key.is_valid())
+        .collect();
+    let add: Vec<_> = dropped.difference(&state.by_rule).copied().collect();
+    let remove: Vec<_> = state.by_rule.difference(&dropped).copied().collect();
+    (!add.is_empty() || !remove.is_empty()).then_some(Step::WriteRules { add, remove })
 }
 
 /// What has to change so that `OWNERS` says this, and nothing else.
@@ -337,6 +410,7 @@ mod tests {
                 tcx_programs: Some(Vec::new()),
                 clsact: Clsact::default(),
             },
+            delivery: delivery::tests::ready(),
             ..State::default()
         }
     }
@@ -344,7 +418,9 @@ mod tests {
     fn loaded() -> State {
         let config = Config::default();
         let mut state = fresh();
-        state.settings = Some(settings(&state, &config, Hook::Tcx, false));
+        state.settings =
+            Some(Settings { mark: 0x1000, lo_ifindex: 1, ..settings(&state, &config, Hook::Tcx, false) });
+        state.delivery = delivery::tests::loaded();
         state.pins = Pins {
             has_directory: true,
             has_layout: true,
@@ -465,7 +541,9 @@ mod tests {
         assert_eq!(made_by(plan(&theirs, &config).unwrap()), Some(0));
         // A second load finds the qdisc that the first one made, and still knows that.
         let mut second = theirs;
-        second.settings = Some(settings(&second, &config, Hook::ClsBpf, true));
+        second.delivery = delivery::tests::loaded();
+        second.settings =
+            Some(Settings { mark: 0x1000, lo_ifindex: 1, ..settings(&second, &config, Hook::ClsBpf, true) });
         second.interface.clsact.our_program = Some(42);
         let steps = plan(&second, &config).unwrap();
         assert!(steps.contains(&Step::ReplaceInFilter { old: 42 }));
@@ -479,6 +557,54 @@ mod tests {
         let config = Config { hook: HookChoice::ClsBpf, ..Config::default() };
         assert_eq!(exit_of(&plan(&state, &config).unwrap_err()), Exit::Kernel);
         assert!(plan(&state, &Config::default()).is_ok());
+    }
+
+    /// A rule of somebody else's that looks at these bits, among those of an iptables.
+    fn used_by_others(state: &mut State, bits: u32) {
+        state.delivery.firewall.ruleset.marks.push(marks::MarkUse { bits, by: "their rule".into() });
+    }
+
+    #[test]
+    fn the_machine_is_prepared_before_the_program_is_told_and_cleaned_up_last() {
+        let steps = plan(&fresh(), &Config::default()).unwrap();
+        let at = |wanted: fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
+        let (prepared, told) = (
+            at(|step| matches!(step, Step::PrepareDelivery(_))),
+            at(|step| matches!(step, Step::WriteSettings { new, .. } if new.lo_ifindex == 1)),
+        );
+        assert!(at(|step| matches!(step, Step::LoadProgram { .. })) < prepared && prepared < told);
+        let plain = Config { delivery: crate::config::DeliveryChoice::Plain, ..Config::default() };
+        let steps = plan(&loaded(), &plain).unwrap();
+        let told = steps
+            .iter()
+            .position(|step| matches!(step, Step::WriteSettings { new, .. } if new.lo_ifindex == 0));
+        let swapped = steps.iter().position(|step| *step == Step::SwapProgramPin);
+        assert!(
+            told < swapped && matches!(steps.last(), Some(Step::CleanUp(delivery::Change::Erase(_)))),
+            "{steps:?}"
+        );
+    }
+
+    #[test]
+    fn a_bit_in_use_is_refused_if_it_is_configured_and_moved_away_from_if_not() {
+        let mark_of = |state: &State, mark| {
+            let steps = plan(state, &Config { mark, ..Config::default() })?;
+            anyhow::Ok(steps.iter().find_map(|step| match step {
+                Step::WriteSettings { new, .. } => Some(new.mark),
+                _ => None,
+            }))
+        };
+        let mut state = fresh();
+        used_by_others(&mut state, 0x3000);
+        assert_eq!(mark_of(&state, None).unwrap(), Some(0x0100_0000));
+        assert_eq!(mark_of(&state, Some(0x80)).unwrap(), Some(0x80));
+        let error = mark_of(&state, Some(0x2080)).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::Config);
+        assert!(error.to_string().contains("0x2080") && error.to_string().contains("their rule"), "{error}");
+        // Our own rule of an earlier load is not somebody else's.
+        assert_eq!(mark_of(&loaded(), None).unwrap(), None, "nothing to write: it stands there");
+        used_by_others(&mut state, u32::MAX);
+        assert_eq!(exit_of(&mark_of(&state, None).unwrap_err()), Exit::Config);
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! Reads what is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
+use aya::programs::ProgramInfo;
 use aya::programs::links::{FdLink, PinnedLink};
 use wsl_mirror_ebpf::abi::{Hook, Settings};
 
 use super::hook;
-use super::maps::{OwnersMap, PolicyMap, SettingsMap};
+use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap};
 use super::pins::{self, Pins};
 use super::plan::{Interface, State};
 use crate::config::HookChoice;
 use crate::exit::{Exit, OrExit as _};
-use crate::host::{bpffs, interface};
+use crate::host::{bpffs, delivery, firewall, interface};
 
 /// Reads everything that a plan for `interface` depends on.
 pub fn read(name: &str, choice: HookChoice) -> Result<State> {
@@ -21,6 +22,7 @@ pub fn read(name: &str, choice: HookChoice) -> Result<State> {
     let settings = if pins.has("SETTINGS") { Some(SettingsMap::pinned()?.get()?) } else { None };
     let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
     let owners = if pins.has("OWNERS") { OwnersMap::pinned()?.all()? } else { BTreeMap::new() };
+    let by_rule = if pins.has("PORT_DELIVERY") { DeliveryMap::pinned()?.ports() } else { BTreeSet::new() };
     let index = interface::require_index(name)?;
     let tcx_programs = hook::tcx_programs(name)?;
     let asks_for_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
@@ -33,13 +35,42 @@ pub fn read(name: &str, choice: HookChoice) -> Result<State> {
     Ok(State {
         has_bpffs: bpffs::is_mounted(),
         steered_is_alive,
+        delivery: delivery_state(&our_programs(&pins)?)?,
         pins,
         settings,
         policies,
         owners,
+        by_rule,
         interface: Interface { name: name.to_owned(), index, tcx_programs, clsact },
         linked_program,
     })
+}
+
+/// Reads what delivery by `lo` and the mark depend on. What cannot be read costs us the delivery, not the load.
+pub fn delivery_state(own: &[u32]) -> Result<delivery::State> {
+    Ok(delivery::State {
+        machine: delivery::Machine::read().map_err(|error| format!("{error:#}")),
+        firewall: firewall::read(),
+        has_others: has_others(own)?,
+    })
+}
+
+/// Whether there is a wsl-mirror on an interface that is not one of this distribution's `own`.
+pub fn has_others(own: &[u32]) -> Result<bool> {
+    Ok(hook::programs_of_ours()?.iter().any(|program| !own.contains(program)))
+}
+
+/// The ids of this distribution's programs: the pinned one and the one in the pinned link, two after a load that was
+/// killed at the wrong moment.
+pub fn our_programs(pins: &Pins) -> Result<Vec<u32>> {
+    let mut programs = Vec::from_iter(linked_program(pins)?);
+    if pins.has(pins::PROGRAM) {
+        let path = pins::path(pins::PROGRAM);
+        let info = ProgramInfo::from_pin(&path)
+            .or_exit(Exit::Kernel, || format!("cannot open the pinned program {}", path.display()))?;
+        programs.push(info.id());
+    }
+    Ok(programs)
 }
 
 /// The id of the program in the pinned link.

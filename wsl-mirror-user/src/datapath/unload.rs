@@ -10,19 +10,23 @@ use wsl_mirror_ebpf::abi::Hook;
 use super::maps::SettingsMap;
 use super::owners::{self, SocketHook};
 use super::pins::{self, MAPS, Pins};
-use super::state::{Attachment, attachment, linked_program};
+use super::state::{Attachment, attachment, has_others, linked_program, our_programs};
 use super::{apply, hook};
 use crate::exit::{Exit, Failure};
-use crate::host::{bpffs, interface};
+use crate::host::{bpffs, delivery, interface};
 
 /// Takes everything away; goes on after an error and reports every one. Says whether there was anything.
 pub fn unload() -> Result<bool> {
     let pins = Pins::read()?;
-    if pins.is_empty() {
-        // A load that was killed early has made nothing but the mount.
-        return bpffs::unmount_ours();
-    }
     let mut errors = Errors::default();
+    if pins.is_empty() {
+        // A load that was killed early has made nothing but the mount; a distribution that is gone has left the rest.
+        let left = errors.note(tear_delivery_down(&[])).unwrap_or_default();
+        let mounted = errors.note(bpffs::unmount_ours()).unwrap_or_default();
+        errors.into_result()?;
+        return Ok(left || mounted);
+    }
+    let own = our_programs(&pins).unwrap_or_default();
     // What ends the steering first: afterwards nothing depends on the rest.
     if pins.has(pins::LINK) {
         errors.note(remove_link(&pins));
@@ -30,6 +34,9 @@ pub fn unload() -> Result<bool> {
     if pins.has("SETTINGS") {
         errors.note(detach_filter());
     }
+    // If the steering could not be ended, our own program still needs it.
+    let own = if errors.0.is_empty() { own } else { Vec::new() };
+    errors.note(tear_delivery_down(&own));
     errors.note(remove_socket_hooks(&pins));
     let rest = MAPS.iter().copied().chain([pins::PROGRAM]).filter(|name| pins.has(name));
     for name in rest.chain(pins.leftovers.iter().map(String::as_str)) {
@@ -77,6 +84,26 @@ fn remove_socket_hooks(pins: &Pins) -> Result<()> {
     errors.into_result()
 }
 
+/// Takes away what delivery by `lo` needs, whichever distribution has made it, unless one still needs it. Says whether
+/// there was anything. `gone` are programs that packets do not meet any more, even if they are still listed.
+fn tear_delivery_down(gone: &[u32]) -> Result<bool> {
+    if has_others(gone)? {
+        return Ok(false);
+    }
+    let mut errors = Errors::default();
+    let changes = delivery::teardown(&delivery::Machine::read()?);
+    let mut all_well = true;
+    for change in &changes {
+        // Without its record, what is not put back now would never be.
+        if matches!(change, delivery::Change::Erase(_)) && !all_well {
+            continue;
+        }
+        let done = change.carry_out().with_context(|| format!("could not {change}"));
+        all_well &= errors.note(done).is_some();
+    }
+    errors.into_result().map(|()| !changes.is_empty())
+}
+
 /// Removes our `cls_bpf` filter, and the qdisc if we made it and nobody else uses it now.
 fn detach_filter() -> Result<()> {
     let settings = SettingsMap::pinned()?.get()?;
@@ -103,8 +130,8 @@ fn detach_filter() -> Result<()> {
 struct Errors(Vec<anyhow::Error>);
 
 impl Errors {
-    fn note<T>(&mut self, result: Result<T>) {
-        self.0.extend(result.err());
+    fn note<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.0.push(error)).ok()
     }
 
     fn into_result(self) -> Result<()> {

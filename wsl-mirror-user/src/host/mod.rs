@@ -1,10 +1,15 @@
-//! The machine: its lock, its bpffs, its cgroups, its interfaces, its sockets.
+//! The machine: its lock, its bpffs, its cgroups, its interfaces, its sockets, its packet filters, its policy rules.
 
 pub mod bpffs;
 pub mod cgroup;
+pub mod delivery;
+pub mod firewall;
 pub mod interface;
 pub mod lock;
+pub mod marks;
+pub mod netlink;
 pub mod sockets;
+pub mod tool;
 
 use anyhow::Result;
 

@@ -1,0 +1,5 @@
+//! `iptables-save`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| wsl_mirror::fuzzing::iptables(data));

@@ -1,0 +1,229 @@
+//! A packet's way through the chains before conntrack, as far as one can tell from the rules.
+
+use std::collections::BTreeSet;
+
+use wsl_mirror_ebpf::abi::Protocol;
+
+use super::{Chain, Condition, Drop, Ruleset, Sense, Verdict};
+
+/// Conntrack's own priority (`NF_IP_PRI_CONNTRACK`): what comes before it meets packets that have no entry yet.
+const CONNTRACK: i64 = -200;
+/// How deep chains may jump (`NFT_JUMP_STACK_SIZE`).
+const DEEPEST: usize = 16;
+/// How many rules are looked at in all: chains that jump to one another in every rule double the way each time.
+const STEPS: u64 = 20_000_000;
+/// 127.0.0.1.
+const LOOPBACK: u32 = 0x7f00_0001;
+
+/// The ports of 127.0.0.1 whose packets are dropped if they come in on `interface`, and not on `lo`.
+pub fn drops(ruleset: &Ruleset, interface: &str) -> Vec<Drop> {
+    let early: Vec<&Chain> = ruleset
+        .chains
+        .iter()
+        .filter(|chain| chain.sees_ipv4)
+        .filter(|chain| {
+            chain.base.as_ref().is_some_and(|base| base.hook == "prerouting" && base.priority < CONNTRACK)
+        })
+        .collect();
+    let reached = early.iter().map(|chain| chain.table.as_str()).collect::<BTreeSet<_>>();
+    // Between two of these ports all are treated alike.
+    let mut edges = BTreeSet::from([1]);
+    for condition in ruleset
+        .chains
+        .iter()
+        .filter(|chain| reached.contains(chain.table.as_str()))
+        .flat_map(|chain| &chain.rules)
+        .flat_map(|rule| &rule.conditions)
+    {
+        if let Condition::DestinationPort(ports, _) = condition {
+            edges.extend(ports.iter().map(|range| u32::from(*range.start()).max(1)));
+            edges.extend(ports.iter().map(|range| u32::from(*range.end()) + 1));
+        }
+    }
+    let mut walk = Walk { ruleset, steps: STEPS };
+    let mut drops: Vec<Drop> = Vec::new();
+    for protocol in Protocol::ALL {
+        let mut starts = edges.iter().copied().peekable();
+        while let Some(start) = starts.next() {
+            let end = starts.peek().map_or(u32::from(u16::MAX), |next| next - 1);
+            let (Ok(start), Ok(end)) = (u16::try_from(start), u16::try_from(end)) else { continue };
+            let packet = |interface| Packet { interface, protocol: protocol as u8, port: start };
+            let Some(by) = early.iter().find_map(|chain| walk.dropped_by(chain, packet(interface))) else {
+                continue;
+            };
+            if early.iter().any(|chain| walk.dropped_by(chain, packet("lo")).is_some()) {
+                continue;
+            }
+            match drops.last_mut() {
+                Some(last)
+                    if last.protocol == protocol
+                        && last.by == by
+                        && u32::from(*last.ports.end()) + 1 == u32::from(start) =>
+                {
+                    last.ports = *last.ports.start()..=end;
+                }
+                _ => drops.push(Drop { protocol, ports: start..=end, by: by.to_owned() }),
+            }
+        }
+    }
+    drops
+}
+
+/// The first packet of a flow to 127.0.0.1.
+#[derive(Clone, Copy)]
+struct Packet<'a> {
+    interface: &'a str,
+    protocol: u8,
+    port: u16,
+}
+
+/// Where a packet is after a chain.
+enum After<'a> {
+    Through,
+    Dropped(&'a str),
+    /// At the end of the chain.
+    Back,
+}
+
+struct Walk<'a> {
+    ruleset: &'a Ruleset,
+    steps: u64,
+}
+
+impl<'a> Walk<'a> {
+    /// The rule of a base chain's that drops the packet for sure.
+    fn dropped_by(&mut self, chain: &'a Chain, packet: Packet<'_>) -> Option<&'a str> {
+        match self.go(chain, packet, 0) {
+            After::Dropped(by) => Some(by),
+            After::Back if chain.base.as_ref().is_some_and(|base| base.drops) => Some(&chain.name),
+            After::Back | After::Through => None,
+        }
+    }
+
+    fn go(&mut self, chain: &'a Chain, packet: Packet<'_>, depth: usize) -> After<'a> {
+        for rule in &chain.rules {
+            self.steps = self.steps.saturating_sub(1);
+            if self.steps == 0 || depth > DEEPEST {
+                return After::Through;
+            }
+            // A rule that may be for the packet or not is taken not to be: what is dropped now and then is no port
+            // that has to be delivered in another way.
+            if !rule.conditions.iter().all(|condition| condition.holds(packet)) {
+                continue;
+            }
+            let (name, comes_back) = match &rule.verdict {
+                Verdict::Continue => continue,
+                Verdict::Accept => return After::Through,
+                Verdict::Drop => return After::Dropped(&rule.text),
+                Verdict::Return => return After::Back,
+                Verdict::Jump(name) => (name, true),
+                Verdict::Goto(name) => (name, false),
+            };
+            let Some(target) = self.ruleset.chain(&chain.table, name) else { continue };
+            match self.go(target, packet, depth + 1) {
+                After::Back if comes_back => {}
+                after => return after,
+            }
+        }
+        After::Back
+    }
+}
+
+impl Condition {
+    fn holds(&self, packet: Packet<'_>) -> bool {
+        let (found, sense) = match self {
+            Self::Interface(names, sense) => {
+                (names.iter().any(|name| matches(name, packet.interface)), sense)
+            }
+            Self::Destination(addresses, sense) | Self::Source(addresses, sense) => {
+                (addresses.iter().any(|range| range.contains(&LOOPBACK)), sense)
+            }
+            Self::Protocol(protocols, sense) => (protocols.contains(&packet.protocol), sense),
+            Self::DestinationPort(ports, sense) => {
+                (ports.iter().any(|range| range.contains(&packet.port)), sense)
+            }
+            Self::Unknown => return false,
+        };
+        found == (*sense == Sense::Is)
+    }
+}
+
+fn matches(pattern: &str, interface: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => interface.starts_with(beginning),
+        None => pattern == interface,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Base, Rule};
+    use super::*;
+
+    fn chain(name: &str, base: bool, rules: Vec<Rule>) -> Chain {
+        let base = base.then(|| Base { hook: "prerouting".into(), priority: -300, drops: false });
+        Chain { table: "t".into(), name: name.into(), sees_ipv4: true, base, rules }
+    }
+
+    fn not_on_lo(verdict: Verdict) -> Rule {
+        Rule {
+            conditions: vec![Condition::Interface(vec!["lo".into()], Sense::IsNot)],
+            verdict,
+            text: "rule".into(),
+            ..Rule::default()
+        }
+    }
+
+    fn walked(chains: Vec<Chain>) -> Vec<Drop> {
+        drops(&Ruleset { chains, marks: Vec::new() }, "loopback0")
+    }
+
+    #[test]
+    fn a_drop_of_every_port_is_one_range_a_protocol() {
+        let drops = walked(vec![chain("a", true, vec![not_on_lo(Verdict::Drop)])]);
+        assert_eq!(
+            drops.iter().map(|drop| drop.ports.clone()).collect::<Vec<_>>(),
+            [1..=u16::MAX, 1..=u16::MAX]
+        );
+    }
+
+    #[test]
+    fn what_is_dropped_on_lo_too_is_not_helped_by_lo() {
+        let everywhere = Rule { verdict: Verdict::Drop, ..Rule::default() };
+        assert_eq!(walked(vec![chain("a", true, vec![everywhere, not_on_lo(Verdict::Drop)])]), []);
+    }
+
+    #[test]
+    fn a_chain_of_another_hook_does_not_matter() {
+        assert_eq!(walked(vec![chain("a", false, vec![not_on_lo(Verdict::Drop)])]), []);
+        let mut late = chain("a", true, vec![not_on_lo(Verdict::Drop)]);
+        late.base.as_mut().unwrap().priority = -150;
+        assert_eq!(walked(vec![late]), []);
+    }
+
+    #[test]
+    fn goto_and_return_end_the_chain_that_they_stand_in() {
+        let goto = || not_on_lo(Verdict::Goto("empty".into()));
+        let with = |first| {
+            walked(vec![
+                chain("a", true, vec![first, not_on_lo(Verdict::Drop)]),
+                chain("empty", false, vec![]),
+            ])
+        };
+        assert_eq!(with(goto()), []);
+        assert_eq!(with(not_on_lo(Verdict::Return)), []);
+        assert_eq!(with(not_on_lo(Verdict::Jump("empty".into()))).len(), 2);
+        assert_eq!(with(not_on_lo(Verdict::Jump("nowhere".into()))).len(), 2);
+    }
+
+    #[test]
+    fn chains_that_jump_in_circles_or_all_over_come_to_an_end() {
+        let jump = |name: &str| not_on_lo(Verdict::Jump(name.into()));
+        assert_eq!(walked(vec![chain("a", true, vec![jump("a"), not_on_lo(Verdict::Drop)])]), []);
+        let mut chains: Vec<_> = (0..16)
+            .map(|n| chain(&n.to_string(), false, (0..4).map(|_| jump(&(n + 1).to_string())).collect()))
+            .collect();
+        chains.push(chain("a", true, vec![jump("0")]));
+        assert_eq!(walked(chains), []);
+    }
+}
