@@ -20,20 +20,24 @@
 
 mod cgroups;
 mod docker;
+mod engine;
 mod mirrored;
 mod namespace;
 pub mod nat;
 pub mod pace;
+mod podman;
 pub mod process;
 pub mod services;
 mod traffic;
 mod wsl_mirror;
 
-pub use docker::{Container, Docker, DockerOptions, Running, Service};
+pub use docker::{Container, Docker, DockerOptions, Running};
+pub use engine::Service;
 pub use mirrored::{
     GUEST_EPHEMERAL, GUEST_MAC, Gateway, LAN_ADDRESS, Lab, LabBuilder, REFLECTION_MAC, WINDOWS_MAC, loopback,
 };
 pub use namespace::{Namespace, SCRATCH};
+pub use podman::{NetworkBackend, Podman, PodmanOptions};
 pub use traffic::{raw, servers, tcp, udp};
 
 /// `lab-helper`, statically linked (`build.rs`).

@@ -173,6 +173,11 @@ impl Lab {
         self.guest.with_other_mounts("other distribution", self.options.mounts)
     }
 
+    /// Whether there is a `/usr/bin/wslinfo`.
+    pub(crate) fn has_wslinfo(&self) -> bool {
+        self.options.mounts.wslinfo
+    }
+
     pub(crate) fn cgroup(&self) -> Arc<LabCgroup> {
         Arc::clone(&self.cgroup)
     }

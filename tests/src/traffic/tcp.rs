@@ -162,6 +162,10 @@ impl Client {
     pub fn connect(&self) -> Result<TcpStream, Failure> {
         let socket =
             self.namespace.enter(|| self.socket()).map_err(|error| Failure::Other(error.to_string()))?;
+        self.connect_by(socket)
+    }
+
+    fn connect_by(&self, socket: Socket) -> Result<TcpStream, Failure> {
         let to = SockAddr::from(SocketAddr::V4(self.to));
         socket.connect_timeout(&to, self.limit).map_err(|error| Failure::on_connect(&error))?;
         let stream = TcpStream::from(socket);
@@ -184,6 +188,16 @@ impl Client {
             socket.set_linger(Some(Duration::ZERO))?;
         }
         Ok(socket)
+    }
+
+    /// How long the handshake takes, of a connection over which one short request to an echo service is answered.
+    pub fn connect_time(&self, request: &[u8]) -> Result<Duration, Failure> {
+        let socket =
+            self.namespace.enter(|| self.socket()).map_err(|error| Failure::Other(error.to_string()))?;
+        let started = Instant::now();
+        let mut stream = self.connect_by(socket)?;
+        let took = started.elapsed();
+        exchange(&mut stream, request).map(|_| took)
     }
 
     /// One short request to an echo service; gives its reply, which is right.
