@@ -104,7 +104,7 @@ impl Podman {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = format!("{SCRATCH}/podman-{count}");
         let (guest, cgroup) = (lab.guest().clone(), lab.cgroup());
-        let root = OtherRoot::new(&options.root, &directory)?;
+        let root = OtherRoot::new(&options.root, &directory)?.with_cgroup2()?;
         let set_up = || -> Result<()> {
             fs::create_dir(&directory).with_context(|| format!("creating {directory}"))?;
             root.create(lab.has_wslinfo())?;
