@@ -58,10 +58,8 @@ pub(super) const KERNELS: [Tool; 13] = [
 ];
 
 /// What puts engines of other Debian releases into folders.
-pub(super) const ENGINES: [Tool; 2] = [
-    Tool { program: "mmdebstrap", package: "mmdebstrap" },
-    Tool { program: "dpkg-deb", package: "dpkg" },
-];
+pub(super) const ENGINES: [Tool; 2] =
+    [Tool { program: "mmdebstrap", package: "mmdebstrap" }, Tool { program: "dpkg-deb", package: "dpkg" }];
 
 /// libFuzzer is C++.
 pub(super) const FUZZ: [Tool; 1] = [Tool { program: "g++", package: "g++" }];
