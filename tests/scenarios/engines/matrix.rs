@@ -182,6 +182,9 @@ fn docker(test: &str, release: Release, proxy: Proxy, wslinfo: Wslinfo, loopback
     run(test, &Configuration::docker(release, proxy, wslinfo, loopback0))
 }
 
+/// How often a cell that seems to be slower with us is measured again: others use the machine too.
+const PATIENCE: usize = 4;
+
 /// Measures a row, notes it down, and judges it.
 fn run(test: &str, configuration: &Configuration) -> Result<()> {
     let installed = match installed::find(&configuration.release)? {
@@ -199,7 +202,17 @@ fn run(test: &str, configuration: &Configuration) -> Result<()> {
     lab.wsl_mirror(&["unload"])?.success()?;
     let after = measure::column(&lab)?;
 
-    let columns = Columns { without, with, after };
+    let mut columns = Columns { without, with, after };
+    for _ in 0..PATIENCE {
+        let slower = promises::slower(&columns);
+        if slower.is_empty() || pace::is_emulated() {
+            break;
+        }
+        measure::again(&lab, &mut columns.without, &slower);
+        lab.wsl_mirror(&["load"])?.success()?;
+        measure::again(&lab, &mut columns.with, &slower);
+        lab.wsl_mirror(&["unload"])?.success()?;
+    }
     let leniency = Leniency { times: pace::is_emulated(), old_kernel: !lab.is_at_least((6, 7))? };
     let Verdict { failures, not_yet } = promises::verdict(configuration, &columns, leniency);
     for line in &not_yet {

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use super::{
-    cells::{Bound, Cell, Client, Columns, Outcome},
+    cells::{Bound, Cell, Client, Column, Columns, Outcome},
     configuration::Configuration,
     known,
 };
@@ -95,9 +95,20 @@ pub struct Leniency {
     pub old_kernel: bool,
 }
 
+/// The cells that are slower with us than they may be.
+pub fn slower(columns: &Columns) -> Vec<Cell> {
+    let is_slower = |cell: &&Cell| {
+        let median = |column: &Column| column.get(*cell).and_then(Outcome::median);
+        let (without, with) = (median(&columns.without), median(&columns.with));
+        without.zip(with).is_some_and(|(without, with)| with > without + SLOWER)
+    };
+    columns.without.keys().filter(is_slower).copied().collect()
+}
+
 /// Every promise that these cells break.
 pub fn violations(configuration: &Configuration, columns: &Columns, leniency: Leniency) -> Vec<Violation> {
     let mut violations = Vec::new();
+    let slower = slower(columns);
     for (cell, without) in &columns.without {
         let (Some(with), Some(after)) = (columns.with.get(cell), columns.after.get(cell)) else {
             unreachable!("all phases have the same cells")
@@ -106,10 +117,8 @@ pub fn violations(configuration: &Configuration, columns: &Columns, leniency: Le
         if without.answers() && !with.answers() {
             violated(Promise::NothingBreaks, shown(with));
         }
-        if let (Some(before), Some(now)) = (without.median(), with.median())
-            && !leniency.times
-            && now > before + SLOWER
-        {
+        if slower.contains(cell) && !leniency.times {
+            let [before, now] = [without, with].map(|outcome| outcome.median().unwrap_or_default());
             violated(Promise::NothingIsSlower, format!("{now:.1?} instead of {before:.1?}"));
         }
         let docker_proxy = configuration.is_served_by_docker_proxy() && cell.published().is_some();
@@ -223,7 +232,7 @@ mod tests {
 
     use super::{
         super::{
-            cells::{Column, Protocol, Server},
+            cells::{Protocol, Server},
             configuration::*,
         },
         *,
@@ -233,9 +242,8 @@ mod tests {
     const FAST: Duration = Duration::from_micros(100);
 
     fn column(answers: impl Fn(Cell) -> bool) -> Column {
-        let outcome = |cell| match answers(cell) {
-            true => Outcome::Answers(FAST),
-            false => Outcome::Never("no answer".to_owned()),
+        let outcome = |cell| {
+            if answers(cell) { Outcome::Answers(FAST) } else { Outcome::Never("no answer".to_owned()) }
         };
         Cell::all().map(|cell| (cell, outcome(cell))).collect()
     }

@@ -112,7 +112,7 @@ impl Docker {
             .success()
             .map_err(|error| self.with_log(&error))?;
         let (name, services) = container.into_parts();
-        self.wait_for_services(name, services)
+        self.wait_for_services(&name, services)
     }
 
     /// `docker stop` (without its patience: there is nothing to be saved).
@@ -123,13 +123,13 @@ impl Docker {
     /// `docker start`, and waits for the services; the address may be another one.
     pub fn start_again(&self, container: &Running) -> Result<Running> {
         self.cli(&["start", &container.name])?;
-        self.wait_for_services(container.name.clone(), container.services.clone())
+        self.wait_for_services(&container.name, container.services.clone())
     }
 
     /// `docker restart`, and waits for the services.
     pub fn restart(&self, container: &Running) -> Result<Running> {
         self.cli(&["restart", "--time", "0", &container.name])?;
-        self.wait_for_services(container.name.clone(), container.services.clone())
+        self.wait_for_services(&container.name, container.services.clone())
     }
 
     /// `docker rm --force`.
@@ -137,16 +137,16 @@ impl Docker {
         self.cli(&["rm", "--force", &container.name])
     }
 
-    fn wait_for_services(&self, name: String, services: Vec<Service>) -> Result<Running> {
+    fn wait_for_services(&self, name: &str, services: Vec<Service>) -> Result<Running> {
         let template = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
-        let addresses = self.cli(&["inspect", "--format", template, &name])?.stdout;
+        let addresses = self.cli(&["inspect", "--format", template, name])?.stdout;
         let address = addresses.split_whitespace().next().and_then(|address| address.parse().ok());
         let Some(address) = address else {
-            return Err(self.died(&name))
+            return Err(self.died(name))
                 .with_context(|| format!("container {name} has no address: '{addresses}'"));
         };
-        Running::wait(self.guest(), name.clone(), services, address)
-            .map_err(|error| error.context(self.died(&name)))
+        Running::wait(self.guest(), name.to_owned(), services, address)
+            .map_err(|error| error.context(self.died(name)))
     }
 
     /// What the container printed.

@@ -45,6 +45,10 @@ for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6
 done
 printf 'root:x:0:0:root:/root:/bin/sh\n' >"$1/etc/passwd"
 printf 'root:x:0:\n' >"$1/etc/group"
+# Docker asks for "localhost" when it unpacks an image, and where that is no file's to answer it waits for DNS.
+printf '127.0.0.1 localhost\n' >"$1/etc/hosts"
+printf 'passwd: files\ngroup: files\nhosts: files\n' >"$1/etc/nsswitch.conf"
+rm -f "$1/etc/resolv.conf" "$1/etc/hostname"
 rm -rf "$1/usr/share/doc" "$1/usr/share/man" "$1/usr/share/locale" "$1/usr/share/info" "$1/usr/include"
 "#;
 

@@ -1,6 +1,6 @@
 //! What the tests of the matrix found out (`tests/scenarios/engines/results.rs` writes it), and the table of it.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -179,7 +179,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
     text.push_str(LEGEND);
     for row in skipped {
         let [engine, how, wslinfo, loopback0, reason, ..] = row.line();
-        text.push_str(&format!("{engine}, {how}, {wslinfo}, {loopback0}: {reason}\n"));
+        let _ = writeln!(text, "{engine}, {how}, {wslinfo}, {loopback0}: {reason}");
     }
     text
 }
