@@ -1,6 +1,8 @@
 //! One test for each row of the matrix. What the default run leaves out runs with `cargo xtask test --engines`.
 
-use anyhow::{Context as _, Result, bail};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
+
+use anyhow::{Context as _, Result, bail, ensure};
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, NetworkBackend, Podman, PodmanOptions, Service, pace,
 };

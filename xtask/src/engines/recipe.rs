@@ -33,12 +33,13 @@ const PACKAGES: [&str; 10] = [
     "containernetworking-plugins",
 ];
 
-/// Run when all is unpacked, with the root as its argument: what packages' own scripts would have done, of which only
-/// this is missed; what was installed; and away with what nobody reads there.
+/// Run when all is unpacked, with the root and the manifest as arguments: what packages' own scripts would have done,
+/// of which only this is missed; what was installed; and away with what nobody reads there.
 const FINISH: &str = r#"set -eu
+[ -d "$1/etc" ]
 for deb in "$1"/var/cache/apt/archives/*.deb; do
     dpkg-deb --show --showformat='${Package} ${Version}\n' "$deb"
-done | sort >"$1.manifest"
+done | sort >"$2"
 for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
     family=${name%%-*}
     [ -e "$1/usr/sbin/$name" ] || ln -s "$family-nft${name#"$family"}" "$1/usr/sbin/$name"
@@ -49,6 +50,7 @@ printf 'root:x:0:\n' >"$1/etc/group"
 printf '127.0.0.1 localhost\n' >"$1/etc/hosts"
 printf 'passwd: files\ngroup: files\nhosts: files\n' >"$1/etc/nsswitch.conf"
 rm -f "$1/etc/resolv.conf" "$1/etc/hostname"
+rm -rf "$1/var/cache/apt" "$1/var/lib/apt"
 rm -rf "$1/usr/share/doc" "$1/usr/share/man" "$1/usr/share/locale" "$1/usr/share/info" "$1/usr/include"
 "#;
 
@@ -79,9 +81,6 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     let partial = folder.join(format!(".{}.partial", suite.name));
     remove(&partial)?;
     fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
-    let script = partial.join("finish");
-    fs::write(&script, FINISH).with_context(|| format!("writing {}", script.display()))?;
-
     let root = partial.join("root");
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap.args(["--mode=root", "--variant=extract", "--format=directory", "--skip=cleanup/apt"]);
@@ -93,18 +92,16 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     for option in transport()? {
         mmdebstrap.arg(format!("--aptopt={option}"));
     }
-    mmdebstrap.arg(format!("--customize-hook=sh {} \"$1\"", quoted(&script)));
-    mmdebstrap.arg(format!("--customize-hook=rm -rf \"$1\"{}", "/var/cache/apt \"$1\"/var/lib/apt"));
     mmdebstrap.arg(suite.name).arg(&root);
     mmdebstrap.arg(format!("deb [signed-by={KEYRING}] {mirror} {} main", suite.name));
     mmdebstrap.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive").current_dir(folder);
     let log = folder.join(format!("{}.log", suite.name));
     let name = format!("unpack Docker and Podman of {} (some 40 s on two cores)", suite.name);
     progress::step("engines", &name, &mut mmdebstrap, &log)?;
-
-    let manifest = partial.join("manifest");
-    fs::rename(partial.join("root.manifest"), &manifest).context("there is no manifest")?;
-    fs::remove_file(&script).with_context(|| format!("removing {}", script.display()))?;
+    let mut finish = Command::new("sh");
+    // mmdebstrap runs no hooks in this variant.
+    finish.args(["-c", FINISH, "sh"]).arg(&root).arg(partial.join("manifest")).env("LC_ALL", "C.UTF-8");
+    progress::step("engines", &format!("finish the folder of {}", suite.name), &mut finish, &log)?;
     fs::write(partial.join("recipe"), recipe(suite)).context("writing the recipe")?;
     let whole = folder.join(suite.name);
     remove(&whole)?;
@@ -120,10 +117,6 @@ fn transport() -> Result<Vec<String>> {
     let text = String::from_utf8_lossy(&output.stdout);
     // A line for each group of settings has no value.
     Ok(text.lines().filter(|line| !line.ends_with(" \"\";")).map(str::to_owned).collect())
-}
-
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
 fn remove(folder: &Path) -> Result<()> {
