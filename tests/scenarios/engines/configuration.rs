@@ -104,8 +104,8 @@ impl Configuration {
                     Wslinfo::Absent => "no wslinfo",
                 },
                 match loopback0 {
-                    Loopback0::BeforeDockerd => "before",
-                    Loopback0::AfterDockerd => "after",
+                    Loopback0::BeforeDockerd => "before dockerd",
+                    Loopback0::AfterDockerd => "after dockerd",
                 },
             ],
             Engine::Podman { network: NetworkBackend::Netavark } => ["netavark", "-", "-"],

@@ -1,5 +1,7 @@
 //! One test for each row of the matrix. What the default run leaves out runs with `cargo xtask test --engines`.
 
+mod ways_out;
+
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -180,6 +182,41 @@ fn podman_5_8_netavark() -> Result<()> {
     run("podman_5_8_netavark", &Configuration::podman(PODMAN_5_8, NetworkBackend::Netavark))
 }
 
+/// No row, but what all of Podman's need: it has no daemon that could be killed, and yet nothing of it is left.
+#[test]
+fn podman_takes_its_containers_with_it() -> Result<()> {
+    let configuration = Configuration::podman(PODMAN_5_8, NetworkBackend::Netavark);
+    let installed = match installed::find(&configuration.release)? {
+        Ok(installed) => installed,
+        Err(reason) => {
+            println!("skipped: {configuration} cannot be had: {reason}");
+            return Ok(());
+        }
+    };
+    let (lab, running) = Running::start(&configuration, &installed)?;
+    let names = processes(&lab)?;
+    ensure!(names.iter().any(|name| name == "conmon"), "there is a container: {names:?}");
+    drop(running);
+    let left = processes(&lab)?;
+    ensure!(left.is_empty(), "left: {left:?}");
+    Ok(())
+}
+
+/// The names of the processes in the guest's network.
+fn processes(lab: &Lab) -> Result<Vec<String>> {
+    let guest = rustix::fs::fstat(lab.guest().netns_fd())?;
+    let in_guest = |process: &Path| {
+        let net = fs::metadata(process.join("ns/net"));
+        net.is_ok_and(|net| (net.dev(), net.ino()) == (guest.st_dev, guest.st_ino))
+    };
+    let all = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
+    Ok(all
+        .filter(|process| in_guest(process))
+        .filter_map(|process| fs::read_to_string(process.join("comm")).ok())
+        .map(|name| name.trim().to_owned())
+        .collect())
+}
+
 fn docker(test: &str, release: Release, proxy: Proxy, wslinfo: Wslinfo, loopback0: Loopback0) -> Result<()> {
     run(test, &Configuration::docker(release, proxy, wslinfo, loopback0))
 }
@@ -236,16 +273,6 @@ enum Running {
 
 impl Running {
     fn start(configuration: &Configuration, installed: &Installed) -> Result<(Lab, Self)> {
-        let container = || {
-            let [any, loopback] = Bound::ALL.map(|bound| Server::Container(bound).port());
-            Container::new("echo")
-                .serve(Service::TcpEcho { port: 7 })
-                .serve(Service::UdpEcho { port: 7 })
-                .publish(&format!("{any}:7"))
-                .publish(&format!("127.0.0.1:{loopback}:7"))
-                .publish(&format!("{any}:7/udp"))
-                .publish(&format!("127.0.0.1:{loopback}:7/udp"))
-        };
         match configuration.engine {
             Engine::Docker { proxy, wslinfo, loopback0 } => {
                 let lab = Lab::builder()
@@ -261,16 +288,27 @@ impl Running {
                 if loopback0 == AfterDockerd {
                     lab.add_loopback0()?;
                 }
-                docker.run(container())?;
+                docker.run(published_in_all_ways())?;
                 Ok((lab, Self::Docker { _docker: docker }))
             }
             Engine::Podman { network } => {
                 let lab = Lab::builder().build()?;
                 let root = installed.root.clone().context("Podman runs from a folder only")?;
                 let podman = Podman::start(&lab, &PodmanOptions { root, network })?;
-                podman.run(container())?;
+                podman.run(published_in_all_ways())?;
                 Ok((lab, Self::Podman { _podman: podman }))
             }
         }
     }
+}
+
+fn published_in_all_ways() -> Container {
+    let [any, loopback] = Bound::ALL.map(|bound| Server::Container(bound).port());
+    Container::new("echo")
+        .serve(Service::TcpEcho { port: 7 })
+        .serve(Service::UdpEcho { port: 7 })
+        .publish(&format!("{any}:7"))
+        .publish(&format!("127.0.0.1:{loopback}:7"))
+        .publish(&format!("{any}:7/udp"))
+        .publish(&format!("127.0.0.1:{loopback}:7/udp"))
 }

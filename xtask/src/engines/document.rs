@@ -69,24 +69,38 @@ fn markdown(text: &mut String, rows: &[Row]) {
 
 /// By cause: what stays broken, where, and what one can do.
 fn broken(text: &mut String, rows: &[Row]) {
-    let mut causes: BTreeMap<[&str; 2], BTreeMap<&str, Vec<String>>> = BTreeMap::new();
+    let mut causes: BTreeMap<[&str; 2], BTreeMap<&str, Vec<&Row>>> = BTreeMap::new();
     for row in rows {
         for [cells, cause, way_out] in &row.broken {
-            let [engine, how, wslinfo, loopback0] = &row.configuration;
-            let name = match wslinfo.as_str() {
-                "-" => format!("{engine} ({how})"),
-                _ => format!("{engine} ({how}, {wslinfo}, loopback0 {loopback0} dockerd)"),
-            };
-            causes.entry([cause, way_out]).or_default().entry(cells).or_default().push(name);
+            causes.entry([cause, way_out]).or_default().entry(cells).or_default().push(row);
         }
     }
     text.push_str("\n## What stays broken\nWith us as without us.\n");
     for ([cause, way_out], cells) in causes {
         let _ = write!(text, "\n**{cause}**\n\nWay out: {way_out}\n\n");
-        for (cells, configurations) in cells {
-            let _ = writeln!(text, "- {cells}: {}", configurations.join(", "));
+        for (cells, affected) in cells {
+            let _ = writeln!(text, "- {cells}: {}", names(&affected, rows).join("; "));
         }
     }
+}
+
+/// What rows are called, those together that differ only in what does not matter here.
+fn names(affected: &[&Row], all: &[Row]) -> Vec<String> {
+    let mut names = Vec::new();
+    for row in affected {
+        let [engine, how, wslinfo, loopback0] = &row.configuration;
+        let alike = |other: &Row| other.configuration[..2] == row.configuration[..2] && other.was_run();
+        let here = affected.iter().filter(|other| alike(other)).count();
+        let name = if here == all.iter().filter(|other| alike(other)).count() {
+            format!("{engine}, {how}")
+        } else {
+            format!("{engine}, {how}, {wslinfo}, loopback0 {loopback0}")
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// Promises that this tree does not keep, if there are any.
@@ -125,12 +139,20 @@ mod tests {
         assert_eq!(text.matches("- sid: docker.io 28.5.2+dfsg4-5\n").count(), 1, "{text}");
         assert!(text.contains("**a rule**\n\nWay out: another port\n"), "{text}");
         assert!(
-            text.contains(
-                "- Windows to container on 127.0.0.1, UDP: Docker 28.5 (proxy off, no wslinfo, loopback0"
-            ),
+            text.contains("- Windows to container on 127.0.0.1, UDP: Docker 28.5, proxy off\n"),
             "{text}"
         );
         assert!(text.contains("- a promise: not so in 2 cells"), "{text}");
+    }
+
+    #[test]
+    fn a_row_is_named_in_full_where_another_of_its_engine_is_not_broken() {
+        let other = row("configuration\tDocker 28.5\tproxy off\twslinfo\tbefore dockerd\n");
+        let text = generated(&[row(FILE), other], "6.18");
+        assert!(
+            text.contains(", UDP: Docker 28.5, proxy off, no wslinfo, loopback0 before dockerd\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -192,7 +192,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
 pub(super) mod tests {
     use super::*;
 
-    pub(in super::super) const FILE: &str = "configuration\tDocker 28.5\tproxy off\tno wslinfo\tbefore\n\
+    pub(in super::super) const FILE: &str = "configuration\tDocker 28.5\tproxy off\tno wslinfo\tbefore dockerd\n\
         installed\tsid\tdocker.io 28.5.2+dfsg4-5\n\
         cell\tWindows\tTCP\tcontainer on 0.0.0.0\twithout\talways\t100\t-\n\
         cell\tWindows\tTCP\tcontainer on 0.0.0.0\twith\talways\t250\t-\n\
