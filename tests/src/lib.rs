@@ -16,7 +16,7 @@
 //! Everything lives in unnamed namespaces that only descriptors of this process hold, so nothing is left
 //! behind, whatever ends the process, and any number of labs run side by side; `cgroups` has the one exception.
 //! Root is needed, and of programs: `ip`, `nft`, `iptables`, `conntrack`, `sysctl`'s files, a static busybox,
-//! dockerd.
+//! dockerd. Other releases' engines, Podman among them, run from folders that have all of theirs.
 
 mod cgroups;
 mod docker;

@@ -10,7 +10,7 @@ use super::{
 
 /// The promises that this tree does not keep yet, each with the configurations and cells where. Nothing else says so:
 /// take a line out when its promise is kept. A test in which such a promise turns out to be kept fails.
-const NOT_YET: [NotYet; 3] = [
+const NOT_YET: &[NotYet] = &[
     NotYet {
         promise: Promise::NothingBreaks,
         why: "steers wherever somebody listens, also to who never accepts",
@@ -170,7 +170,7 @@ pub struct Verdict {
 
 /// Sorts out what [`NOT_YET`] covers.
 pub fn verdict(configuration: &Configuration, columns: &Columns, leniency: Leniency) -> Verdict {
-    judge(&NOT_YET, configuration, columns, leniency)
+    judge(NOT_YET, configuration, columns, leniency)
 }
 
 fn judge(
