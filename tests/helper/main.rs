@@ -24,7 +24,7 @@ use std::{
 use services::{Pattern, TcpService};
 
 const USAGE: &str =
-    "usage: lab-helper serve SERVICE:PORT[:BYTES]… | lab-helper init CGROUP PROGRAM [ARGUMENT…]
+    "usage: lab-helper serve SERVICE:PORT[:BYTES]… | lab-helper init CGROUP PROGRAM [ARGUMENT…] | lab-helper hold
 services: http tcp-echo tcp-sink tcp-source udp-echo";
 
 fn main() -> ExitCode {
@@ -38,6 +38,9 @@ fn main() -> ExitCode {
     let result = match arguments.split_first() {
         Some((verb, rest)) if verb == "serve" => serve(rest),
         Some((verb, rest)) if verb == "init" => init(rest),
+        Some((verb, [])) if verb == "hold" => loop {
+            thread::park();
+        },
         _ => Err(io::Error::other(USAGE)),
     };
     match result {

@@ -16,15 +16,17 @@
 //! Everything lives in unnamed namespaces that only descriptors of this process hold, so nothing is left
 //! behind, whatever ends the process, and any number of labs run side by side; `cgroups` has the one exception.
 //! Root is needed, and of programs: `ip`, `nft`, `iptables`, `conntrack`, `sysctl`'s files, a static busybox,
-//! dockerd.
+//! dockerd. Other releases' engines, Podman among them, run from folders that have all of theirs.
 
 mod cgroups;
 mod docker;
+mod engine;
 mod mirrored;
 mod namespace;
 pub mod nat;
 mod netfilter;
 pub mod pace;
+mod podman;
 mod pool;
 pub mod process;
 pub mod services;
@@ -33,11 +35,13 @@ mod sockets;
 mod traffic;
 mod wsl_mirror;
 
-pub use docker::{Container, Docker, DockerOptions, Running, Service};
+pub use docker::{Container, Docker, DockerOptions, Running};
+pub use engine::Service;
 pub use mirrored::{
     GUEST_EPHEMERAL, GUEST_MAC, Gateway, LAN_ADDRESS, Lab, LabBuilder, REFLECTION_MAC, WINDOWS_MAC, loopback,
 };
 pub use namespace::{Namespace, SCRATCH};
+pub use podman::{NetworkBackend, Podman, PodmanOptions};
 pub use pool::SharedLab;
 pub use sockets::Sockets;
 pub use traffic::{raw, servers, tcp, udp};

@@ -62,14 +62,20 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Finished> {
 
 /// The same with something on its standard input.
 pub fn run_with_input(command: &mut Command, input: &str, limit: Duration) -> Result<Finished> {
+    run_started_by(|command| command.spawn().map_err(Into::into), command, input, limit)
+}
+
+/// The same for a command that `start` has to start.
+pub(crate) fn run_started_by(
+    start: impl FnOnce(&mut Command) -> Result<Child>,
+    command: &mut Command,
+    input: &str,
+    limit: Duration,
+) -> Result<Finished> {
     let line = command_line(command);
     let started = Instant::now();
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("starting `{line}`"))?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = start(command).with_context(|| format!("starting `{line}`"))?;
     let stdout = child.stdout.take().map(read_all);
     let stderr = child.stderr.take().map(read_all);
     if let Some(mut stdin) = child.stdin.take() {

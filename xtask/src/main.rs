@@ -2,6 +2,8 @@
 
 mod cargo;
 mod commands;
+mod debian;
+mod engines;
 mod exit_code;
 mod fuzz;
 mod lab;

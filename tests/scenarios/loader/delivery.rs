@@ -432,12 +432,12 @@ fn ports_that_are_dropped_unless_they_come_in_on_lo_are_listed_with_the_rule() -
 
 #[test]
 fn beside_a_real_docker_everything_is_read() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let _docker = published(&lab)?;
+    let lab = published()?;
     ok(&lab, &["load"])?;
     let expected = serde_json::json!({"way": "lo", "obstacles": [], "dropped": [], "unread": []});
     assert_eq!(status(&lab)?.0["delivery"], expected);
     ok(&lab, &["unload"])?;
+    lab.keep();
     Ok(())
 }
 

@@ -4,66 +4,15 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{
-    Docker,
-    image::{IMAGE, PAGE},
-};
+use super::Docker;
 use crate::{
+    Namespace,
+    engine::{
+        Service,
+        image::{IMAGE, PAGE},
+    },
     process::{Finished, wait_for},
-    tcp, udp,
 };
-
-/// Something that listens in a container, on a port of the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Service {
-    /// busybox' httpd, a process per connection, no keep-alive; `/` is [`Running::PAGE`].
-    Http {
-        /// Where.
-        port: u16,
-    },
-    /// The same with `/pattern`: this many bytes of [`crate::services::Pattern`].
-    HttpWithFile {
-        /// Where.
-        port: u16,
-        /// How long the file is.
-        bytes: u64,
-    },
-    /// [`crate::services::TcpService::Echo`].
-    TcpEcho {
-        /// Where.
-        port: u16,
-    },
-    /// [`crate::services::TcpService::Sink`].
-    TcpSink {
-        /// Where.
-        port: u16,
-    },
-    /// [`crate::services::TcpService::Source`].
-    TcpSource {
-        /// Where.
-        port: u16,
-        /// How much every client is sent.
-        bytes: u64,
-    },
-    /// Every datagram goes back to its sender.
-    UdpEcho {
-        /// Where.
-        port: u16,
-    },
-}
-
-impl Service {
-    fn argument(self) -> String {
-        match self {
-            Self::Http { port } => format!("http:{port}"),
-            Self::HttpWithFile { port, bytes } => format!("http:{port}:{bytes}"),
-            Self::TcpEcho { port } => format!("tcp-echo:{port}"),
-            Self::TcpSink { port } => format!("tcp-sink:{port}"),
-            Self::TcpSource { port, bytes } => format!("tcp-source:{port}:{bytes}"),
-            Self::UdpEcho { port } => format!("udp-echo:{port}"),
-        }
-    }
-}
 
 /// A container to be run.
 #[derive(Debug, Clone)]
@@ -100,9 +49,27 @@ impl Container {
         self.arguments.push(argument.to_owned());
         self
     }
+
+    /// The arguments by which an engine runs it: Docker and Podman have the same. `more` go before the image.
+    pub(crate) fn command_line(&self, more: &[&str]) -> Vec<String> {
+        let mut line = ["run", "--detach", "--name", &self.name].map(str::to_owned).to_vec();
+        for port in &self.publish {
+            line.extend(["--publish".to_owned(), port.clone()]);
+        }
+        line.extend(more.iter().map(|argument| (*argument).to_owned()));
+        line.extend(self.arguments.iter().cloned());
+        line.extend([IMAGE, "lab-helper", "serve"].map(str::to_owned));
+        line.extend(self.services.iter().map(|service| service.argument()));
+        line
+    }
+
+    /// Its name, and what is to answer in it.
+    pub(crate) fn into_parts(self) -> (String, Vec<Service>) {
+        (self.name, self.services)
+    }
 }
 
-/// A container that was started. It goes with its daemon; dropping this does nothing.
+/// A container that was started. It goes with its engine; dropping this does nothing.
 #[derive(Debug, Clone)]
 pub struct Running {
     name: String,
@@ -119,6 +86,20 @@ impl Running {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Waits until all services answer on the container's own address.
+    pub(crate) fn wait(
+        guest: &Namespace,
+        name: String,
+        services: Vec<Service>,
+        address: Ipv4Addr,
+    ) -> Result<Self> {
+        for service in &services {
+            let what = format!("{service:?} of container {name} on {address}");
+            wait_for(&what, SERVICE_LIMIT, || Ok(service.answers(guest, address).then_some(())))?;
+        }
+        Ok(Self { name, services, address })
+    }
 }
 
 /// From `docker run`'s return to the first answer of the service.
@@ -127,18 +108,11 @@ const SERVICE_LIMIT: Duration = Duration::from_secs(10);
 impl Docker {
     /// Runs a container; back when all its services answer on its own address.
     pub fn run(&self, container: Container) -> Result<Running> {
-        let Container { name, publish, services, arguments } = container;
-        let mut command = self.client();
-        command.args(["run", "--detach", "--name", &name]);
-        for port in &publish {
-            command.args(["--publish", port]);
-        }
-        command.args(arguments).args([IMAGE, "lab-helper", "serve"]);
-        command.args(services.iter().map(|service| service.argument()));
-        crate::process::run(&mut command, crate::process::COMMAND_LIMIT)?
+        crate::process::run(self.client().args(container.command_line(&[])), crate::process::COMMAND_LIMIT)?
             .success()
             .map_err(|error| self.with_log(&error))?;
-        self.wait_for_services(name, services)
+        let (name, services) = container.into_parts();
+        self.wait_for_services(&name, services)
     }
 
     /// `docker stop` (without its patience: there is nothing to be saved).
@@ -149,13 +123,13 @@ impl Docker {
     /// `docker start`, and waits for the services; the address may be another one.
     pub fn start_again(&self, container: &Running) -> Result<Running> {
         self.cli(&["start", &container.name])?;
-        self.wait_for_services(container.name.clone(), container.services.clone())
+        self.wait_for_services(&container.name, container.services.clone())
     }
 
     /// `docker restart`, and waits for the services.
     pub fn restart(&self, container: &Running) -> Result<Running> {
         self.cli(&["restart", "--time", "0", &container.name])?;
-        self.wait_for_services(container.name.clone(), container.services.clone())
+        self.wait_for_services(&container.name, container.services.clone())
     }
 
     /// `docker rm --force`.
@@ -163,36 +137,16 @@ impl Docker {
         self.cli(&["rm", "--force", &container.name])
     }
 
-    fn wait_for_services(&self, name: String, services: Vec<Service>) -> Result<Running> {
+    fn wait_for_services(&self, name: &str, services: Vec<Service>) -> Result<Running> {
         let template = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
-        let addresses = self.cli(&["inspect", "--format", template, &name])?.stdout;
+        let addresses = self.cli(&["inspect", "--format", template, name])?.stdout;
         let address = addresses.split_whitespace().next().and_then(|address| address.parse().ok());
         let Some(address) = address else {
-            return Err(self.died(&name))
+            return Err(self.died(name))
                 .with_context(|| format!("container {name} has no address: '{addresses}'"));
         };
-        for service in &services {
-            let what = format!("{service:?} of container {name} on {address}");
-            wait_for(&what, SERVICE_LIMIT, || Ok(self.answers(*service, address)))
-                .map_err(|error| error.context(self.died(&name)))?;
-        }
-        Ok(Running { name, services, address })
-    }
-
-    fn answers(&self, service: Service, address: Ipv4Addr) -> Option<()> {
-        let limit = Duration::from_millis(500);
-        match service {
-            Service::UdpEcho { port } => {
-                udp::Client::new(self.guest(), (address, port)).limit(limit).request(b"ready?").ok().map(drop)
-            }
-            Service::Http { port }
-            | Service::HttpWithFile { port, .. }
-            | Service::TcpEcho { port }
-            | Service::TcpSink { port }
-            | Service::TcpSource { port, .. } => {
-                tcp::Client::new(self.guest(), (address, port)).limit(limit).connect().ok().map(drop)
-            }
-        }
+        Running::wait(self.guest(), name.to_owned(), services, address)
+            .map_err(|error| error.context(self.died(name)))
     }
 
     /// What the container printed.

@@ -1,32 +1,31 @@
 //! The daemon: in a PID and a mount namespace of its own, with all its files in the guest's memory.
 
 use std::{
-    ffi::{CStr, CString},
     fs::{self, File},
     io::{Read as _, Write as _},
-    os::unix::{net::UnixStream, process::CommandExt as _},
-    path::{Path, PathBuf},
+    os::unix::net::UnixStream,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use rustix::{
-    mount::{MountFlags, mount, mount_bind_recursive},
-    process::{chdir, chroot, setsid},
-    thread::UnshareFlags,
-};
 
 use crate::{
     Lab, Namespace, SCRATCH,
     cgroups::LabCgroup,
-    namespace::{HELPER_PATH, unshare},
-    process::{COMMAND_LIMIT, Finished, run, wait, wait_for},
+    engine::{
+        SEARCH_PATH,
+        image::{self, IMAGE},
+        init,
+        root::OtherRoot,
+    },
+    namespace::HELPER_PATH,
+    process::{COMMAND_LIMIT, Finished, run, wait_for},
 };
 
 /// How dockerd is started. The defaults are those of an installation that nobody has configured.
@@ -42,7 +41,7 @@ pub struct DockerOptions {
     /// More variables in dockerd's environment.
     pub environment: Vec<(String, String)>,
     /// A folder with another Linux in it, whose dockerd (with its containerd, runc and iptables) is to be run
-    /// instead of this machine's. Nothing is written to it.
+    /// instead of this machine's. Nothing is written to it; it has a `/usr/bin/wslinfo` if the lab has.
     pub root: Option<PathBuf>,
     /// The daemon; on Debian the packaged one, whatever else is in the search path.
     pub dockerd: PathBuf,
@@ -64,8 +63,6 @@ impl Default for DockerOptions {
     }
 }
 
-/// Not the caller's: there may be another containerd, runc or docker-proxy in it.
-const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Docker's own first start on a slow disk takes seconds; here it is a fraction of one.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -80,6 +77,8 @@ pub struct Docker {
     group: String,
     /// In the guest: data, sockets, log.
     directory: String,
+    /// Whether `root` gets what WSL is detected by; without one, that is with the guest.
+    wslinfo: bool,
     /// `lab-helper init`; its standard input is what keeps it, and so dockerd, alive.
     init: Option<Child>,
 }
@@ -95,12 +94,15 @@ impl Docker {
             group: format!("{}/docker-{count}", lab.cgroup().name()),
             _cgroup: lab.cgroup(),
             directory: format!("{SCRATCH}/docker-{count}"),
+            wslinfo: lab.has_wslinfo(),
             init: None,
         };
         let directory = &docker.directory;
         docker.guest.enter(|| fs::create_dir(directory)).with_context(|| format!("creating {directory}"))?;
         docker.start_daemon()?;
-        docker.import_image()?;
+        image::with_tar(&docker.guest, &docker.directory, |tar| {
+            docker.cli(&["import", tar, IMAGE]).map(drop)
+        })?;
         Ok(docker)
     }
 
@@ -140,10 +142,6 @@ impl Docker {
     /// Where this daemon listens, inside the guest.
     pub fn socket(&self) -> String {
         format!("{}/sock", self.directory)
-    }
-
-    pub(super) fn directory(&self) -> &str {
-        &self.directory
     }
 
     pub(super) fn guest(&self) -> &Namespace {
@@ -193,36 +191,11 @@ impl Docker {
         init.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         init.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).current_dir("/");
 
-        let join = self.guest.joiner();
         let root = self.options.root.as_deref().map(|root| OtherRoot::new(root, directory)).transpose()?;
         if let Some(root) = &root {
-            self.guest.enter(|| root.create_directories())?;
+            self.guest.enter(|| root.create(self.wslinfo))?;
         }
-        let enter = move || {
-            // A Ctrl-C at the terminal is for us alone; dockerd then goes with us, at once.
-            setsid()?;
-            join()?;
-            unshare(UnshareFlags::NEWNS)?;
-            // This is process 1 of a new PID namespace, and dockerd asks /proc about its own kind.
-            mount(c"proc", c"/proc", c"proc", MountFlags::empty(), None::<&CStr>)?;
-            if let Some(root) = &root {
-                root.enter()?;
-            }
-            Ok(())
-        };
-        // SAFETY: the closure only makes system calls, on descriptors and strings that are there; it
-        // allocates nothing and takes no lock.
-        unsafe { init.pre_exec(enter) };
-        // The PID namespace of its children belongs to a thread: hence one for this child alone.
-        let spawned = thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    unshare(UnshareFlags::NEWPID).context("making a PID namespace")?;
-                    init.spawn().with_context(|| format!("starting {}", self.options.dockerd.display()))
-                })
-                .join()
-        });
-        spawned.unwrap_or_else(|_| bail!("the thread that starts dockerd panicked"))
+        init::spawn(&mut init, &self.guest, root)
     }
 
     fn wait_until_up(&mut self) -> Result<()> {
@@ -242,13 +215,7 @@ impl Docker {
     /// Kills dockerd's PID namespace and waits until the last process of it is gone.
     fn kill(&mut self) {
         let Some(mut init) = self.init.take() else { return };
-        // As if we died: it then kills all others, and removes their cgroup before it goes.
-        drop(init.stdin.take());
-        if !wait(&mut init, Duration::from_secs(10)).unwrap_or(false) {
-            // zap_pid_ns_processes(): process 1 is not reaped before all others are.
-            let _ = init.kill();
-        }
-        let _ = init.wait();
+        init::kill(&mut init);
         // As /run after a reboot: the process ids in there would be taken for those of processes that live.
         let directory = &self.directory;
         self.guest.enter(|| {
@@ -263,51 +230,6 @@ impl Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-/// Another Linux' files below an overlay that takes what is written.
-struct OtherRoot {
-    own: PathBuf,
-    merged: CString,
-    options: CString,
-    /// From this machine to there: what must be the kernel's and the guest's.
-    shared: [(&'static CStr, CString); 4],
-}
-
-impl OtherRoot {
-    fn new(root: &Path, directory: &str) -> Result<Self> {
-        let text = |path: String| CString::new(path).context("a path with a NUL byte");
-        let own = Path::new(directory).join("root");
-        let (lower, at) = (root.display(), own.display());
-        let shared = |path: &'static CStr| -> Result<_> {
-            Ok((path, text(format!("{at}/merged{}", path.to_string_lossy()))?))
-        };
-        Ok(Self {
-            merged: text(format!("{at}/merged"))?,
-            options: text(format!("lowerdir={lower},upperdir={at}/upper,workdir={at}/work"))?,
-            shared: [shared(c"/proc")?, shared(c"/sys")?, shared(c"/dev")?, shared(c"/run")?],
-            own,
-        })
-    }
-
-    fn create_directories(&self) -> Result<()> {
-        for name in ["merged", "upper", "work"] {
-            let path = self.own.join(name);
-            fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
-        }
-        Ok(())
-    }
-
-    /// Between fork and exec: system calls only.
-    fn enter(&self) -> rustix::io::Result<()> {
-        let merged = self.merged.as_c_str();
-        mount(c"overlay", merged, c"overlay", MountFlags::empty(), Some(self.options.as_c_str()))?;
-        for (from, to) in &self.shared {
-            mount_bind_recursive(*from, to.as_c_str())?;
-        }
-        chroot(merged)?;
-        chdir(c"/")
     }
 }
 

@@ -2,7 +2,6 @@
 
 mod container;
 mod daemon;
-mod image;
 
-pub use container::{Container, Running, Service};
+pub use container::{Container, Running};
 pub use daemon::{Docker, DockerOptions};

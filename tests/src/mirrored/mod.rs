@@ -196,6 +196,11 @@ impl Lab {
         self.cgroup.directory(name)
     }
 
+    /// Whether there is a `/usr/bin/wslinfo`.
+    pub(crate) fn has_wslinfo(&self) -> bool {
+        self.options.mounts.wslinfo
+    }
+
     pub(crate) fn cgroup(&self) -> Arc<LabCgroup> {
         Arc::clone(&self.cgroup)
     }

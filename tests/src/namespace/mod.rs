@@ -28,7 +28,7 @@ use rustix::{
 };
 
 pub use mounts::SCRATCH;
-pub(crate) use mounts::{HELPER_PATH, Mounts};
+pub(crate) use mounts::{HELPER_PATH, Mounts, install_helper};
 
 use crate::process::{COMMAND_LIMIT, Finished, run, run_with_input};
 

@@ -80,7 +80,8 @@ fn mount_sysfs() -> Result<()> {
     Ok(())
 }
 
-fn install_helper(path: &Path) -> Result<()> {
+/// Puts `lab-helper` there, under whatever name it is to be called by.
+pub(crate) fn install_helper(path: &Path) -> Result<()> {
     fs::write(path, HELPER)
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
         .with_context(|| format!("writing {}", path.display()))

@@ -169,8 +169,7 @@ impl Client {
         let to = SockAddr::from(SocketAddr::V4(self.to));
         let deadline = Instant::now() + PORT_LIMIT;
         let socket = loop {
-            let socket =
-                self.namespace.enter(|| self.socket()).map_err(|error| Failure::Other(error.to_string()))?;
+            let socket = self.open()?;
             match socket.connect_timeout(&to, self.limit) {
                 Ok(()) => break socket,
                 Err(error)
@@ -183,6 +182,14 @@ impl Client {
                 Err(error) => return Err(Failure::on_connect(&error)),
             }
         };
+        self.set_up(socket)
+    }
+
+    fn open(&self) -> Result<Socket, Failure> {
+        self.namespace.enter(|| self.socket()).map_err(|error| Failure::Other(error.to_string()))
+    }
+
+    fn set_up(&self, socket: Socket) -> Result<TcpStream, Failure> {
         let stream = TcpStream::from(socket);
         let set_up = || {
             stream.set_nodelay(true)?;
@@ -203,6 +210,15 @@ impl Client {
             socket.set_linger(Some(Duration::ZERO))?;
         }
         Ok(socket)
+    }
+
+    /// How long the handshake takes, of a connection over which one short request to an echo service is answered.
+    pub fn connect_time(&self, request: &[u8]) -> Result<Duration, Failure> {
+        let (socket, to) = (self.open()?, SockAddr::from(SocketAddr::V4(self.to)));
+        let started = Instant::now();
+        socket.connect_timeout(&to, self.limit).map_err(|error| Failure::on_connect(&error))?;
+        let took = started.elapsed();
+        exchange(&mut self.set_up(socket)?, request).map(|_| took)
     }
 
     /// One short request to an echo service; gives its reply, which is right.

@@ -13,6 +13,7 @@ use clap::Args;
 
 use crate::{
     cargo::{self, Profile},
+    engines,
     exit_code::ExitCode,
     fuzz, libtest,
     report::{self, Group, Verdict},
@@ -31,7 +32,7 @@ const LAB_THREADS: &str = "2";
 /// and does not fail the tests: new releases bring new lints.
 const LINTED_WITH: &str = "1.95";
 
-/// Run the tests: on the host, in the lab, then in the lab on other kernels
+/// Run the tests: on the host, in the lab, with engines of other releases, then in the lab on other kernels
 ///
 /// The lab needs root, for network namespaces and BPF; virtual machines do not. Ends with a table and a line of the
 /// form `N passed, N failed`. A group that broke before its tests could run counts as one failure.
@@ -47,6 +48,15 @@ pub(crate) struct Test {
     /// Only packets and scenarios in virtual machines: `cargo xtask vm` without options
     #[arg(long)]
     vm: bool,
+    /// Only the matrix of engines, and all of it: every release of Docker and Podman, in every way
+    ///
+    /// They are Debian's packages, in folders below `XDG_CACHE_HOME` or in the one that `WSL_MIRROR_ENGINES` names; what
+    /// is missing there is made by mmdebstrap, some 40 seconds for each of three releases on two cores.
+    #[arg(long)]
+    engines: bool,
+    /// And write what it came to into docs/engines.md
+    #[arg(long, requires = "engines")]
+    write: bool,
     /// Only fuzz what reads what others wrote, each target for a minute
     #[arg(long)]
     fuzz: bool,
@@ -61,16 +71,17 @@ pub(crate) struct Test {
 impl Test {
     pub(crate) fn exec(self) -> Result<ExitCode> {
         // A minute each is too much for every time, and too little to find what years have not: fuzzing is extra.
-        let all = !(self.host || self.lab || self.vm || self.fuzz);
+        let all = !(self.host || self.lab || self.engines || self.vm || self.fuzz);
         let (host, lab, vm) = (self.host || all, self.lab || all, self.vm || all);
-        if lab && !is_root() {
+        let engines = self.engines || all;
+        if (lab || engines) && !is_root() {
             bail!(
                 "the lab builds network namespaces and loads BPF programs, which takes root, and this is not \
                  root. Run this as root (`sudo -E env \"PATH=$PATH\" cargo xtask test`), or run the tests that \
                  need no root: `cargo xtask test --host`"
             );
         }
-        let needs = match (lab, vm) {
+        let needs = match (lab || engines, vm) {
             (_, true) => Needs::Vm,
             (true, false) => Needs::Lab,
             (false, false) => Needs::Build,
@@ -100,12 +111,27 @@ impl Test {
         }
         groups.push(Group::without_tests("release build", Verdict::of(binary.is_ok()), started.elapsed()));
         if host {
-            groups.push(self.run("unit tests", &mut host_tests())?);
+            heading("unit tests");
+            groups.push(self.run("unit tests", &mut host_tests(), &[])?);
         }
         if lab {
+            heading("lab");
+            // The matrix is a group of its own.
+            let but = ["--skip", engines::TESTS];
             groups.push(match &binary {
-                Ok(binary) => self.run("lab", &mut lab_tests(binary, self.soak))?,
+                Ok(binary) => self.run("lab", &mut lab_tests(binary, self.soak), &but)?,
                 Err(_) => Group::without_tests("lab", Verdict::NotRun, Duration::ZERO),
+            });
+        }
+        let mut matrix = None;
+        if engines {
+            groups.push(match &binary {
+                Ok(binary) => {
+                    let (group, rows) = self.engines(binary)?;
+                    matrix = Some(rows);
+                    group
+                }
+                Err(_) => Group::without_tests("engines", Verdict::NotRun, Duration::ZERO),
             });
         }
         if vm {
@@ -117,8 +143,36 @@ impl Test {
         if self.fuzz {
             groups.extend(fuzz());
         }
+        if let Some(rows) = matrix {
+            print!("\n{}", engines::table(&rows));
+        }
         report::print_table(&groups);
         Ok(report::conclude(&groups))
+    }
+
+    /// Runs the matrix of engines; returns what the tests came to, and what they found out.
+    fn engines(&self, product: &Path) -> Result<(Group, Vec<engines::Row>)> {
+        let started = Instant::now();
+        heading("engines");
+        let folder = engines::ensure(self.engines)?;
+        let results = product.parent().context("the product lies in no folder")?.join("engines");
+        engines::empty(&results)?;
+        let mut cargo = lab_tests(product, self.soak);
+        cargo
+            .args(["--test", engines::BINARY])
+            .env(engines::OVERRIDE, folder)
+            .env(engines::RESULTS, &results);
+        let chosen = if self.engines { &["--include-ignored"][..] } else { &[] };
+        let group = self.run("engines", &mut cargo, chosen)?;
+        let rows = engines::read(&results)?;
+        if self.write {
+            // A row that a filter has left out, or whose test broke off, would be missing there.
+            if !self.args.is_empty() {
+                bail!("--write is for the whole matrix, and this was a part of it");
+            }
+            println!("written: {}", engines::write(&rows)?.display());
+        }
+        Ok((Group { time: started.elapsed(), ..group }, rows))
     }
 
     /// Runs the lab's tests on other kernels. What fails before they can run is one failure more, and takes
@@ -147,14 +201,13 @@ impl Test {
         })
     }
 
-    /// Runs tests, passes their output on and counts.
-    fn run(&self, name: &'static str, command: &mut Command) -> Result<Group> {
-        heading(name);
+    /// Runs tests, with `more` for their binaries, passes their output on and counts.
+    fn run(&self, name: &'static str, command: &mut Command, more: &[&str]) -> Result<Group> {
         let started = Instant::now();
         // Without it, the first binary that fails hides what the others would have said.
         command.arg("--no-fail-fast");
-        if !self.args.is_empty() {
-            command.arg("--").args(&self.args);
+        if !(self.args.is_empty() && more.is_empty()) {
+            command.arg("--").args(more).args(&self.args);
         }
         let mut child = command
             .stdin(Stdio::null())

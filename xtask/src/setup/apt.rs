@@ -9,7 +9,7 @@ use wsl_mirror_toolchain::Version;
 
 use super::{
     plan::LINKER_LLVMS,
-    state::{FUZZ, KERNELS, LAB, VM, program},
+    state::{ENGINES, FUZZ, KERNELS, LAB, VM, program},
 };
 
 /// Compilers, of which Debian has two sets: `rustc-web`, new enough to build browsers, in its stable
@@ -41,7 +41,7 @@ impl Apt {
         let output = Command::new("apt-cache")
             .arg("policy")
             .args(WEB.iter().chain(&OWN).chain(&["rustup", "busybox"]))
-            .args(LAB.iter().chain(&VM).chain(&KERNELS).chain(&FUZZ).map(|tool| tool.package))
+            .args(LAB.iter().chain(&VM).chain(&KERNELS).chain(&ENGINES).chain(&FUZZ).map(|tool| tool.package))
             .args(llvm)
             .env("LC_ALL", "C")
             .stdin(Stdio::null())

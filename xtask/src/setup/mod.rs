@@ -28,6 +28,8 @@ pub(crate) enum Needs {
     Vm,
     /// What fuzz targets are linked with.
     Fuzz,
+    /// What puts other releases' engines into folders.
+    Engines,
     /// A toolchain for C and what else the kernel's build runs.
     Kernels,
 }

@@ -219,7 +219,7 @@ mod tests {
     use super::{
         super::{
             apt::Package,
-            state::{LAB, Tool},
+            state::{ENGINES, LAB, Tool},
         },
         *,
     };
@@ -368,6 +368,13 @@ mod tests {
             plan(&State { apt: Some(trixie), ..state }).steps[0],
             installs(&["docker.io", "docker-cli"])
         );
+    }
+
+    #[test]
+    fn what_unpacks_engines_comes_from_apt() {
+        let state = State { missing_tools: vec![ENGINES[0]], ..debian(apt([("mmdebstrap", "1.3.5-7")])) };
+        let state = State { toolchain: Err(without(Some(compiler()))), llvm_dev: vec![22], ..state };
+        assert_eq!(plan(&state).steps[0], installs(&["mmdebstrap"]));
     }
 
     #[test]

@@ -57,6 +57,10 @@ pub(super) const KERNELS: [Tool; 13] = [
     Tool { program: "dpkg-deb", package: "dpkg" },
 ];
 
+/// What puts engines of other Debian releases into folders.
+pub(super) const ENGINES: [Tool; 2] =
+    [Tool { program: "mmdebstrap", package: "mmdebstrap" }, Tool { program: "dpkg-deb", package: "dpkg" }];
+
 /// libFuzzer is C++.
 pub(super) const FUZZ: [Tool; 1] = [Tool { program: "g++", package: "g++" }];
 
@@ -89,6 +93,7 @@ impl State {
             Needs::Lab => &[&LAB],
             Needs::Vm => &[&LAB, &VM],
             Needs::Kernels => &[&KERNELS],
+            Needs::Engines => &[&ENGINES],
             Needs::Fuzz => &[&FUZZ],
         };
         let tools = tools.iter().copied().flatten().copied();

@@ -27,7 +27,7 @@ use machine::{Accelerator, End, Machine};
 pub(crate) use kernels::{Kernel, Selection, get as kernels, list};
 
 use crate::{
-    cargo,
+    cargo, engines,
     libtest::Count,
     report::{Group, Verdict},
     setup, table,
@@ -81,7 +81,9 @@ pub(crate) fn possible() -> Result<()> {
 
 /// Builds the lab's test binaries.
 pub(crate) fn build(product: &Path) -> Result<Built> {
-    Ok(Built { product: product.to_owned(), groups: cargo::build_tests(cargo::LAB_PACKAGE)? })
+    let mut groups = cargo::build_tests(cargo::LAB_PACKAGE)?;
+    groups.retain(|(name, _)| name != engines::BINARY);
+    Ok(Built { product: product.to_owned(), groups })
 }
 
 /// Runs every group on every kernel, with every line as it comes, and returns what each came to.

@@ -15,14 +15,15 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Known, cache};
 use crate::{
+    debian::{self, KEYRING},
     progress,
     setup::{self, Needs, Outcome},
 };
 
 const WSL_LIKE: &str = include_str!("wsl-like.config");
 const DEBUG: &str = include_str!("debug.config");
-/// What Debian signs its suites with.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+const HINT: &str = "kernels are built from Debian's packages, so on a Debian machine; elsewhere, copy a cache of \
+                    kernels and name it in WSL_MIRROR_KERNELS";
 
 /// All that a kernel is configured with beyond `tinyconfig`.
 pub(super) fn configuration(known: &Known) -> String {
@@ -81,7 +82,7 @@ fn remove(folder: &Path) -> Result<()> {
 
 /// Downloads and unpacks the sources; returns the top of their tree.
 fn sources(known: &Known, work: &Path, log: &Path) -> Result<PathBuf> {
-    let mirror = mirror()?;
+    let mirror = debian::mirror(HINT)?;
     let apt = work.join("apt");
     for folder in ["lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(apt.join(folder)).with_context(|| format!("creating {folder}"))?;
@@ -141,25 +142,6 @@ fn apt_get(own: &Path, arguments: &[&str]) -> Command {
     set("APT::Sandbox::User", "root");
     command.args(arguments).env("LC_ALL", "C.UTF-8");
     command
-}
-
-/// The mirror that this machine's apt uses for Debian itself.
-fn mirror() -> Result<String> {
-    const HINT: &str = "kernels are built from Debian's packages, so on a Debian machine; elsewhere, copy a cache \
-                        of kernels and name it in WSL_MIRROR_KERNELS";
-    if !Path::new(KEYRING).exists() {
-        bail!("there is no {KEYRING}: {HINT}");
-    }
-    let output = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI)"])
-        .args(["Created-By: Packages", "Origin: Debian", "Label: Debian"])
-        .output()
-        .with_context(|| format!("asking apt-get for its mirror ({HINT})"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    match text.lines().map(str::trim).find(|line| !line.is_empty()) {
-        Some(mirror) => Ok(mirror.to_owned()),
-        None => bail!("apt has no Debian mirror in its sources: {HINT}"),
-    }
 }
 
 fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {

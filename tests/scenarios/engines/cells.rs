@@ -1,0 +1,192 @@
+//! The cells of the matrix: who asks for what, in which phase, and what came of it.
+
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr, time::Duration};
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Client {
+    Windows,
+    Linux,
+}
+
+impl Client {
+    pub const ALL: [Self; 2] = [Self::Windows, Self::Linux];
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Windows => "Windows",
+            Self::Linux => "Linux",
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// The address that a port is published on, or that a service of the host has bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bound {
+    /// 0.0.0.0
+    Any,
+    /// 127.0.0.1
+    Loopback,
+}
+
+impl Bound {
+    pub const ALL: [Self; 2] = [Self::Any, Self::Loopback];
+
+    pub fn address(self) -> Ipv4Addr {
+        match self {
+            Self::Any => Ipv4Addr::UNSPECIFIED,
+            Self::Loopback => Ipv4Addr::LOCALHOST,
+        }
+    }
+}
+
+/// Who is to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Server {
+    /// A container, whose port is published on that address.
+    Container(Bound),
+    /// A program in the guest.
+    Host(Bound),
+    /// A program on Windows.
+    Windows,
+}
+
+impl Server {
+    /// Under which port of 127.0.0.1.
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Container(Bound::Any) => 8080,
+            Self::Container(Bound::Loopback) => 8081,
+            Self::Host(Bound::Any) => 8100,
+            Self::Host(Bound::Loopback) => 8101,
+            Self::Windows => 9100,
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Container(bound) => write!(f, "container on {}", bound.address()),
+            Self::Host(bound) => write!(f, "host on {}", bound.address()),
+            Self::Windows => write!(f, "Windows"),
+        }
+    }
+}
+
+/// A client, a protocol and a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cell {
+    pub client: Client,
+    pub protocol: Protocol,
+    pub server: Server,
+}
+
+impl Cell {
+    /// Every cell: containers and programs of the host from both sides, and Windows from Linux.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let servers =
+            Bound::ALL.into_iter().flat_map(|bound| [Server::Container(bound), Server::Host(bound)]);
+        let both = servers.flat_map(|server| Client::ALL.map(|client| (client, server)));
+        both.chain([(Client::Linux, Server::Windows)]).flat_map(|(client, server)| {
+            [Protocol::Tcp, Protocol::Udp].map(|protocol| Self { client, protocol, server })
+        })
+    }
+
+    /// The address that the port is published on, if the server is a container.
+    pub fn published(self) -> Option<Bound> {
+        match self.server {
+            Server::Container(bound) => Some(bound),
+            Server::Host(_) | Server::Windows => None,
+        }
+    }
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}, {}", self.client, self.server, self.protocol)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Without,
+    With,
+    AfterUnload,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Without => "without",
+            Self::With => "with",
+            Self::AfterUnload => "after",
+        })
+    }
+}
+
+/// What came of asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every request was answered; the median of how long it took to connect (UDP: to be answered).
+    Answers(Duration),
+    /// Some requests were answered, and one failed like this.
+    Sometimes(String),
+    /// None was, and one failed like this.
+    Never(String),
+}
+
+impl Outcome {
+    pub fn answers(&self) -> bool {
+        matches!(self, Self::Answers(_))
+    }
+
+    pub fn median(&self) -> Option<Duration> {
+        match self {
+            Self::Answers(median) => Some(*median),
+            Self::Sometimes(_) | Self::Never(_) => None,
+        }
+    }
+
+    /// How a request failed, if one did.
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            Self::Answers(_) => None,
+            Self::Sometimes(failure) | Self::Never(failure) => Some(failure),
+        }
+    }
+}
+
+/// One configuration's cells of one phase.
+pub type Column = BTreeMap<Cell, Outcome>;
+
+/// One configuration's cells of all three phases.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Columns {
+    pub without: Column,
+    pub with: Column,
+    pub after: Column,
+}
+
+impl Columns {
+    pub fn phases(&self) -> [(Phase, &Column); 3] {
+        [(Phase::Without, &self.without), (Phase::With, &self.with), (Phase::AfterUnload, &self.after)]
+    }
+}

@@ -1,0 +1,342 @@
+//! What has to hold, as a function of what was measured.
+
+use std::{fmt, time::Duration};
+
+use super::{
+    cells::{Bound, Cell, Client, Column, Columns, Outcome},
+    configuration::Configuration,
+    known,
+};
+
+/// The promises that this tree does not keep yet, each with the configurations and cells where. Nothing else says so:
+/// take a line out when its promise is kept. A test in which such a promise turns out to be kept fails.
+const NOT_YET: &[NotYet] = &[];
+
+/// What may not become slower by more than this, at the median.
+const SLOWER: Duration = Duration::from_millis(2);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    /// What answers without us answers with us.
+    NothingBreaks,
+    /// And connects as fast, but for [`SLOWER`].
+    NothingIsSlower,
+    /// Every port that docker-proxy serves answers a client on Windows.
+    WindowsReachesDockerProxy,
+    /// And one in Linux.
+    LinuxReachesDockerProxy,
+    /// What is broken with us and without us is known, with its cause and a way out.
+    WhatStaysBrokenIsExplained,
+    /// Unloaded, everything is as before.
+    UnloadLeavesNothing,
+    /// Without us the lab shows what is known of the engine, or nothing that it shows means anything.
+    TheLabIsRight,
+}
+
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NothingBreaks => "no cell that answers without us fails with us",
+            Self::NothingIsSlower => "no cell is slower to connect by more than 2 ms at the median",
+            Self::WindowsReachesDockerProxy => "every Windows cell of Docker with its proxy answers",
+            Self::LinuxReachesDockerProxy => "every Linux cell of Docker with its proxy answers",
+            Self::WhatStaysBrokenIsExplained => "what stays broken has a known cause and a way out",
+            Self::UnloadLeavesNothing => "after `unload` every cell is as it was without us",
+            Self::TheLabIsRight => "without us every cell is as it was measured before",
+        })
+    }
+}
+
+/// A promise not kept, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    pub promise: Promise,
+    pub cell: Cell,
+    /// What was seen.
+    pub seen: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.promise, self.cell, self.seen)
+    }
+}
+
+/// What is not judged on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leniency {
+    /// CPUs are emulated: times say nothing.
+    pub times: bool,
+    /// A kernel before 6.7, of which `known` says nothing.
+    pub old_kernel: bool,
+}
+
+/// The cells that are slower with us than they may be.
+pub fn slower(columns: &Columns) -> Vec<Cell> {
+    let is_slower = |cell: &&Cell| {
+        let median = |column: &Column| column.get(*cell).and_then(Outcome::median);
+        let (without, with) = (median(&columns.without), median(&columns.with));
+        without.zip(with).is_some_and(|(without, with)| with > without + SLOWER)
+    };
+    columns.without.keys().filter(is_slower).copied().collect()
+}
+
+/// Every promise that these cells break.
+pub fn violations(configuration: &Configuration, columns: &Columns, leniency: Leniency) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let slower = slower(columns);
+    for (cell, without) in &columns.without {
+        let (Some(with), Some(after)) = (columns.with.get(cell), columns.after.get(cell)) else {
+            unreachable!("all phases have the same cells")
+        };
+        let mut violated = |promise, seen| violations.push(Violation { promise, cell: *cell, seen });
+        if without.answers() && !with.answers() {
+            violated(Promise::NothingBreaks, shown(with));
+        }
+        if slower.contains(cell) && !leniency.times {
+            let [before, now] = [without, with].map(|outcome| outcome.median().unwrap_or_default());
+            violated(Promise::NothingIsSlower, format!("{now:.1?} instead of {before:.1?}"));
+        }
+        let docker_proxy = configuration.is_served_by_docker_proxy() && cell.published().is_some();
+        if docker_proxy && !with.answers() {
+            let promise = match cell.client {
+                Client::Windows => Promise::WindowsReachesDockerProxy,
+                Client::Linux => Promise::LinuxReachesDockerProxy,
+            };
+            violated(promise, shown(with));
+        } else if !with.answers() && !without.answers() && known::explanation(configuration, *cell).is_none()
+        {
+            violated(Promise::WhatStaysBrokenIsExplained, shown(with));
+        }
+        if after.answers() != without.answers() {
+            violated(
+                Promise::UnloadLeavesNothing,
+                format!("{} before, {} after", shown(without), shown(after)),
+            );
+        }
+        if without.answers() != known::answers_without_us(configuration, *cell) && !leniency.old_kernel {
+            violated(Promise::TheLabIsRight, shown(without));
+        }
+    }
+    violations
+}
+
+fn shown(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Answers(_) => "answers".to_owned(),
+        Outcome::Sometimes(failure) => format!("answers sometimes, else {failure}"),
+        Outcome::Never(failure) => format!("fails: {failure}"),
+    }
+}
+
+struct NotYet {
+    promise: Promise,
+    why: &'static str,
+    covers: fn(&Configuration, Cell) -> bool,
+}
+
+/// What a test makes of the violations.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Why it fails.
+    pub failures: Vec<String>,
+    /// What it says and does not fail for.
+    pub not_yet: Vec<String>,
+}
+
+/// Sorts out what [`NOT_YET`] covers.
+pub fn verdict(configuration: &Configuration, columns: &Columns, leniency: Leniency) -> Verdict {
+    judge(NOT_YET, configuration, columns, leniency)
+}
+
+fn judge(
+    not_yet: &[NotYet],
+    configuration: &Configuration,
+    columns: &Columns,
+    leniency: Leniency,
+) -> Verdict {
+    let violations = violations(configuration, columns, leniency);
+    let mut verdict = Verdict::default();
+    for violation in &violations {
+        let covering = not_yet.iter().find(|not_yet| {
+            not_yet.promise == violation.promise && (not_yet.covers)(configuration, violation.cell)
+        });
+        match covering {
+            Some(not_yet) => verdict.not_yet.push(format!("{violation} (not yet: {})", not_yet.why)),
+            None => verdict.failures.push(violation.to_string()),
+        }
+    }
+    for not_yet in not_yet {
+        let covered: Vec<Cell> = columns
+            .with
+            .keys()
+            .copied()
+            .filter(|cell| applies(not_yet.promise, configuration, columns, *cell))
+            .filter(|cell| (not_yet.covers)(configuration, *cell))
+            .collect();
+        let broken = |cell: &Cell| {
+            violations.iter().any(|violation| violation.promise == not_yet.promise && violation.cell == *cell)
+        };
+        if !covered.is_empty() && !covered.iter().any(broken) {
+            verdict.failures.push(format!(
+                "{}: kept by now, and still in NOT_YET ({}): take it out",
+                not_yet.promise, not_yet.why
+            ));
+        }
+    }
+    verdict
+}
+
+/// Whether a promise could be broken by this cell at all.
+fn applies(promise: Promise, configuration: &Configuration, columns: &Columns, cell: Cell) -> bool {
+    let of_docker_proxy = |client| {
+        configuration.is_served_by_docker_proxy() && cell.published().is_some() && cell.client == client
+    };
+    match promise {
+        Promise::WindowsReachesDockerProxy => of_docker_proxy(Client::Windows),
+        Promise::LinuxReachesDockerProxy => of_docker_proxy(Client::Linux),
+        Promise::NothingBreaks | Promise::NothingIsSlower => {
+            columns.without.get(&cell).is_some_and(Outcome::answers)
+        }
+        Promise::WhatStaysBrokenIsExplained | Promise::UnloadLeavesNothing | Promise::TheLabIsRight => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wsl_mirror_lab::NetworkBackend;
+
+    use super::{
+        super::{
+            cells::{Protocol, Server},
+            configuration::*,
+        },
+        *,
+    };
+
+    const STRICT: Leniency = Leniency { times: false, old_kernel: false };
+    const FAST: Duration = Duration::from_micros(100);
+
+    fn column(answers: impl Fn(Cell) -> bool) -> Column {
+        let outcome = |cell| {
+            if answers(cell) { Outcome::Answers(FAST) } else { Outcome::Never("no answer".to_owned()) }
+        };
+        Cell::all().map(|cell| (cell, outcome(cell))).collect()
+    }
+
+    fn proxy_on(release: Release, wslinfo: Wslinfo) -> Configuration {
+        Configuration::docker(release, Proxy::On, wslinfo, Loopback0::BeforeDockerd)
+    }
+
+    fn netavark() -> Configuration {
+        Configuration::podman(PODMAN_5_8, NetworkBackend::Netavark)
+    }
+
+    /// Without us as it is known to be, and with us as it has to be.
+    fn as_promised(configuration: &Configuration) -> Columns {
+        let without = column(|cell| known::answers_without_us(configuration, cell));
+        let with = column(|cell| {
+            known::answers_without_us(configuration, cell) || configuration.is_served_by_docker_proxy()
+        });
+        Columns { after: without.clone(), without, with }
+    }
+
+    fn promises(configuration: &Configuration, columns: &Columns) -> Vec<(Promise, Cell)> {
+        let found = violations(configuration, columns, STRICT);
+        found.into_iter().map(|violation| (violation.promise, violation.cell)).collect()
+    }
+
+    fn cell(client: Client, protocol: Protocol, server: Server) -> Cell {
+        Cell { client, protocol, server }
+    }
+
+    const PUBLISHED: Server = Server::Container(Bound::Any);
+
+    #[test]
+    fn kept_promises_are_no_violations() {
+        for configuration in [
+            proxy_on(DOCKER_20_10, Wslinfo::Present),
+            proxy_on(DOCKER_28_5, Wslinfo::Absent),
+            Configuration::docker(DOCKER_28_5, Proxy::Off, Wslinfo::Absent, Loopback0::AfterDockerd),
+            netavark(),
+        ] {
+            assert_eq!(violations(&configuration, &as_promised(&configuration), STRICT), []);
+        }
+    }
+
+    #[test]
+    fn a_cell_that_only_works_without_us_is_one() {
+        let broken = cell(Client::Windows, Protocol::Udp, PUBLISHED);
+        let mut columns = as_promised(&netavark());
+        columns.with.insert(broken, Outcome::Sometimes("no reply".to_owned()));
+        assert_eq!(promises(&netavark(), &columns), [(Promise::NothingBreaks, broken)]);
+    }
+
+    #[test]
+    fn a_cell_that_is_slower_is_one_unless_times_say_nothing() {
+        let docker = proxy_on(DOCKER_20_10, Wslinfo::Present);
+        let slow = cell(Client::Linux, Protocol::Tcp, PUBLISHED);
+        let mut columns = as_promised(&docker);
+        columns.with.insert(slow, Outcome::Answers(FAST + SLOWER));
+        assert_eq!(promises(&docker, &columns), []);
+        columns.with.insert(slow, Outcome::Answers(FAST + SLOWER + Duration::from_micros(1)));
+        assert_eq!(promises(&docker, &columns), [(Promise::NothingIsSlower, slow)]);
+        assert_eq!(violations(&docker, &columns, Leniency { times: true, ..STRICT }), []);
+    }
+
+    #[test]
+    fn docker_with_its_proxy_answers_both_clients_also_where_it_did_not_without_us() {
+        let docker = proxy_on(DOCKER_28_5, Wslinfo::Absent);
+        let mut columns = as_promised(&docker);
+        columns.with = columns.without.clone();
+        let found = promises(&docker, &columns);
+        let count = |promise| found.iter().filter(|(found, _)| *found == promise).count();
+        assert_eq!(count(Promise::WindowsReachesDockerProxy), 4);
+        assert_eq!(count(Promise::LinuxReachesDockerProxy), 2);
+        assert_eq!(found.len(), 6, "{found:?}");
+    }
+
+    #[test]
+    fn what_is_broken_for_no_known_reason_is_one() {
+        let silent = cell(Client::Linux, Protocol::Tcp, Server::Windows);
+        let mut columns = as_promised(&netavark());
+        for column in [&mut columns.without, &mut columns.with, &mut columns.after] {
+            column.insert(silent, Outcome::Never("refused".to_owned()));
+        }
+        let expected = [(Promise::WhatStaysBrokenIsExplained, silent), (Promise::TheLabIsRight, silent)];
+        assert_eq!(promises(&netavark(), &columns), expected);
+        let lenient = violations(&netavark(), &columns, Leniency { old_kernel: true, ..STRICT });
+        assert_eq!(lenient.len(), 1, "{lenient:?}");
+    }
+
+    #[test]
+    fn what_an_unload_leaves_behind_is_one() {
+        let docker = proxy_on(DOCKER_20_10, Wslinfo::Present);
+        let columns = as_promised(&docker);
+        let columns = Columns { after: columns.with.clone(), ..columns };
+        let found = promises(&docker, &columns);
+        assert_eq!(found.len(), 4);
+        assert!(found.iter().all(|(promise, _)| *promise == Promise::UnloadLeavesNothing), "{found:?}");
+    }
+
+    #[test]
+    fn a_promise_that_is_not_kept_yet_fails_only_when_it_is_kept() {
+        let not_yet = [NotYet {
+            promise: Promise::NothingBreaks,
+            why: "a test",
+            covers: |_, cell| cell.client == Client::Windows && cell.published().is_some(),
+        }];
+        let mut columns = as_promised(&netavark());
+        let kept = judge(&not_yet, &netavark(), &columns, STRICT);
+        assert!(kept.failures[0].contains("take it out"), "{kept:?}");
+        columns.with = column(|cell| cell.published().is_none());
+        let broken = judge(&not_yet, &netavark(), &columns, STRICT);
+        assert_eq!((broken.failures.len(), broken.not_yet.len()), (0, 4), "{broken:?}");
+        columns.with = column(|cell| cell.published().is_none() && cell.protocol == Protocol::Tcp);
+        let worse = judge(&not_yet, &netavark(), &columns, STRICT);
+        assert_eq!((worse.failures.len(), worse.not_yet.len()), (5, 4), "{worse:?}");
+        let elsewhere = proxy_on(DOCKER_20_10, Wslinfo::Present);
+        let judged = judge(&not_yet, &elsewhere, &as_promised(&elsewhere), STRICT);
+        assert_eq!(judged, Verdict::default(), "nothing to break there");
+    }
+}

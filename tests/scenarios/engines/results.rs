@@ -1,0 +1,76 @@
+//! What was found, as lines that `cargo xtask test` makes its table of (`xtask/src/engines/results.rs`).
+
+use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    cells::{Cell, Columns, Outcome},
+    configuration::Configuration,
+    known,
+};
+
+/// Names the folder that gets a file from each test.
+const FOLDER: &str = "WSL_MIRROR_ENGINES_RESULTS";
+
+/// What a configuration came to, or why it was not run.
+pub fn write(
+    test: &str,
+    configuration: &Configuration,
+    found: &Result<(String, &Columns, Vec<String>), String>,
+) -> Result<()> {
+    let Some(folder) = env::var_os(FOLDER).filter(|value| !value.is_empty()).map(PathBuf::from) else {
+        return Ok(());
+    };
+    let [how, wslinfo, loopback0] = configuration.details();
+    let mut text = format!("configuration\t{configuration}\t{how}\t{wslinfo}\t{loopback0}\n");
+    match found {
+        Err(reason) => writeln!(text, "skipped\t{}", line(reason))?,
+        Ok((version, columns, notes)) => {
+            let release = configuration.release;
+            writeln!(text, "installed\t{}\t{} {version}", release.suite, release.package)?;
+            cells(&mut text, columns)?;
+            explanations(&mut text, configuration, columns)?;
+            for note in notes {
+                writeln!(text, "note\t{}", line(note))?;
+            }
+        }
+    }
+    let path = folder.join(test);
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+fn cells(text: &mut String, columns: &Columns) -> Result<()> {
+    for (phase, column) in columns.phases() {
+        for (cell, outcome) in column {
+            let Cell { client, protocol, server } = cell;
+            let (answer, median) = match outcome {
+                Outcome::Answers(median) => ("always", median.as_micros().to_string()),
+                Outcome::Sometimes(_) => ("sometimes", "-".to_owned()),
+                Outcome::Never(_) => ("never", "-".to_owned()),
+            };
+            let failure = outcome.failure().map_or_else(|| "-".to_owned(), line);
+            writeln!(text, "cell\t{client}\t{protocol}\t{server}\t{phase}\t{answer}\t{median}\t{failure}")?;
+        }
+    }
+    Ok(())
+}
+
+/// For all that stays broken: what, why, and what one can do.
+fn explanations(text: &mut String, configuration: &Configuration, columns: &Columns) -> Result<()> {
+    let mut broken: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
+    for (cell, _) in columns.with.iter().filter(|(_, outcome)| !outcome.answers()) {
+        if let Some(explanation) = known::explanation(configuration, *cell) {
+            broken.entry((explanation.cause, explanation.way_out)).or_default().push(cell.to_string());
+        }
+    }
+    for ((cause, way_out), cells) in broken {
+        writeln!(text, "broken\t{}\t{cause}\t{way_out}", cells.join("; "))?;
+    }
+    Ok(())
+}
+
+/// What must not tear a line apart.
+fn line(text: impl AsRef<str>) -> String {
+    text.as_ref().replace(['\t', '\n'], " ")
+}

@@ -1,0 +1,129 @@
+//! How the folder of a suite is made: Debian's packages, unpacked but not installed, as no script of theirs is
+//! needed for what the lab runs.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Suite, cache};
+use crate::{
+    debian::{self, KEYRING},
+    progress,
+    setup::{self, Needs, Outcome},
+};
+
+const HINT: &str = "engines come from Debian's packages, so on a Debian machine; elsewhere, copy a cache of engines \
+                    and name it in WSL_MIRROR_ENGINES";
+
+/// What every folder has, with all that depends on. `base-files` has the links of a merged /usr.
+const PACKAGES: [&str; 10] = [
+    "base-files",
+    "docker.io",
+    "podman",
+    "netavark",
+    "aardvark-dns",
+    "crun",
+    "iptables",
+    "nftables",
+    "iproute2",
+    "containernetworking-plugins",
+];
+
+/// Run when all is unpacked, with the root and the manifest as arguments: what packages' own scripts would have done,
+/// of which only this is missed; what was installed; and away with what nobody reads there.
+const FINISH: &str = r#"set -eu
+[ -d "$1/etc" ]
+for deb in "$1"/var/cache/apt/archives/*.deb; do
+    dpkg-deb --show --showformat='${Package} ${Version}\n' "$deb"
+done | sort >"$2"
+for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+    family=${name%%-*}
+    [ -e "$1/usr/sbin/$name" ] || ln -s "$family-nft${name#"$family"}" "$1/usr/sbin/$name"
+done
+printf 'root:x:0:0:root:/root:/bin/sh\n' >"$1/etc/passwd"
+printf 'root:x:0:\n' >"$1/etc/group"
+# Docker asks for "localhost" when it unpacks an image, and where that is no file's to answer it waits for DNS.
+printf '127.0.0.1 localhost\n' >"$1/etc/hosts"
+printf 'passwd: files\ngroup: files\nhosts: files\n' >"$1/etc/nsswitch.conf"
+rm -f "$1/etc/resolv.conf" "$1/etc/hostname"
+rm -rf "$1/var/cache/apt" "$1/var/lib/apt"
+rm -rf "$1/usr/share/doc" "$1/usr/share/man" "$1/usr/share/locale" "$1/usr/share/info" "$1/usr/include"
+"#;
+
+/// All that the folder's content depends on besides the day.
+pub(super) fn recipe(suite: &Suite) -> String {
+    format!("{}\n{}\n{FINISH}", suite.name, PACKAGES.join(" "))
+}
+
+/// Makes the folder of a suite in `folder`.
+///
+/// # Errors
+/// Something is missing and cannot be installed, the mirror does not have the suite (any more) or cannot be reached;
+/// the log is named.
+pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
+    if matches!(setup::ensure(Needs::Engines)?, Outcome::Missing) {
+        bail!("they cannot be had without what is named above");
+    }
+    let mirror = debian::mirror(HINT)?;
+    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    // Held until the end; whoever else makes this one waits, and finds it there.
+    let lock = folder.join(format!("{}.lock", suite.name));
+    let lock = File::create(&lock).and_then(|file| file.lock().map(|()| file));
+    let _lock = lock.with_context(|| format!("locking {} in {}", suite.name, folder.display()))?;
+    if cache::find(folder, suite).is_some() {
+        return Ok(());
+    }
+    // Under its own name only when it is whole: this may be interrupted at any moment.
+    let partial = folder.join(format!(".{}.partial", suite.name));
+    remove(&partial)?;
+    fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
+    let root = partial.join("root");
+    let mut mmdebstrap = Command::new("mmdebstrap");
+    mmdebstrap.args(["--mode=root", "--variant=extract", "--format=directory", "--skip=cleanup/apt"]);
+    mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
+    // What sid was when it was signed last may be a while ago; that Debian has signed it is still asked.
+    for option in ["Acquire::Check-Valid-Until \"false\"", "Acquire::Languages \"none\""] {
+        mmdebstrap.arg(format!("--aptopt={option}"));
+    }
+    for option in transport()? {
+        mmdebstrap.arg(format!("--aptopt={option}"));
+    }
+    mmdebstrap.arg(suite.name).arg(&root);
+    mmdebstrap.arg(format!("deb [signed-by={KEYRING}] {mirror} {} main", suite.name));
+    mmdebstrap.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive").current_dir(folder);
+    let log = folder.join(format!("{}.log", suite.name));
+    let name = format!("unpack Docker and Podman of {} (some 40 s on two cores)", suite.name);
+    progress::step("engines", &name, &mut mmdebstrap, &log)?;
+    let mut finish = Command::new("sh");
+    // mmdebstrap runs no hooks in this variant.
+    finish.args(["-c", FINISH, "sh"]).arg(&root).arg(partial.join("manifest")).env("LC_ALL", "C.UTF-8");
+    progress::step("engines", &format!("finish the folder of {}", suite.name), &mut finish, &log)?;
+    fs::write(partial.join("recipe"), recipe(suite)).context("writing the recipe")?;
+    let whole = folder.join(suite.name);
+    remove(&whole)?;
+    fs::rename(&partial, &whole).with_context(|| format!("renaming {}", partial.display()))
+}
+
+/// How this machine's apt gets to its mirror; mmdebstrap's apt reads none of its files.
+fn transport() -> Result<Vec<String>> {
+    let output = Command::new("apt-config")
+        .args(["dump", "--format", "%F \"%v\";%n", "Acquire::http", "Acquire::https"])
+        .output()
+        .context("asking apt-config how the mirror is reached")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // A line for each group of settings has no value.
+    Ok(text.lines().filter(|line| !line.ends_with(" \"\";")).map(str::to_owned).collect())
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
