@@ -501,6 +501,17 @@ macro_rules! reasons {
             /// All, in the order of their counters.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
+            /// The reason of this number: its place in [`Self::ALL`].
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                if (number as usize) < Self::ALL.len() {
+                    // SAFETY: the variants are numbered from 0 on, without a gap.
+                    Some(unsafe { transmute::<u32, Self>(number) })
+                } else {
+                    None
+                }
+            }
+
             /// The counter's name: what `bpftool map dump` shows.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => stringify!($name),)+ }
@@ -625,6 +636,7 @@ mod tests {
         let mut all = Verdicts::default();
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_number(index as u32), Some(*reason));
             *all.counter(*reason) += index as u64 + 1;
             assert!(
                 reason.name().starts_with(reason.verdict().name()),

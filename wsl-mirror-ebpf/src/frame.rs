@@ -1,5 +1,7 @@
 //! The packet's bytes and metadata: [`Skb`].
 
+use core::arch::asm;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::cty::c_void;
@@ -46,6 +48,20 @@ impl Skb {
     pub fn pull(&self, len: usize) -> Result<(), i32> {
         let len = if len < self.len() { len } else { self.len() };
         self.ctx.skb.pull_data(len as u32).map_err(|error| error as i32)
+    }
+
+    /// The same number; what the kernel's verifier knows of it is only that it has 32 bits.
+    #[inline(always)]
+    pub fn unknown(&self, number: u64) -> u64 {
+        let mut same = number;
+        let any = u64::from(self.ctx.len());
+        // What is mixed with something unknown is unknown to it, also when that has been taken out again.
+        // SAFETY: no memory is touched.
+        unsafe {
+            asm!("{same} ^= {any}", "{same} ^= {any}", same = inout(reg) same, any = in(reg) any,
+                options(pure, nomem, nostack));
+        }
+        same
     }
 
     /// Makes the frame's destination address zero: `lo`'s own. Whoever has a copy of the frame keeps it as it was.

@@ -19,6 +19,7 @@ mod sockets;
 mod tuple;
 
 use core::arch::asm;
+use core::mem;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_INGRESS};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
@@ -28,10 +29,10 @@ use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use wsl_mirror_ebpf::abi::{
     Carrier, FlowKey, FlowState, FragmentKey, LAYOUT, PORTS, Policy, PortDelivery, PortKey, PortPolicy,
-    PortStats, Reason, Settings, Verdict, Verdicts,
+    PortStats, Protocol, Reason, Settings, Verdict, Verdicts,
 };
 use wsl_mirror_ebpf::packet::{self, MAX_HEADERS, Packet};
-use wsl_mirror_ebpf::verdict::{Conntrack, Kernel, Listener, Remembered, Way, decide};
+use wsl_mirror_ebpf::verdict::{Conntrack, Decision, Kernel, Listener, Remembered, Way, decide};
 
 use crate::frame::Skb;
 
@@ -94,7 +95,27 @@ pub fn wsl_mirror(ctx: TcContext) -> i32 {
             count(reason);
             NEXT
         }
-        Ok(packet) => steer(&mut skb, &packet),
+        Ok(packet) => {
+            let packet = forget_how(packet, &skb);
+            steer(&mut skb, &packet)
+        }
+    }
+}
+
+/// The same packet, of which the kernel's verifier does not know any more on which way through the parser it came to be
+/// what it is: else it looks at everything that follows once for each of these ways.
+#[inline(always)]
+fn forget_how(packet: Packet, skb: &Skb) -> Packet {
+    let known =
+        packet.role as u64 | (packet.protocol as u64) << 8 | u64::from(packet.first_fragment.is_some()) << 16;
+    let same = skb.unknown(known);
+    Packet {
+        // SAFETY: the same number as before.
+        role: unsafe { mem::transmute::<u8, packet::Role>(same as u8) },
+        // SAFETY: as above.
+        protocol: unsafe { mem::transmute::<u8, Protocol>((same >> 8) as u8) },
+        first_fragment: if same >> 16 == 0 { None } else { packet.first_fragment },
+        ..packet
     }
 }
 
@@ -140,6 +161,9 @@ fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
         return NEXT;
     };
     let decision = decide(packet, &mut Here { skb, settings });
+    let same = skb.unknown(decision.reason as u64 | u64::from(decision.by_lo) << 31);
+    let Some(reason) = Reason::from_number(same as u32 & 0xff) else { return NEXT };
+    let decision = Decision { reason, by_lo: same >> 31 != 0 };
     if matches!(decision.reason.verdict(), Verdict::Steer) {
         skb.add_mark(settings.mark);
     }
@@ -193,16 +217,16 @@ impl Kernel for Here<'_> {
     }
 
     #[inline(always)]
-    fn remembered(&mut self, packet: &Packet) -> Option<Remembered> {
-        let flow = FLOWS.get_ptr(packet.flow())?;
+    fn remembered(&mut self, packet: &Packet) -> Remembered {
+        let Some(flow) = FLOWS.get_ptr(packet.flow()) else { return Remembered::NOTHING };
         // SAFETY: the element stays readable until the program ends (RCU); a concurrent writer may change
         // it, and an aligned u32 is read whole. The fields need not be of one writing: each stands for itself.
         let flow = unsafe { &*flow };
-        Some(Remembered {
-            carrier: Carrier::from_number(flow.carrier)?,
+        Remembered {
+            carrier: Carrier::from_number(flow.carrier),
             by_lo: flow.by_lo == 1,
             sequence: flow.sequence,
-        })
+        }
     }
 
     #[inline(always)]
@@ -264,6 +288,11 @@ impl Kernel for Here<'_> {
     #[inline(always)]
     fn learn(&mut self, packet: &Packet) {
         sockets::learn(self.skb, packet);
+    }
+
+    #[inline(always)]
+    fn same(&self, number: u64) -> u64 {
+        self.skb.unknown(number)
     }
 
     #[inline(always)]

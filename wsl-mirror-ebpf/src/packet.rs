@@ -63,6 +63,7 @@ impl TcpFlags {
 
 /// What a packet can mean to its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Role {
     /// It may begin a flow: a bare SYN (no ACK, RST, FIN).
     Syn,

@@ -64,12 +64,17 @@ pub struct Listener {
 /// What is remembered of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remembered {
-    /// Who carries it.
-    pub carrier: Carrier,
+    /// Who carries it; `None` if nothing is remembered.
+    pub carrier: Option<Carrier>,
     /// It is delivered by `lo`.
     pub by_lo: bool,
     /// The sequence number of its first SYN, of one within Linux.
     pub sequence: u32,
+}
+
+impl Remembered {
+    /// Nothing. Whole in all its fields, since the program must not look at what was never written, not even in vain.
+    pub const NOTHING: Self = Self { carrier: None, by_lo: false, sequence: 0 };
 }
 
 /// Which ways there are to a port.
@@ -118,7 +123,7 @@ pub trait Kernel {
     /// Finds the packet's conntrack entry.
     fn conntrack(&mut self, packet: &Packet) -> Conntrack;
     /// What we remember of the packet's flow.
-    fn remembered(&mut self, packet: &Packet) -> Option<Remembered>;
+    fn remembered(&mut self, packet: &Packet) -> Remembered;
     /// What the user wrote about the packet's destination port.
     fn written_policy(&mut self, packet: &Packet) -> Policy;
     /// What ports get that nobody wrote about, served by whom nobody wrote about.
@@ -139,33 +144,153 @@ pub trait Kernel {
     fn learn(&mut self, packet: &Packet);
     /// Forgets the flow.
     fn forget(&mut self, packet: &Packet);
+    /// The same number. The program makes of it one of which the kernel's verifier does not know the value: else it
+    /// looks at all that follows once for each value that there can be.
+    fn same(&self, number: u64) -> u64 {
+        number
+    }
 }
 
 /// Decides about a packet, and makes its flow's conntrack entry if it is to be steered.
+///
+/// In three steps, each of which the program has once: what does the packet ask for; is it admitted; do it. Were the
+/// second and the third in every branch of the first, the kernel's verifier would have to look at each copy, on every
+/// way to it.
 #[inline(always)]
 pub fn decide<K: Kernel>(packet: &Packet, kernel: &mut K) -> Decision {
-    match kernel.conntrack(packet) {
-        Conntrack::Failed => Decision::plain(Reason::LookupFailed),
+    let asked = match kernel.conntrack(packet) {
+        Conntrack::Failed => Err(Decision::plain(Reason::LookupFailed)),
         Conntrack::Missing => without_entry(packet, kernel),
         Conntrack::Found(entry) => with_entry(packet, entry, kernel),
+    };
+    let wish = match asked {
+        Ok(wish) => Wish(kernel.same(wish.0)),
+        Err(decision) => return decision,
+    };
+    let by_lo = if wish.has(Wish::GRANTED) {
+        wish.has(Wish::BY_LO)
+    } else {
+        match admit(packet, kernel) {
+            Ok(listener) if wish.has(Wish::GOES_ON) => wish.has(Wish::BY_LO) || listener.by_lo,
+            Ok(listener) => kernel.way(packet).goes_by_lo(listener),
+            Err(reason) => return wish.refused(packet, reason, kernel),
+        }
+    };
+    if wish.has(Wish::GOES_ON) {
+        return go_on(packet, wish, by_lo, kernel);
+    }
+    if wish.has(Wish::REPLACES) && kernel.expire(packet).is_err() {
+        return Decision::plain(Reason::ExpireFailed);
+    }
+    match kernel.create(packet) {
+        Err(failed) => Decision::plain(failed),
+        Ok(()) => match kernel.remember(packet, FlowState::new(Carrier::Listener, by_lo)) {
+            Ok(()) => Decision { reason: wish.reason(), by_lo },
+            Err(()) => Decision { reason: Reason::Unremembered, by_lo },
+        },
+    }
+}
+
+/// What a packet asks for that is not decided by its conntrack entry alone. Bits: so that the program can pass it on as
+/// one number ([`Kernel::same`]).
+#[derive(Clone, Copy)]
+struct Wish(u64);
+
+impl Wish {
+    /// What it comes to if it is granted: the number of a reason.
+    const REASON: u64 = 0xff;
+    /// It is granted already, and [`Wish::BY_LO`] says which way.
+    const GRANTED: u64 = 1 << 8;
+    /// It goes by `lo`, whatever its listener says.
+    const BY_LO: u64 = 1 << 9;
+    /// An entry that is of no use has to be taken away first.
+    const REPLACES: u64 = 1 << 10;
+    /// A flow goes on with its entry; only the way is in question.
+    const GOES_ON: u64 = 1 << 11;
+    /// A flow goes on whose entry is lost. Neither this nor the one above: a flow begins.
+    const RESUMES: u64 = 1 << 12;
+    /// Of one that goes on: the SYN that a rule may have eaten comes once more.
+    const LOST: u64 = 1 << 13;
+
+    const fn new(reason: Reason, bits: u64) -> Self {
+        Self(reason as u64 | bits)
+    }
+
+    /// One that is granted already.
+    #[inline(always)]
+    const fn granted(reason: Reason, by_lo: bool, bits: u64) -> Self {
+        Self::new(reason, bits | Self::GRANTED | if by_lo { Self::BY_LO } else { 0 })
+    }
+
+    #[inline(always)]
+    const fn has(self, bit: u64) -> bool {
+        self.0 & bit != 0
+    }
+
+    #[inline(always)]
+    const fn reason(self) -> Reason {
+        match Reason::from_number((self.0 & Self::REASON) as u32) {
+            Some(reason) => reason,
+            // No wish is made without one.
+            None => Reason::NotOurs,
+        }
+    }
+
+    /// Its port is not to be steered.
+    #[inline(always)]
+    fn refused<K: Kernel>(self, packet: &Packet, reason: Reason, kernel: &mut K) -> Decision {
+        if self.has(Self::GOES_ON) {
+            return Decision::plain(self.reason());
+        }
+        if !self.has(Self::RESUMES) {
+            // What we remember of an earlier flow on the same addresses is not true of this one.
+            kernel.forget(packet);
+        }
+        Decision::plain(reason)
     }
 }
 
 #[inline(always)]
-fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Decision {
+fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<Wish, Decision> {
+    match packet.role {
+        // Should the engine no longer carry it, the next datagram finds it caught, and heals it.
+        Role::Datagram if is_engines(packet, kernel) => Err(Decision::plain(Reason::EngineNat)),
+        Role::Syn | Role::Datagram => Ok(Wish::new(Reason::New, 0)),
+        // The entry is lost (conntrack -F), or never was. Conntrack would take up the flow as a new one and
+        // an engine's rule would catch it: with a socket of our own at this end that breaks it for certain.
+        Role::Ack => {
+            if !kernel.has_connection(packet) {
+                return Err(Decision::plain(Reason::NoSocket));
+            }
+            let flow = kernel.remembered(packet);
+            if !matches!(flow.carrier, Some(Carrier::Listener)) {
+                return Ok(Wish::new(Reason::PickedUp, Wish::RESUMES));
+            }
+            // It goes on as it began, whatever is written by now.
+            let by_lo = flow.by_lo && !matches!(kernel.way(packet), Way::Plain);
+            Ok(Wish::granted(Reason::PickedUp, by_lo, Wish::RESUMES))
+        }
+        Role::Other => Err(Decision::plain(Reason::Stray)),
+    }
+}
+
+#[inline(always)]
+fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Result<Wish, Decision> {
     if let Some(reason) = entry.replaceable(packet) {
-        let wanted = match packet.role {
-            Role::Ack => carried_by_us_for_certain(packet, kernel).ok_or(Reason::EngineNat),
-            _ => begin(packet, kernel).map_err(|reason| leave(packet, reason, kernel)),
-        };
-        return match wanted {
-            Err(reason) => Decision::plain(reason),
-            Ok(_) if kernel.expire(packet).is_err() => Decision::plain(Reason::ExpireFailed),
-            Ok(by_lo) => create(packet, reason, by_lo, kernel),
-        };
+        if !matches!(packet.role, Role::Ack) {
+            return Ok(Wish::new(reason, Wish::REPLACES));
+        }
+        // Whether the flow was steered when it began, and still has its socket here: then an engine's DNAT of it is
+        // wrong for certain.
+        let flow = kernel.remembered(packet);
+        if !matches!(flow.carrier, Some(Carrier::Listener)) || !kernel.has_connection(packet) {
+            return Err(Decision::plain(Reason::EngineNat));
+        }
+        let by_lo = flow.by_lo && !matches!(kernel.way(packet), Way::Plain);
+        return Ok(Wish::granted(reason, by_lo, Wish::RESUMES | Wish::REPLACES));
     }
     if entry.is_reply {
-        return Decision::plain(Reason::Reply);
+        return Err(Decision::plain(Reason::Reply));
     }
     if entry.status & status::DST_NAT != 0 {
         // A datagram does not tell whether its flow has just begun. Without this note, one whose entry was
@@ -174,32 +299,31 @@ fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Decis
             // No room: then it is not remembered.
             let _ = kernel.remember(packet, FlowState::new(Carrier::Engine, false));
         }
-        return Decision::plain(Reason::EngineNat);
+        return Err(Decision::plain(Reason::EngineNat));
     }
     // What is neither ours nor an engine's is within Linux, or older than we are.
-    let is_ours = entry.is_ours();
-    let goes_on = if is_ours { Reason::Established } else { Reason::NotOurs };
+    let plain = if entry.is_ours() { Reason::Established } else { Reason::NotOurs };
     match kernel.way(packet) {
-        Way::Plain => Decision::plain(goes_on),
-        Way::Open if !matches!(packet.role, Role::Syn) => Decision::plain(goes_on),
-        way => look_closer(packet, entry, way, is_ours, kernel),
+        Way::Plain => Err(Decision::plain(plain)),
+        Way::Open if !matches!(packet.role, Role::Syn) => Err(Decision::plain(plain)),
+        way => look_closer(packet, entry, way, kernel),
     }
+}
+
+#[inline(always)]
+fn is_engines<K: Kernel>(packet: &Packet, kernel: &mut K) -> bool {
+    matches!(kernel.remembered(packet).carrier, Some(Carrier::Engine))
 }
 
 /// A packet of a flow with an entry that stays, where there are two ways.
 #[inline(always)]
-fn look_closer<K: Kernel>(
-    packet: &Packet,
-    entry: Entry,
-    way: Way,
-    is_ours: bool,
-    kernel: &mut K,
-) -> Decision {
-    let plain = Decision::plain(if is_ours { Reason::Established } else { Reason::NotOurs });
-    let by_lo = Decision { reason: if is_ours { Reason::Established } else { Reason::Local }, by_lo: true };
+fn look_closer<K: Kernel>(packet: &Packet, entry: Entry, way: Way, kernel: &mut K) -> Result<Wish, Decision> {
+    let is_ours = entry.is_ours();
+    let plain = if is_ours { Reason::Established } else { Reason::NotOurs };
     let flow = kernel.remembered(packet);
-    if flow.is_some_and(|flow| flow.by_lo) {
-        return by_lo;
+    if flow.by_lo {
+        let reason = if is_ours { Reason::Established } else { Reason::Local };
+        return Err(Decision { reason, by_lo: true });
     }
     // A flow that goes on goes its way, whatever is known by now. Only where that was forgotten the listener is asked;
     // of datagrams within Linux it never was noted.
@@ -208,11 +332,9 @@ fn look_closer<K: Kernel>(
         Role::Ack | Role::Other => true,
         Role::Datagram => is_ours,
     };
-    if goes_on && flow.is_some() {
-        return plain;
+    if goes_on && flow.carrier.is_some() {
+        return Err(Decision::plain(plain));
     }
-    let Ok(listener) = admit(packet, kernel) else { return plain };
-    let wants_lo = way.goes_by_lo(listener);
     // Of ours, conntrack has seen no packet so far, and yet this is the second: between us and conntrack is nothing but
     // the raw table, and what hangs on the interface behind us. Of a flow within Linux, whose entry was made on its way
     // out, the same SYN comes once more: nobody answered. If it was the listener whose queue is full, its flows go by
@@ -221,22 +343,33 @@ fn look_closer<K: Kernel>(
         && if is_ours {
             entry.tcp_state == tcp_state::NONE
         } else {
-            flow.is_some_and(|flow| {
-                matches!(flow.carrier, Carrier::Linux) && flow.sequence == packet.sequence
-            })
+            matches!(flow.carrier, Some(Carrier::Linux)) && flow.sequence == packet.sequence
         };
-    if is_lost && !wants_lo {
+    let lost = if is_lost { Wish::LOST } else { 0 };
+    let by_rule = if matches!(way, Way::ByLo) { Wish::BY_LO } else { 0 };
+    Ok(Wish::new(plain, Wish::GOES_ON | lost | by_rule))
+}
+
+/// A flow that goes on to a listener that is to be steered. It goes by `lo` if that is wanted, or if it is found out
+/// now that it has to.
+#[inline(always)]
+fn go_on<K: Kernel>(packet: &Packet, wish: Wish, wants_lo: bool, kernel: &mut K) -> Decision {
+    let learns = wish.has(Wish::LOST) && !wants_lo;
+    if learns {
         kernel.learn(packet);
     }
-    if is_lost || wants_lo || matches!(packet.role, Role::Syn) {
+    let by_lo = wants_lo || learns;
+    let is_ours = matches!(wish.reason(), Reason::Established);
+    if by_lo || matches!(packet.role, Role::Syn) {
         // No room: then the next packet asks the listener.
-        let _ = kernel.remember(packet, FlowState::seen(is_ours, packet.sequence, is_lost || wants_lo));
+        let _ = kernel.remember(packet, FlowState::seen(is_ours, packet.sequence, by_lo));
     }
-    match (is_lost, wants_lo) {
-        (true, false) => Decision { reason: Reason::Learned, by_lo: true },
-        (_, true) => by_lo,
-        (false, false) => plain,
-    }
+    let reason = match (learns, by_lo, is_ours) {
+        (true, ..) => Reason::Learned,
+        (_, true, false) => Reason::Local,
+        _ => wish.reason(),
+    };
+    Decision { reason, by_lo }
 }
 
 impl Entry {
@@ -284,59 +417,6 @@ impl Entry {
     }
 }
 
-/// Whether the flow that this segment belongs to was steered when it began, and still has its socket here: then an
-/// engine's DNAT of it is wrong for certain. Says whether it goes by `lo`.
-#[inline(always)]
-fn carried_by_us_for_certain<K: Kernel>(packet: &Packet, kernel: &mut K) -> Option<bool> {
-    let flow = kernel.remembered(packet)?;
-    if !matches!(flow.carrier, Carrier::Listener) || !kernel.has_connection(packet) {
-        return None;
-    }
-    Some(flow.by_lo && !matches!(kernel.way(packet), Way::Plain))
-}
-
-#[inline(always)]
-fn is_engines<K: Kernel>(packet: &Packet, kernel: &mut K) -> bool {
-    kernel.remembered(packet).is_some_and(|flow| matches!(flow.carrier, Carrier::Engine))
-}
-
-#[inline(always)]
-fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Decision {
-    match packet.role {
-        // Should the engine no longer carry it, the next datagram finds it caught, and heals it.
-        Role::Datagram if is_engines(packet, kernel) => Decision::plain(Reason::EngineNat),
-        Role::Syn | Role::Datagram => match begin(packet, kernel) {
-            Ok(by_lo) => create(packet, Reason::New, by_lo, kernel),
-            Err(reason) => Decision::plain(leave(packet, reason, kernel)),
-        },
-        // The entry is lost (conntrack -F), or never was. Conntrack would take up the flow as a new one and
-        // an engine's rule would catch it: with a socket of our own at this end that breaks it for certain.
-        Role::Ack => {
-            if !kernel.has_connection(packet) {
-                return Decision::plain(Reason::NoSocket);
-            }
-            let by_lo = match kernel.remembered(packet) {
-                Some(flow) if matches!(flow.carrier, Carrier::Listener) => {
-                    flow.by_lo && !matches!(kernel.way(packet), Way::Plain)
-                }
-                _ => match begin(packet, kernel) {
-                    Ok(by_lo) => by_lo,
-                    Err(reason) => return Decision::plain(reason),
-                },
-            };
-            create(packet, Reason::PickedUp, by_lo, kernel)
-        }
-        Role::Other => Decision::plain(Reason::Stray),
-    }
-}
-
-/// Whether a flow that begins with this packet is to be steered, and if so, whether it is delivered by `lo`.
-#[inline(always)]
-fn begin<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<bool, Reason> {
-    let listener = admit(packet, kernel)?;
-    Ok(kernel.way(packet).goes_by_lo(listener))
-}
-
 /// Whether a flow that begins with this packet is to be steered, and to whom: the one place that decides about a port.
 /// What is written about the port, else about who serves it, else the default.
 #[inline(always)]
@@ -352,23 +432,4 @@ fn admit<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<Listener, Reason>
         (_, Policy::Unset) => kernel.default_policy(),
     };
     if matches!(policy, Policy::Steer) { Ok(listener) } else { Err(Reason::DefaultPolicy) }
-}
-
-/// Leaves a flow that begins with this packet to the stack. What we remember of an earlier flow on the same
-/// addresses is not true of this one.
-#[inline(always)]
-fn leave<K: Kernel>(packet: &Packet, reason: Reason, kernel: &mut K) -> Reason {
-    kernel.forget(packet);
-    reason
-}
-
-#[inline(always)]
-fn create<K: Kernel>(packet: &Packet, reason: Reason, by_lo: bool, kernel: &mut K) -> Decision {
-    match kernel.create(packet) {
-        Err(failed) => Decision::plain(failed),
-        Ok(()) => match kernel.remember(packet, FlowState::new(Carrier::Listener, by_lo)) {
-            Ok(()) => Decision { reason, by_lo },
-            Err(()) => Decision { reason: Reason::Unremembered, by_lo },
-        },
-    }
 }

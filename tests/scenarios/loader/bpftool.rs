@@ -5,14 +5,14 @@ use wsl_mirror_lab::{Lab, loopback, servers, tcp};
 
 use crate::{
     bpf,
-    guest::{exempt, is_steered, ok, ours, published, sh},
+    guest::{STEER, exempt, is_steered, ok, ours, published, sh},
 };
 
 const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
 
 #[test]
 fn maps_are_readable_by_name() -> Result<()> {
-    let lab = Lab::builder().build()?;
+    let lab = Lab::builder().configuration(STEER).build()?;
     ok(&lab, &["load"])?;
     ok(&lab, &["exempt", "add", "8080/tcp"])?;
     let _server = servers::tcp_echo(lab.guest(), loopback(8100))?;
@@ -21,6 +21,7 @@ fn maps_are_readable_by_name() -> Result<()> {
         ("SETTINGS", ["\"mark\": 4096", "\"ifindex\": "]),
         ("PORT_POLICY", ["\"port\": 8080", "\"cli\": 1"]),
         ("VERDICTS", ["\"steer_new\": 1", "\"pass_exempt\": 0"]),
+        ("OWNERS", ["\"uid\": 0", "\"policy\": 2"]),
         ("PORT_STATS", ["\"port\": 8100", "\"steered_flows\": 1"]),
         ("FLOWS", ["\"server_port\": 8100", "\"client\": [127,0,0,1"]),
     ] {

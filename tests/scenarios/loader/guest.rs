@@ -19,6 +19,8 @@ use wsl_mirror_lab::{
 
 use crate::bpf;
 
+/// The configuration with which whoever listens is steered: what a test serves itself is nobody's that is known.
+pub const STEER: &str = "default = \"steer\"\n";
 pub const BPFFS: &str = "/sys/fs/bpf";
 pub const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
 

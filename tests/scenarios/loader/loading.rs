@@ -13,8 +13,8 @@ use wsl_mirror_lab::{
 use crate::{
     bpf,
     guest::{
-        PINS, everything, from_windows, is_steered, ok, ours, published, refused, run_wrapped, sh, status,
-        unchanged,
+        PINS, STEER, everything, from_windows, is_steered, ok, ours, published, refused, run_wrapped, sh,
+        status, unchanged,
     },
 };
 
@@ -68,12 +68,21 @@ fn nobody_but_root_can_open_anything_below_our_directory() -> Result<()> {
         let mut all = vec![
             "AYA_LOGS",
             "FLOWS",
+            "FRAGMENTS",
+            "OWNERS",
+            "PORT_DELIVERY",
             "PORT_PACKETS",
             "PORT_POLICY",
             "PORT_STATS",
             "SETTINGS",
+            "SOCKET_DELIVERY",
+            "SOCKET_OWNER",
             "VERDICTS",
             "link",
+            "link_getsockname4",
+            "link_getsockname6",
+            "link_post_bind4",
+            "link_post_bind6",
             "program",
         ];
         all.retain(|name| *name != "link" || has_tcx);
@@ -271,7 +280,7 @@ fn a_dry_run_prints_the_plan_and_changes_nothing() -> Result<()> {
 
 #[test]
 fn the_log_has_a_line_for_each_new_flow_and_ctrl_c_ends_it_well() -> Result<()> {
-    let lab = Lab::builder().build()?;
+    let lab = Lab::builder().configuration(STEER).build()?;
     let _server = servers::tcp_echo(lab.guest(), loopback(8100))?;
     assert!(refused(&lab, &["log"], 3)?.contains("wsl-mirror load --log debug"));
     ok(&lab, &["load", "--log", "debug"])?;

@@ -8,13 +8,13 @@ use wsl_mirror_lab::{Lab, loopback, servers, tcp};
 
 use crate::{
     bpf,
-    guest::{config, ok, refused, run_wrapped, sh, status},
+    guest::{STEER, config, ok, refused, run_wrapped, sh, status},
 };
 
 /// A guest with something to show.
 fn shown() -> Result<Lab> {
     let lab = Lab::builder().build()?;
-    let path = config(&lab, "exempt = [\"8300-8309/tcp\"]\n")?;
+    let path = config(&lab, &format!("exempt = [\"8300-8309/tcp\"]\n{STEER}"))?;
     ok(&lab, &["load", "--config", &path])?;
     ok(&lab, &["exempt", "add", "8300/tcp", "53/udp"])?;
     let _server = servers::tcp_echo(lab.guest(), loopback(8100))?;
@@ -47,6 +47,7 @@ fn json_has_the_documented_shape() -> Result<()> {
         "mark",
         "delivery",
         "default_policy",
+        "owners",
         "exempt_ports",
         "verdicts",
         "ports",
@@ -60,6 +61,8 @@ fn json_has_the_documented_shape() -> Result<()> {
         status["delivery"],
         serde_json::json!({"way": "lo", "obstacles": [], "dropped": [], "unread": []})
     );
+    let proxy = serde_json::json!({"name": "docker-proxy", "uid": 0, "policy": "steer"});
+    assert_eq!(status["owners"], Value::from(vec![proxy]));
     assert_eq!(status["exempt_ports"], 11);
     assert_eq!(keys(&status["verdicts"][0]), BTreeSet::from(["verdict", "reason", "packets"]));
     assert_eq!(status["verdicts"][0]["reason"], "steer_new");

@@ -54,8 +54,12 @@ fn who_is_not_root_is_told_so_whatever_the_command() -> Result<()> {
 #[test]
 fn without_a_bpffs_that_could_be_mounted_nothing_is_loaded() -> Result<()> {
     let lab = Lab::builder().bpffs(false).build()?;
-    // Nowhere to mount it.
-    sh(&lab, "mount -t tmpfs tmpfs /sys/fs")?;
+    // Nowhere to mount it; cgroups are where they were.
+    sh(
+        &lab,
+        "mkdir /run/kept && mount --rbind /sys/fs/cgroup /run/kept && mount -t tmpfs tmpfs /sys/fs && \
+         mkdir /sys/fs/cgroup && mount --rbind /run/kept /sys/fs/cgroup",
+    )?;
     let mounts = || sh(&lab, "cat /proc/self/mountinfo");
     let before = mounts()?;
     let said = refused(&lab, &["load"], 8)?;
@@ -127,7 +131,7 @@ fn pins_of_another_layout_are_refused() -> Result<()> {
             format!(
                 "mkdir -p {PINS}; {}; {}",
                 create("SETTINGS", "array key 4 value 400 entries 1"),
-                create("FLOWS", "hash key 12 value 4 entries 32768 flags 0")
+                create("FLOWS", "hash key 12 value 12 entries 32768 flags 0")
             ),
             ["SETTINGS is (type 2, key 4 B, value 400 B", "FLOWS is (type 1"],
         ),
@@ -230,7 +234,7 @@ fn a_program_that_the_kernel_refuses_does_not_flood_the_terminal() -> Result<()>
         Some(btf)
     };
     with_btf(&lab, swapped, &[])?;
-    let words = ["the kernel refused our program: ", "call bpf_xdp_ct_lookup#", "--verifier-log"];
+    let words = ["the kernel refused our program wsl_mirror: ", "call bpf_xdp_ct_lookup#", "--verifier-log"];
     refused_unchanged(&lab, &["load"], 16, &words)?;
     let short = refused(&lab, &["load"], 16)?;
     assert!(short.lines().count() <= 23, "{short}");

@@ -140,7 +140,8 @@ fn is_whole(lab: &Lab) -> Result<()> {
                 "program {program} runs, pinned is {pinned}"
             );
             let pins = names(lab, PINS)?;
-            ensure!(pins.len() == 8 + usize::from(has_tcx), "{pins:?}");
+            // 12 maps, the program, four hooks.
+            ensure!(pins.len() == 17 + usize::from(has_tcx), "{pins:?}");
         }
         3 => {
             ensure!(on_hook == 0, "unloaded, but {on_hook} programs on the hook");

@@ -43,7 +43,7 @@ const SENT: usize = 4_000;
 /// What the wire takes at most.
 const WIRE_LONGEST: usize = 1_514;
 /// In every configuration.
-const LEFT_ALONE: &str = "owners = [{ name = \"left\", policy = \"pass\" }]\n";
+const IN_ALL: &str = "owners = [{ name = \"left\", policy = \"pass\" }]\ndelivery = \"plain\"\n";
 /// In which whoever listens is steered about whom nothing is written.
 const STEER: &str = "default = \"steer\"\n";
 /// After so many frames, and sooner if it takes long, conntrack's table is emptied: entries of flows that get
@@ -96,7 +96,7 @@ struct World {
 
 impl World {
     /// 8080 and 8081 have listeners, the latter Docker's proxy; 8082 has none, 8083 is exempt, 8084 for TCP, where
-    /// somebody listens who is `left` alone ([`LEFT_ALONE`]); 8085 has a TCP listener on another address and a UDP
+    /// somebody listens who is `left` alone ([`IN_ALL`]); 8085 has a TCP listener on another address and a UDP
     /// socket that hears one client.
     fn new() -> Result<Self> {
         assert_eq!(TO_US, GUEST_MAC, "generated frames are for loopback0");
@@ -136,7 +136,7 @@ impl World {
     /// Loads the program with this configuration, and exempts the ports that shall be.
     fn load(&mut self, configuration: &str) -> Result<()> {
         const PATH: &str = "/run/lab/wsl-mirror.toml";
-        let configuration = format!("{configuration}\n{LEFT_ALONE}");
+        let configuration = format!("{configuration}\n{IN_ALL}");
         self.lab.guest().enter(|| std::fs::write(PATH, configuration))?;
         self.lab.wsl_mirror(&["load", "--config", PATH])?.success()?;
         self.lab.wsl_mirror(&["exempt", "add", "8083", "8084/tcp"])?.success()?;
@@ -330,7 +330,7 @@ fn the_same_with_another_mark_and_a_default_to_pass() -> Result<()> {
     let seen = program_and_pure_function_agree(1, "mark = 0x50000\n", 0x50000, |world, program| {
         world.model.default = Policy::Pass;
         for protocol in Protocol::ALL {
-            for port in [8080, 8082, 8085] {
+            for port in [8082, 8085] {
                 let key = PortKey::new(protocol, port);
                 program.write_policy(key, PortPolicy { cli: Policy::Steer as u8, config: 0 })?;
                 world.model.policies.insert(key, Policy::Steer);

@@ -184,10 +184,12 @@ impl Kernel for Model {
         }
     }
 
-    fn remembered(&mut self, packet: &Packet) -> Option<Remembered> {
-        let flow = self.flows.get(&packet.flow())?;
-        let carrier = Carrier::from_number(flow.carrier)?;
-        Some(Remembered { carrier, by_lo: flow.by_lo == 1, sequence: flow.sequence })
+    fn remembered(&mut self, packet: &Packet) -> Remembered {
+        self.flows.get(&packet.flow()).map_or(Remembered::NOTHING, |flow| Remembered {
+            carrier: Carrier::from_number(flow.carrier),
+            by_lo: flow.by_lo == 1,
+            sequence: flow.sequence,
+        })
     }
 
     fn written_policy(&mut self, packet: &Packet) -> Policy {

@@ -2,14 +2,15 @@
 //! accepted. Held against `table.txt`, so that nobody makes a program ten times as hard to verify without noticing:
 //! where the limit is a million, an older kernel may need twice what this one does.
 
-use std::{fs, io::Write as _, path::PathBuf};
+use std::{collections::BTreeSet, fs, io::Write as _};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::ProgramInfo;
-use wsl_mirror_lab::{
-    Lab,
-    process::{COMMAND_LIMIT, run},
+use aya::programs::{
+    ProgramInfo,
+    links::{FdLink, PinnedLink},
+    loaded_programs,
 };
+use wsl_mirror_lab::Lab;
 
 const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
 const TABLE: &str = include_str!("table.txt");
@@ -50,21 +51,18 @@ fn close(is: u32, was: u32) -> bool {
     u64::from(is.abs_diff(was)) * 100 <= u64::from(was) * u64::from(TOLERANCE)
 }
 
-/// All programs that are pinned in our folder.
+/// All programs that are pinned in our folder, or held by a link that is.
 fn programs(lab: &Lab) -> Result<Vec<ProgramInfo>> {
-    let pins = lab
-        .guest()
-        .enter(|| -> Result<Vec<PathBuf>> { fs::read_dir(PINS)?.map(|entry| Ok(entry?.path())).collect() })?;
-    let mut found = Vec::new();
-    for pin in pins {
-        // Maps and links are pinned there too, and the kernel gives a descriptor for anything.
-        let mut show = lab.guest().command("bpftool");
-        show.args(["prog", "show", "pinned"]).arg(&pin);
-        if run(&mut show, COMMAND_LIMIT)?.status.success() {
-            found.push(lab.guest().enter(|| ProgramInfo::from_pin(&pin))?);
+    lab.guest().enter(|| {
+        let mut ids = BTreeSet::from([ProgramInfo::from_pin(format!("{PINS}/program"))?.id()]);
+        for pin in fs::read_dir(PINS)? {
+            let pin = pin?;
+            if pin.file_name().to_string_lossy().starts_with("link") {
+                ids.insert(FdLink::from(PinnedLink::from_pin(pin.path())?).info()?.program_id());
+            }
         }
-    }
-    Ok(found)
+        Ok(loaded_programs().flatten().filter(|program| ids.contains(&program.id())).collect())
+    })
 }
 
 #[test]

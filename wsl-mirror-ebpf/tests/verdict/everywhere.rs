@@ -398,7 +398,10 @@ fn a_flow_that_begins_goes_by_lo_if_a_rule_is_known_or_its_listener_has_learned_
 #[test]
 fn a_flow_that_goes_by_lo_stays_there_and_one_that_goes_the_plain_way_too() {
     everywhere(|world, packet, Decision { reason, by_lo }, _| {
-        let (Some(flow), Some(entry)) = (world.remembered, world.entry()) else { return };
+        let (flow, Some(entry)) = (world.remembered, world.entry()) else { return };
+        if flow.carrier.is_none() {
+            return;
+        }
         let goes_on = matches!(reason, Reason::Established | Reason::Local | Reason::NotOurs);
         if !goes_on || !matches!(world.way, Way::Seen | Way::ByLo) {
             return;
@@ -425,9 +428,8 @@ fn that_a_rule_eats_what_is_not_on_lo_is_learned_from_a_second_syn_alone() {
             && if is_ours(&entry) {
                 entry.tcp_state == tcp_state::NONE
             } else {
-                world.remembered.is_some_and(|flow| {
-                    flow.carrier == Carrier::Linux && flow.sequence == SEQUENCE && !flow.by_lo
-                })
+                let flow = world.remembered;
+                flow.carrier == Some(Carrier::Linux) && flow.sequence == SEQUENCE && !flow.by_lo
             };
         if reason == Reason::Learned {
             assert!(is_second && world.admits() && world.way != Way::Plain, "{packet:?} {world:?}");

@@ -66,7 +66,7 @@ impl Calls {
 #[derive(Clone, Copy, Debug)]
 pub struct World {
     pub conntrack: Conntrack,
-    pub remembered: Option<Remembered>,
+    pub remembered: Remembered,
     pub written: Policy,
     pub default: Policy,
     pub listener: Option<Listener>,
@@ -83,12 +83,12 @@ pub const COMBINATIONS: usize = REMEMBERED.len() * 3 * 3 * LISTENERS.len() * 2 *
 /// The sequence number of every packet in these tests.
 pub const SEQUENCE: u32 = 0x1234_5678;
 
-const REMEMBERED: [Option<Remembered>; 7] = {
-    const fn flow(carrier: Carrier, by_lo: bool, sequence: u32) -> Option<Remembered> {
-        Some(Remembered { carrier, by_lo, sequence })
+const REMEMBERED: [Remembered; 7] = {
+    const fn flow(carrier: Carrier, by_lo: bool, sequence: u32) -> Remembered {
+        Remembered { carrier: Some(carrier), by_lo, sequence }
     }
     [
-        None,
+        Remembered::NOTHING,
         flow(Carrier::Listener, false, 0),
         flow(Carrier::Listener, true, 0),
         flow(Carrier::Engine, false, 0),
@@ -147,7 +147,7 @@ impl World {
 
     /// Who carried the flow, as far as it is remembered.
     pub fn carrier(&self) -> Option<Carrier> {
-        self.remembered.map(|flow| flow.carrier)
+        self.remembered.carrier
     }
 
     /// Whether a flow that begins is delivered by `lo`.
@@ -189,7 +189,7 @@ impl Kernel for Visit<'_> {
         self.world.conntrack
     }
 
-    fn remembered(&mut self, _: &Packet) -> Option<Remembered> {
+    fn remembered(&mut self, _: &Packet) -> Remembered {
         self.calls.push(Call::Remembered);
         self.world.remembered
     }

@@ -6,9 +6,9 @@ use anyhow::Result;
 use aya::programs::{ProgramInfo, loaded_programs};
 use clap::Args;
 use serde::Serialize;
-use wsl_mirror_ebpf::abi::{Hook, Policy, PortKey, Protocol, Reason, Settings, Verdicts};
+use wsl_mirror_ebpf::abi::{Hook, Owner, OwnerPolicy, Policy, PortKey, Protocol, Reason, Settings, Verdicts};
 
-use crate::datapath::maps::{self, PolicyMap, PortTraffic, SettingsMap};
+use crate::datapath::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
 use crate::datapath::pins::Pins;
 use crate::datapath::state::{self, Attachment};
 use crate::exit::Exit;
@@ -65,6 +65,8 @@ struct Details {
     delivery: Delivery,
     /// `steer` or `pass`.
     default_policy: &'static str,
+    /// What ports get by who serves them.
+    owners: Vec<OwnerRule>,
     /// How many entries of `PORT_POLICY` exempt a port; `wsl-mirror exempt list` shows them.
     exempt_ports: usize,
     /// Every reason, in the order of its counter.
@@ -101,6 +103,16 @@ struct Program {
     name: String,
     /// Of the instructions, as bpftool shows it.
     tag: String,
+}
+
+#[derive(Debug, Serialize)]
+struct OwnerRule {
+    /// The process's name.
+    name: String,
+    /// Its user; `null` stands for any.
+    uid: Option<u32>,
+    /// `steer` or `pass`.
+    policy: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -144,12 +156,15 @@ impl Report {
         };
         // A load that was killed may have left some of the maps unpinned.
         let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
+        let owners = if pins.has("OWNERS") { OwnersMap::pinned()?.all()? } else { BTreeMap::new() };
         let verdicts = if pins.has("VERDICTS") { maps::verdicts()? } else { Verdicts::default() };
         let counted = pins.has("PORT_STATS") && pins.has("PORT_PACKETS");
         let ports = if counted { maps::port_traffic()? } else { BTreeMap::new() };
         let exempt_ports = policies.values().filter(|policy| policy.effective() == Policy::Pass).count();
         let delivery = Delivery::new(&settings, &state::delivery_state(&state::our_programs(&pins)?)?);
-        let details = Details::new(&settings, attachment, program, delivery, exempt_ports, &verdicts, &ports);
+        let mut details =
+            Details::new(&settings, attachment, program, delivery, exempt_ports, &verdicts, &ports);
+        details.owners = owners.iter().map(|(owner, policy)| OwnerRule::new(*owner, *policy)).collect();
         Ok(Self {
             loaded: true,
             steering: attachment.is_alive(),
@@ -206,6 +221,7 @@ impl Details {
             delivery,
             default_policy: Policy::from_byte(u8::try_from(settings.default_policy).unwrap_or_default())
                 .name(),
+            owners: Vec::new(),
             exempt_ports,
             verdicts: Reason::ALL
                 .iter()
@@ -240,6 +256,10 @@ impl Details {
         text.push(format!("mark     {:#x}", self.mark));
         text.extend(self.delivery.to_text());
         text.push(format!("default  {}", self.default_policy));
+        for owner in &self.owners {
+            let user = owner.uid.map_or_else(|| "any user".to_owned(), |uid| format!("user {uid}"));
+            text.push(format!("owner    {} ({user}): {}", owner.name, owner.policy));
+        }
         text.push(format!("exempt   {} (`wsl-mirror exempt list`)", count(self.exempt_ports, "port")));
 
         let seen: Vec<_> = self.verdicts.iter().filter(|verdict| verdict.packets != 0).collect();
@@ -328,6 +348,16 @@ impl Delivery {
     }
 }
 
+impl OwnerRule {
+    fn new(owner: Owner, policy: OwnerPolicy) -> Self {
+        Self {
+            name: owner.name().to_owned(),
+            uid: (owner.uid != Owner::ANY_UID).then_some(owner.uid),
+            policy: policy.policy().name(),
+        }
+    }
+}
+
 impl Port {
     fn new(key: PortKey, stats: PortTraffic) -> Option<Self> {
         Some(Self {
@@ -390,7 +420,11 @@ mod tests {
             PortTraffic { steered_flows: 3, steered_packets: 30, passed_packets: 1, failed_packets: 0 };
         let program = Some(Program { id: 42, name: "wsl_mirror".into(), tag: "00ff".into() });
         let ports = BTreeMap::from([(key, stats)]);
-        Details::new(&settings, Attachment::Alive(42), program, delivery, 2, &verdicts, &ports)
+        let mut details =
+            Details::new(&settings, Attachment::Alive(42), program, delivery, 2, &verdicts, &ports);
+        details.owners =
+            vec![OwnerRule::new(Owner::new(b"docker-proxy", 0), OwnerPolicy::new(Policy::Steer))];
+        details
     }
 
     #[test]
@@ -402,6 +436,7 @@ mod tests {
             "loaded": true, "steering": true, "attachment": "alive", "interface": "loopback0", "ifindex": 7,
             "hook": "tcx", "program": {"id": 42, "name": "wsl_mirror", "tag": "00ff"}, "mark": 4096,
             "delivery": {"way": "lo", "obstacles": [], "dropped": [], "unread": []}, "default_policy": "steer", "exempt_ports": 2,
+            "owners": [{"name": "docker-proxy", "uid": 0, "policy": "steer"}],
             "ports": [{"port": 8080, "protocol": "tcp", "steered_flows": 3, "steered_packets": 30,
                        "passed_packets": 1, "failed_packets": 0}],
         });
