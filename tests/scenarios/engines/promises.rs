@@ -8,10 +8,6 @@ use super::{
     known,
 };
 
-/// The promises that this tree does not keep yet, each with the configurations and cells where. Nothing else says so:
-/// take a line out when its promise is kept. A test in which such a promise turns out to be kept fails.
-const NOT_YET: &[NotYet] = &[];
-
 /// What may not become slower by more than this, at the median.
 const SLOWER: Duration = Duration::from_millis(2);
 
@@ -126,79 +122,6 @@ fn shown(outcome: &Outcome) -> String {
         Outcome::Answers(_) => "answers".to_owned(),
         Outcome::Sometimes(failure) => format!("answers sometimes, else {failure}"),
         Outcome::Never(failure) => format!("fails: {failure}"),
-    }
-}
-
-struct NotYet {
-    promise: Promise,
-    why: &'static str,
-    covers: fn(&Configuration, Cell) -> bool,
-}
-
-/// What a test makes of the violations.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
-    /// Why it fails.
-    pub failures: Vec<String>,
-    /// What it says and does not fail for.
-    pub not_yet: Vec<String>,
-}
-
-/// Sorts out what [`NOT_YET`] covers.
-pub fn verdict(configuration: &Configuration, columns: &Columns, leniency: Leniency) -> Verdict {
-    judge(NOT_YET, configuration, columns, leniency)
-}
-
-fn judge(
-    not_yet: &[NotYet],
-    configuration: &Configuration,
-    columns: &Columns,
-    leniency: Leniency,
-) -> Verdict {
-    let violations = violations(configuration, columns, leniency);
-    let mut verdict = Verdict::default();
-    for violation in &violations {
-        let covering = not_yet.iter().find(|not_yet| {
-            not_yet.promise == violation.promise && (not_yet.covers)(configuration, violation.cell)
-        });
-        match covering {
-            Some(not_yet) => verdict.not_yet.push(format!("{violation} (not yet: {})", not_yet.why)),
-            None => verdict.failures.push(violation.to_string()),
-        }
-    }
-    for not_yet in not_yet {
-        let covered: Vec<Cell> = columns
-            .with
-            .keys()
-            .copied()
-            .filter(|cell| applies(not_yet.promise, configuration, columns, *cell))
-            .filter(|cell| (not_yet.covers)(configuration, *cell))
-            .collect();
-        let broken = |cell: &Cell| {
-            violations.iter().any(|violation| violation.promise == not_yet.promise && violation.cell == *cell)
-        };
-        if !covered.is_empty() && !covered.iter().any(broken) {
-            verdict.failures.push(format!(
-                "{}: kept by now, and still in NOT_YET ({}): take it out",
-                not_yet.promise, not_yet.why
-            ));
-        }
-    }
-    verdict
-}
-
-/// Whether a promise could be broken by this cell at all.
-fn applies(promise: Promise, configuration: &Configuration, columns: &Columns, cell: Cell) -> bool {
-    let of_docker_proxy = |client| {
-        configuration.is_served_by_docker_proxy() && cell.published().is_some() && cell.client == client
-    };
-    match promise {
-        Promise::WindowsReachesDockerProxy => of_docker_proxy(Client::Windows),
-        Promise::LinuxReachesDockerProxy => of_docker_proxy(Client::Linux),
-        Promise::NothingBreaks | Promise::NothingIsSlower => {
-            columns.without.get(&cell).is_some_and(Outcome::answers)
-        }
-        Promise::WhatStaysBrokenIsExplained | Promise::UnloadLeavesNothing | Promise::TheLabIsRight => true,
     }
 }
 
@@ -317,26 +240,5 @@ mod tests {
         let found = promises(&docker, &columns);
         assert_eq!(found.len(), 4);
         assert!(found.iter().all(|(promise, _)| *promise == Promise::UnloadLeavesNothing), "{found:?}");
-    }
-
-    #[test]
-    fn a_promise_that_is_not_kept_yet_fails_only_when_it_is_kept() {
-        let not_yet = [NotYet {
-            promise: Promise::NothingBreaks,
-            why: "a test",
-            covers: |_, cell| cell.client == Client::Windows && cell.published().is_some(),
-        }];
-        let mut columns = as_promised(&netavark());
-        let kept = judge(&not_yet, &netavark(), &columns, STRICT);
-        assert!(kept.failures[0].contains("take it out"), "{kept:?}");
-        columns.with = column(|cell| cell.published().is_none());
-        let broken = judge(&not_yet, &netavark(), &columns, STRICT);
-        assert_eq!((broken.failures.len(), broken.not_yet.len()), (0, 4), "{broken:?}");
-        columns.with = column(|cell| cell.published().is_none() && cell.protocol == Protocol::Tcp);
-        let worse = judge(&not_yet, &netavark(), &columns, STRICT);
-        assert_eq!((worse.failures.len(), worse.not_yet.len()), (5, 4), "{worse:?}");
-        let elsewhere = proxy_on(DOCKER_20_10, Wslinfo::Present);
-        let judged = judge(&not_yet, &elsewhere, &as_promised(&elsewhere), STRICT);
-        assert_eq!(judged, Verdict::default(), "nothing to break there");
     }
 }

@@ -112,7 +112,7 @@ fn not_kept(text: &mut String, rows: &[Row]) {
     if promises.is_empty() {
         return;
     }
-    text.push_str("\n## What is promised and not kept yet\n");
+    text.push_str("\n## What is promised, and was not so\n");
     for (promise, cells) in promises {
         let _ = writeln!(text, "- {promise}: not so in {cells} cells");
     }
