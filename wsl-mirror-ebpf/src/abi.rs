@@ -383,6 +383,7 @@ impl Owner {
     }
 
     /// The same name, whatever the user.
+    #[must_use]
     #[inline(always)]
     pub const fn of_any_user(self) -> Self {
         Self { uid: Self::ANY_UID, ..self }
@@ -636,7 +637,7 @@ mod tests {
         let mut all = Verdicts::default();
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
-            assert_eq!(Reason::from_number(index as u32), Some(*reason));
+            assert_eq!(Reason::from_number(*reason as u32), Some(*reason));
             *all.counter(*reason) += index as u64 + 1;
             assert!(
                 reason.name().starts_with(reason.verdict().name()),

@@ -69,7 +69,7 @@ fn a_bind_costs_at_most_a_microsecond_more() -> Result<()> {
         let (more_runs, more_time) = so_far()?;
         let runs = u32::try_from(more_runs - runs)?;
         ensure!(runs as usize >= pace::rounds(2000), "the hook ran {runs} times");
-        costs.push((more_time - time) / runs);
+        costs.push(more_time.saturating_sub(time) / runs);
     }
     costs.sort_unstable();
     let median = costs[costs.len() / 2];

@@ -174,7 +174,9 @@ fn run(part: usize) -> Result<HashMap<&'static str, u64>, String> {
         let linear = usize::try_from(numbers.below(160)).unwrap_or(0);
         let Decision { reason, by_lo } = match parse_as_the_program_does(&sample, linear) {
             // One of two has the number that was remembered.
-            Ok(packet) if seed % 2 == 0 => decide(&Packet { sequence: SEQUENCE, ..packet }, &mut visit),
+            Ok(packet) if seed.is_multiple_of(2) => {
+                decide(&Packet { sequence: SEQUENCE, ..packet }, &mut visit)
+            }
             Ok(packet) => decide(&packet, &mut visit),
             Err(reason) => Decision { reason, by_lo: false },
         };

@@ -99,17 +99,17 @@ const REMEMBERED: [Remembered; 7] = {
 };
 
 const LISTENERS: [Option<Listener>; 7] = {
-    const fn of(owner: Policy, by_lo: bool) -> Option<Listener> {
-        Some(Listener { owner, by_lo })
+    const fn of(owner: Policy, by_lo: bool) -> Listener {
+        Listener { owner, by_lo }
     }
     [
         None,
-        of(Policy::Unset, false),
-        of(Policy::Unset, true),
-        of(Policy::Pass, false),
-        of(Policy::Pass, true),
-        of(Policy::Steer, false),
-        of(Policy::Steer, true),
+        Some(of(Policy::Unset, false)),
+        Some(of(Policy::Unset, true)),
+        Some(of(Policy::Pass, false)),
+        Some(of(Policy::Pass, true)),
+        Some(of(Policy::Steer, false)),
+        Some(of(Policy::Steer, true)),
     ]
 };
 

@@ -41,6 +41,11 @@ impl Accelerator {
     }
 }
 
+/// What the kernel is told. `loglevel=5`: warnings are shown, and engines' chatter about bridge ports is not.
+/// `no5lvl`: an interrupt that comes while `identify_cpu()` has the CPU's features zeroed makes KASAN take addresses of
+/// five-level page tables for wild ones.
+const COMMAND_LINE: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off nokaslr no5lvl";
+
 /// CPUs of each machine: two, so that what runs at once on the host does so in there.
 const CPUS: u32 = 2;
 /// What a machine may use, in MiB; what the tests write is in memory.
@@ -92,11 +97,6 @@ impl Machine {
         command.args(self.accelerator.arguments());
         command.args(["-smp", &CPUS.to_string(), "-m", &MEMORY.to_string()]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        // loglevel=5: warnings are shown, and engines' chatter about bridge ports is not.
-        // no5lvl: an interrupt that comes while identify_cpu() has the CPU's features zeroed makes KASAN take addresses
-        // of five-level page tables for wild ones.
-        const COMMAND_LINE: &str =
-            "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off nokaslr no5lvl";
         command.args(["-append", COMMAND_LINE]);
         command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
         let chardev = |id: &str, path: &Path| format!("file,id={id},path={}", escaped(path));
