@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{
-    Container, Docker, DockerOptions, Lab, Service, loopback, nat,
+    Container, Docker, DockerOptions, Lab, Service, loopback, nat, pace,
     process::wait_for,
     raw::{RawSocket, frame_from_windows},
     servers, tcp, udp,
@@ -150,7 +150,7 @@ fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() -> Result<()>
         "add table ip slow; add chain ip slow pre { type filter hook prerouting priority raw; }; \
          add rule ip slow pre iifname docker0 tcp sport 7 drop",
     )?;
-    let client = windows(&lab, 8080).limit(Duration::from_secs(5));
+    let client = windows(&lab, 8080).limit(pace::limit(Duration::from_secs(10)));
     thread::scope(|scope| {
         let connecting = scope.spawn(|| client.echo(HELLO));
         wait_for("the SYN to be translated", Duration::from_secs(1), || {
@@ -158,7 +158,7 @@ fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() -> Result<()>
         })?;
         load_for_all(&lab)?;
         // The retransmission, a second after the first SYN, meets the program before the answer can come.
-        wait_for("the SYN's retransmission", Duration::from_secs(3), || {
+        wait_for("the SYN's retransmission", Duration::from_secs(8), || {
             Ok((packets(&lab, "pass_engine_nat")? > 0).then_some(()))
         })?;
         nft(&lab, "delete table ip slow")?;
