@@ -35,7 +35,7 @@ fn a_filter_steers_and_is_replaced_under_traffic() -> Result<()> {
     assert_eq!(bpf::tcx(lab.guest())?, []);
     let mut program = status(&lab)?.0["program"]["id"].clone();
     under_traffic(&lab, || {
-        for _ in 0..20 * pace::rounds(1) {
+        for _ in 0..pace::rounds(20) {
             ok(&lab, &load)?;
             let now = status(&lab)?.0["program"]["id"].clone();
             ensure!(now != program && now.is_u64(), "{now} after {program}");

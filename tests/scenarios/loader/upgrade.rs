@@ -70,7 +70,7 @@ fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() -> Result<(
     ok(&lab, &["exempt", "add", "8200-8209/tcp", "8300/tcp"])?;
     let (mut program, link) = ours(&lab)?;
     under_traffic(&lab, || {
-        for round in 0..24 * pace::rounds(1) {
+        for round in 0..pace::rounds(24) {
             // What the file says follows the file; what was written by hand stays.
             let arguments: &[&str] = if round % 2 == 0 {
                 &["load", "--config", "/dev/null"]
@@ -172,7 +172,7 @@ fn at_once(lab: &Lab, commands: &[&str]) -> Result<Vec<Finished>> {
 fn loads_at_the_same_time_do_not_get_in_each_others_way() -> Result<()> {
     let lab = Lab::builder().build()?;
     for count in [2, 5, 5] {
-        for _ in 0..2 * pace::rounds(1) {
+        for _ in 0..pace::rounds(2).max(2) {
             at_once(&lab, &vec!["load"; count])?;
             is_whole(&lab)?;
         }
@@ -185,7 +185,7 @@ fn loads_at_the_same_time_do_not_get_in_each_others_way() -> Result<()> {
 #[test]
 fn load_unload_and_those_who_look_do_not_get_in_each_others_way() -> Result<()> {
     let lab = Lab::builder().build()?;
-    for _ in 0..6 * pace::rounds(1) {
+    for _ in 0..pace::rounds(6).max(2) {
         let mixed = thread::scope(|scope| {
             let looking = scope.spawn(|| -> Result<()> {
                 for _ in 0..4 {
