@@ -2,6 +2,7 @@
 //! remembers.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpListener},
     thread,
     time::Duration,
@@ -116,11 +117,24 @@ fn what_was_learned_goes_with_the_listener() -> Result<()> {
 fn narrow(lab: &Lab, port: u16) -> Result<TcpListener> {
     let socket = lab.guest().enter(|| -> std::io::Result<Socket> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
         socket.bind(&SockAddr::from(SocketAddr::V4(loopback(port))))?;
         socket.listen(0)?;
         Ok(socket)
     })?;
     Ok(socket.into())
+}
+
+/// How many connections wait in the queue of this listener on 127.0.0.1.
+fn waiting_for_accept(lab: &Lab, port: u16) -> Result<u32> {
+    let sockets = lab.guest().enter(|| fs::read_to_string("/proc/thread-self/net/tcp"))?;
+    let address = format!("0100007F:{port:04X}");
+    let queues = sockets.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        (words.next() == Some(&address) && words.nth(1) == Some("0A")).then(|| words.next()).flatten()
+    });
+    let (_, waiting) = queues.and_then(|queues| queues.split_once(':')).context("no listener")?;
+    Ok(u32::from_str_radix(waiting, 16)?)
 }
 
 /// The stack itself drops SYNs to it, so one comes twice with no rule about. It may be taken for one that was eaten.
@@ -133,8 +147,7 @@ fn a_listener_whose_queue_was_full_loses_nothing_by_what_is_made_of_it() -> Resu
         let listener = narrow(&lab, 8210)?;
         let mut first = client(from, 8210).limit(HANG).connect().context("the first has room")?;
         wait_for("the queue to be full", Duration::from_secs(5), || {
-            let listed = lab.guest().run("ss", ["-Hltn", "sport = 8210"])?.stdout;
-            Ok((listed.split_whitespace().nth(1) == Some("1")).then_some(()))
+            Ok((waiting_for_accept(&lab, 8210)? == 1).then_some(()))
         })?;
         let patient = client(from, 8210).limit(pace::limit(2 * RETRANSMISSIONS));
         let waiting = thread::spawn(move || patient.connect());

@@ -2,15 +2,15 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpListener,
+    net::{Shutdown, TcpListener, UdpSocket},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, loopback, nat, pace, tcp};
+use wsl_mirror_lab::{Lab, loopback, nat, pace, tcp, udp};
 
-use super::{Rule, Ways, answers_at_once, answers_udp_at_once, client, is_eaten};
+use super::{Rule, Ways, answers_at_once, answers_udp_at_once, client, ends, is_eaten};
 use crate::world::{
     HELLO, STREAM, accept, load, load_for_all, load_with, services, slow_download, slow_echo, slow_upload,
     talk, unload, windows,
@@ -83,6 +83,44 @@ fn flows_by_lo_survive_the_rule_coming_and_going_loads_and_flushes() -> Result<(
         rule.remove()?;
     }
     lab.keep();
+    Ok(())
+}
+
+/// After a flush conntrack takes whoever speaks first for the one who began; and a FIN for nothing at all.
+#[test]
+fn after_a_flush_a_flow_by_lo_goes_on_if_the_server_speaks_first_and_ends_if_nobody_does() -> Result<()> {
+    const PORT: u16 = 8220;
+    let lab = Lab::builder().build()?;
+    let listener = lab.guest().enter(|| TcpListener::bind(loopback(PORT)))?;
+    let datagrams = lab.guest().enter(|| UdpSocket::bind(loopback(PORT)))?;
+    datagrams.set_read_timeout(Some(tcp::limit()))?;
+    Rule::add_both(&lab, PORT)?;
+    load_for_all(&lab)?;
+    for from in ends(&lab) {
+        let mut stream = client(from, PORT).connect()?;
+        let (mut served, _) = accept(&listener)?;
+        talk(&mut stream, &mut served)?;
+        nat::conntrack_flush(lab.guest())?;
+        served.write_all(HELLO)?;
+        stream.read_exact(&mut [0; HELLO.len()])?;
+        talk(&mut stream, &mut served)
+            .with_context(|| format!("the server spoke first to {}", from.name()))?;
+        nat::conntrack_flush(lab.guest())?;
+        stream.shutdown(Shutdown::Write)?;
+        let end = served.read(&mut [0; 1]).with_context(|| format!("the end of {}", from.name()))?;
+        assert_eq!(end, 0);
+
+        let socket = udp::Client::new(from, loopback(PORT)).connect()?;
+        for flushed in [false, true] {
+            socket.send(HELLO)?;
+            let (_, peer) = datagrams.recv_from(&mut [0; 16]).with_context(|| {
+                format!("a datagram of {}, after the server spoke first: {flushed}", from.name())
+            })?;
+            nat::conntrack_flush(lab.guest())?;
+            datagrams.send_to(HELLO, peer)?;
+            socket.recv(&mut [0; 16])?;
+        }
+    }
     Ok(())
 }
 
@@ -170,7 +208,7 @@ fn a_flow_within_linux_keeps_its_entry_as_it_is_without_us() -> Result<()> {
     const PORT: u16 = 8101;
     let lab = Lab::builder().build()?;
     let listener = lab.guest().enter(|| TcpListener::bind(loopback(PORT)))?;
-    let datagrams = lab.guest().enter(|| std::net::UdpSocket::bind(loopback(PORT)))?;
+    let datagrams = lab.guest().enter(|| UdpSocket::bind(loopback(PORT)))?;
     datagrams.set_read_timeout(Some(tcp::limit()))?;
     let ways = Ways::new(&lab, &[PORT])?;
     let seen = || -> Result<_> {
@@ -181,8 +219,7 @@ fn a_flow_within_linux_keeps_its_entry_as_it_is_without_us() -> Result<()> {
         let tcp = (from, stream.peer_addr()?, entries(&lab, PORT)?);
         drop((stream, served));
         nat::conntrack_flush(lab.guest())?;
-        let socket =
-            wsl_mirror_lab::udp::Client::new(lab.guest(), loopback(PORT)).from_port(45_000).connect()?;
+        let socket = udp::Client::new(lab.guest(), loopback(PORT)).from_port(45_000).connect()?;
         socket.send(HELLO)?;
         let (_, from) = datagrams.recv_from(&mut [0; 16])?;
         datagrams.send_to(HELLO, from)?;
