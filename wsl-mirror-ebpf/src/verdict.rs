@@ -270,8 +270,24 @@ fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<Wish, Dec
             let by_lo = flow.by_lo && !matches!(kernel.way(packet), Way::Plain);
             Ok(Wish::granted(Reason::PickedUp, by_lo, Wish::RESUMES))
         }
-        Role::Other => Err(Decision::plain(Reason::Stray)),
+        Role::Other => Err(along_with_its_flow(packet, Reason::Stray, kernel)),
     }
+}
+
+/// A packet about which there is nothing to decide, and which conntrack does not count with its flow: one that ends a
+/// flow whose entry is lost (conntrack -F); or, since the server was the first to speak after that, one that goes the
+/// way of replies. If the flow is delivered by `lo`, a rule eats whatever is not.
+#[inline(always)]
+fn along_with_its_flow<K: Kernel>(packet: &Packet, plain: Reason, kernel: &mut K) -> Decision {
+    if matches!(kernel.way(packet), Way::Plain | Way::Open) {
+        return Decision::plain(plain);
+    }
+    let flow = kernel.remembered(packet);
+    if !flow.by_lo {
+        return Decision::plain(plain);
+    }
+    let is_within_linux = matches!(flow.carrier, Some(Carrier::Linux));
+    Decision { reason: if is_within_linux { Reason::Local } else { Reason::Established }, by_lo: true }
 }
 
 #[inline(always)]
@@ -290,7 +306,13 @@ fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Resul
         return Ok(Wish::granted(reason, by_lo, Wish::RESUMES | Wish::REPLACES));
     }
     if entry.is_reply {
-        return Err(Decision::plain(Reason::Reply));
+        // Of a translated flow these are replies indeed.
+        let is_reply = entry.status & status::DST_NAT != 0;
+        return Err(if is_reply {
+            Decision::plain(Reason::Reply)
+        } else {
+            along_with_its_flow(packet, Reason::Reply, kernel)
+        });
     }
     if entry.status & status::DST_NAT != 0 {
         // A datagram does not tell whether its flow has just begun. Without this note, one whose entry was

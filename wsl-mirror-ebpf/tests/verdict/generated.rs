@@ -122,12 +122,18 @@ const PROPERTIES: [Property; 15] = [
         let carried = case.world.entry().is_some_and(|entry| entry.status & status::DST_NAT != 0);
         !case.by_lo || !carried || case.calls.has(Call::Create)
     }),
-    ("a reply is never steered, unless it starts anew on what a finished flow has left", |case| {
-        let on_finished = case.world.entry().is_some_and(|entry| {
-            matches!(entry.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE) && case.byte(14 + 9) == 6
-        });
-        !case.is_steered() || on_finished || case.world.entry().is_none_or(|entry| !entry.is_reply)
-    }),
+    (
+        "a reply is never steered, unless it starts anew on what a finished flow has left, or its flow goes by lo",
+        |case| {
+            let on_finished = case.world.entry().is_some_and(|entry| {
+                matches!(entry.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE) && case.byte(14 + 9) == 6
+            });
+            !case.is_steered()
+                || on_finished
+                || case.world.entry().is_none_or(|entry| !entry.is_reply)
+                || (case.by_lo && case.world.remembered.by_lo)
+        },
+    ),
 ];
 
 /// Numbers that are the same in every run (splitmix64).
