@@ -385,7 +385,6 @@ impl Owner {
     /// The same name, whatever the user.
     #[must_use]
     #[inline(always)]
-    #[must_use]
     pub const fn of_any_user(self) -> Self {
         Self { uid: Self::ANY_UID, ..self }
     }
