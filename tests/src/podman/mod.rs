@@ -25,7 +25,7 @@ use rustix::{
 };
 
 use crate::{
-    Container, Lab, Namespace, Running, SCRATCH,
+    Container, Lab, Namespace, Running, SCRATCH, Service,
     cgroups::LabCgroup,
     engine::{
         SEARCH_PATH,
@@ -164,6 +164,21 @@ impl Podman {
         let line = container.command_line(&["--cgroups=disabled"]);
         self.cli(&line.iter().map(String::as_str).collect::<Vec<_>>())?;
         let (name, services) = container.into_parts();
+        self.wait_for_services(name, services)
+    }
+
+    /// `podman stop` (without its patience: there is nothing to be saved).
+    pub fn stop(&self, container: &Running) -> Result<Finished> {
+        self.cli(&["stop", "--time", "0", container.name()])
+    }
+
+    /// `podman start`, and waits for the services; the address may be another one.
+    pub fn start_again(&self, container: &Running) -> Result<Running> {
+        self.cli(&["start", container.name()])?;
+        self.wait_for_services(container.name().to_owned(), container.services().to_vec())
+    }
+
+    fn wait_for_services(&self, name: String, services: Vec<Service>) -> Result<Running> {
         let template =
             "{{.NetworkSettings.IPAddress}} {{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
         let addresses = self.cli(&["inspect", "--format", template, &name])?.stdout;
