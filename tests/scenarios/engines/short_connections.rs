@@ -275,10 +275,10 @@ fn only_ports_that_were_down_fail(connections: usize) -> Result<()> {
     }
     let longest = seen.iter().map(|seen| seen.longest).max().unwrap_or_default();
     println!(
-        "{answers} answers and {} failures in {took:.1?}, {:.0} connections a second; the longest took {longest:.1?}; \
+        "{answers} answers and {} failures in {took:.1?}, {} connections a second; the longest took {longest:.1?}; \
          containers came and went {times:?} times; of the second engine or not, failures: {ways:?}",
         failures.len(),
-        (answers as f64 + failures.len() as f64) / took.as_secs_f64(),
+        u128::from(answers + failures.len() as u64) * 1000 / took.as_millis().max(1),
     );
     let wrong: Vec<String> = failures
         .iter()
