@@ -20,6 +20,11 @@ use crate::pace;
 /// Enough for every short command the lab runs, on a busy machine too. As all limits here, longer in emulation.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long is waited for the end of what a program that has ended has printed, if nothing has come so far.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(5);
+/// The same for its standard error, where mostly nothing comes.
+const ERRORS_LIMIT: Duration = Duration::from_millis(500);
+
 /// A program that has ended: what was run, how it ended, what it said.
 #[derive(Debug, Clone)]
 pub struct Finished {
@@ -87,7 +92,7 @@ pub(crate) fn run_started_by(
         child.kill().with_context(|| format!("killing `{line}`"))?;
     }
     let status = child.wait().with_context(|| format!("waiting for `{line}`"))?;
-    let (stdout, stderr) = (collect(stdout), collect(stderr));
+    let (stdout, stderr) = (collect(stdout, OUTPUT_LIMIT), collect(stderr, ERRORS_LIMIT));
     let finished = Finished { command: line, status, stdout, stderr, took: started.elapsed() };
     if in_time { Ok(finished) } else { bail!("no end within {limit:?}, so it was killed: {finished}") }
 }
@@ -164,8 +169,8 @@ impl Background {
         Ok(Finished {
             command: self.command.clone(),
             status,
-            stdout: collect(self.stdout.take()),
-            stderr: collect(self.stderr.take()),
+            stdout: collect(self.stdout.take(), OUTPUT_LIMIT),
+            stderr: collect(self.stderr.take(), ERRORS_LIMIT),
             took: self.started.elapsed(),
         })
     }
@@ -206,10 +211,14 @@ fn read_all(mut pipe: impl Read + Send + 'static) -> Reader {
 }
 
 /// What was read, without waiting for somebody else who inherited the pipe (a daemon that was started).
-fn collect(reader: Option<Reader>) -> String {
+fn collect(reader: Option<Reader>, limit: Duration) -> String {
     let Some(reader) = reader else { return String::new() };
-    let deadline = Instant::now() + Duration::from_millis(500);
-    while !reader.thread.is_finished() && Instant::now() < deadline {
+    let (began, inherited) = (Instant::now(), Duration::from_millis(500));
+    while !reader.thread.is_finished() && began.elapsed() < limit {
+        // On a busy machine the thread that reads may come to it late.
+        if began.elapsed() > inherited && !reader.so_far().is_empty() {
+            break;
+        }
         thread::sleep(Duration::from_micros(200));
     }
     reader.so_far()

@@ -63,7 +63,7 @@ fn folder() -> Result<PathBuf> {
 }
 
 /// The version of this machine's dockerd: `Docker version 20.10.24+dfsg1, build 5d6db84`.
-fn machines_docker() -> Option<String> {
+pub fn machines_docker() -> Option<String> {
     let dockerd = DockerOptions::default().dockerd;
     Path::new(&dockerd).exists().then_some(())?;
     let said = run(Command::new(dockerd).arg("--version"), COMMAND_LIMIT).ok()?.success().ok()?.stdout;

@@ -4,6 +4,9 @@
 //! Engines are other Debian releases' packages in folders, which `cargo xtask test` makes (`installed`); where one is
 //! missing, its tests say so and judge nothing. What was measured goes to the folder that `results` names, from which
 //! `cargo xtask test --engines --write` makes docs/engines.md.
+//!
+//! Besides: `orders` in which engines, firewalls and wsl-mirror may come and go, and what that does to a crowd of
+//! `short_connections`.
 
 mod cells;
 mod configuration;
@@ -11,5 +14,8 @@ mod installed;
 mod known;
 mod matrix;
 mod measure;
+mod orders;
 mod promises;
 mod results;
+mod short_connections;
+mod world;

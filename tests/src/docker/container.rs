@@ -87,6 +87,11 @@ impl Running {
         &self.name
     }
 
+    /// What is served in it.
+    pub(crate) fn services(&self) -> &[Service] {
+        &self.services
+    }
+
     /// Waits until all services answer on the container's own address.
     pub(crate) fn wait(
         guest: &Namespace,

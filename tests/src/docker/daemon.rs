@@ -113,6 +113,12 @@ impl Docker {
         self.start_daemon()
     }
 
+    /// The same, with docker-proxy or without from now on.
+    pub fn restart_daemon_with_userland_proxy(&mut self, userland_proxy: bool) -> Result<()> {
+        self.options.userland_proxy = userland_proxy;
+        self.restart_daemon()
+    }
+
     /// Runs the docker client to its end and wants it to succeed.
     pub fn cli(&self, arguments: &[&str]) -> Result<Finished> {
         run(self.client().args(arguments), COMMAND_LIMIT)?.success().map_err(|error| self.with_log(&error))

@@ -25,7 +25,7 @@ use rustix::{
 };
 
 use crate::{
-    Container, Lab, Namespace, Running, SCRATCH,
+    Container, Lab, Namespace, Running, SCRATCH, Service,
     cgroups::LabCgroup,
     engine::{
         SEARCH_PATH,
@@ -164,18 +164,33 @@ impl Podman {
         let line = container.command_line(&["--cgroups=disabled"]);
         self.cli(&line.iter().map(String::as_str).collect::<Vec<_>>())?;
         let (name, services) = container.into_parts();
+        self.wait_for_services(&name, services)
+    }
+
+    /// `podman stop` (without its patience: there is nothing to be saved).
+    pub fn stop(&self, container: &Running) -> Result<Finished> {
+        self.cli(&["stop", "--time", "0", container.name()])
+    }
+
+    /// `podman start`, and waits for the services; the address may be another one.
+    pub fn start_again(&self, container: &Running) -> Result<Running> {
+        self.cli(&["start", container.name()])?;
+        self.wait_for_services(container.name(), container.services().to_vec())
+    }
+
+    fn wait_for_services(&self, name: &str, services: Vec<Service>) -> Result<Running> {
         let template =
             "{{.NetworkSettings.IPAddress}} {{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
-        let addresses = self.cli(&["inspect", "--format", template, &name])?.stdout;
+        let addresses = self.cli(&["inspect", "--format", template, name])?.stdout;
         let address = addresses.split_whitespace().find_map(|word| word.parse::<Ipv4Addr>().ok());
         let said = || {
-            let logs = self.cli(&["logs", &name]);
+            let logs = self.cli(&["logs", name]);
             logs.map_or_else(|error| format!("{error:#}"), |logs| logs.to_string())
         };
         let address = address.with_context(|| {
             format!("container {name} has no address: '{}'; its output: {}", addresses.trim(), said())
         })?;
-        let running = Running::wait(&self.guest, name.clone(), services, address);
+        let running = Running::wait(&self.guest, name.to_owned(), services, address);
         running.with_context(|| format!("its output: {}", said()))
     }
 

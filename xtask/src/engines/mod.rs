@@ -22,9 +22,9 @@ use crate::table as text_table;
 
 /// Names the folder that gets a file from each test of the matrix.
 pub(crate) const RESULTS: &str = "WSL_MIRROR_ENGINES_RESULTS";
-/// What every test of the matrix has in its name, and no other.
-pub(crate) const TESTS: &str = "matrix::";
-/// The lab's test binary of the matrix. Not for virtual machines: it is the engines that differ here.
+/// What every test that needs these engines has in its name, and no other: they are a group of their own.
+pub(crate) const TESTS: [&str; 3] = ["matrix::", "orders::", "short_connections::"];
+/// The lab's test binary of them. Not for virtual machines: it is the engines that differ here.
 pub(crate) const BINARY: &str = "engines";
 
 /// A release of Debian with the engines that are wanted of it.

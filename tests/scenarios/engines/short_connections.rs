@@ -1,0 +1,337 @@
+//! A crowd on Windows, two engines, and containers that come and go meanwhile.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use wsl_mirror_lab::{
+    Container, Docker, DockerOptions, Lab, NetworkBackend, Podman, PodmanOptions, Running, Service, tcp,
+};
+
+use super::{
+    configuration::PODMAN_5_8,
+    installed,
+    world::{HELLO, assert_hangs, lab, load, steered, windows},
+};
+
+/// On Windows, at once.
+const CLIENTS: u16 = 4;
+/// Where each client's ports begin, and how many it has: together all that Windows takes its own from.
+const FIRST_PORT: u16 = 49_152;
+const PORTS_OF_A_CLIENT: u16 = 4096;
+/// How a port of a container goes on to be down when its engine has said that it is up: the last packets that were
+/// underway meanwhile.
+const MARGIN: Duration = Duration::from_millis(250);
+/// How long containers stay as they are.
+const REST: Duration = Duration::from_millis(700);
+
+/// When no client begins another connection, however many are left: a machine with too much to do.
+const END: Duration = Duration::from_secs(100);
+
+/// Each engine has one that stays and two that come and go. Ports are published on all addresses.
+const STEADY: [u16; 4] = [0, 1, 2, 3];
+const COMING_AND_GOING: [[u16; 3]; 2] = [[4, 5, 6], [7, 8, 9]];
+const FIRST: u16 = 8080;
+const SECOND: u16 = 8180;
+
+/// An engine of these two, in the words that are needed here.
+enum Engine {
+    Docker(Docker),
+    Podman(Podman),
+}
+
+impl Engine {
+    fn run(&self, first: u16, ports: &[u16]) -> Result<Running> {
+        let ports: Vec<u16> = ports.iter().map(|port| first + port).collect();
+        let container = Container::new(&format!("web-{}", ports[0])).serve(Service::TcpEcho { port: 7 });
+        let container =
+            ports.iter().fold(container, |container, port| container.publish(&format!("{port}:7")));
+        match self {
+            Self::Docker(docker) => docker.run(container),
+            Self::Podman(podman) => podman.run(container),
+        }
+    }
+
+    fn stop(&self, container: &Running) -> Result<()> {
+        match self {
+            Self::Docker(docker) => docker.stop(container),
+            Self::Podman(podman) => podman.stop(container),
+        }
+        .map(drop)
+    }
+
+    fn start_again(&self, container: &Running) -> Result<()> {
+        match self {
+            Self::Docker(docker) => docker.start_again(container),
+            Self::Podman(podman) => podman.start_again(container),
+        }
+        .map(drop)
+    }
+}
+
+/// Podman, whose ports its own rules carry, or another Docker. And whether its ports are to be steered.
+fn second_engine(lab: &Lab) -> Result<(Engine, bool)> {
+    match installed::find(&PODMAN_5_8)? {
+        Ok(installed::Installed { root: Some(root), version }) => {
+            println!("with Podman {version}");
+            let options = PodmanOptions { root, network: NetworkBackend::Netavark };
+            Ok((Engine::Podman(Podman::start(lab, &options)?), false))
+        }
+        Ok(_) | Err(_) => {
+            println!("with another Docker, since Podman cannot be had");
+            let options = DockerOptions { bip: Some("172.30.0.1/16".to_owned()), ..DockerOptions::default() };
+            Ok((Engine::Docker(Docker::start(lab, &options)?), true))
+        }
+    }
+}
+
+/// When ports were not up, as far as those know who took them down.
+#[derive(Debug, Default)]
+struct Down(Mutex<BTreeMap<u16, Vec<(Instant, Option<Instant>)>>>);
+
+impl Down {
+    fn begins(&self, ports: &[u16]) {
+        let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for port in ports {
+            down.entry(*port).or_default().push((Instant::now(), None));
+        }
+    }
+
+    fn ends(&self, ports: &[u16]) {
+        let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for port in ports {
+            if let Some((_, end)) = down.get_mut(port).and_then(|all| all.last_mut()) {
+                *end = Some(Instant::now());
+            }
+        }
+    }
+
+    /// When a port was down, counted from this moment.
+    fn of(&self, port: u16, from: Instant) -> Vec<(Duration, Option<Duration>)> {
+        let down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = down.get(&port).into_iter().flatten();
+        all.map(|(begin, end)| (*begin - from, end.map(|end| end - from))).collect()
+    }
+
+    /// Whether a port was down at some time between these two.
+    fn was(&self, attempt: &Attempt) -> bool {
+        let down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        down.get(&attempt.to).is_some_and(|all| {
+            all.iter().any(|(begin, end)| {
+                *begin <= attempt.ended && end.is_none_or(|end| attempt.began <= end + MARGIN)
+            })
+        })
+    }
+}
+
+/// One that failed.
+#[derive(Debug)]
+struct Attempt {
+    from: u16,
+    to: u16,
+    began: Instant,
+    ended: Instant,
+    failure: tcp::Failure,
+}
+
+/// What a client has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    answers: BTreeMap<u16, u64>,
+    failures: Vec<Attempt>,
+    longest: Duration,
+}
+
+/// One client's connections, a short exchange over each, one after the other. No pair of ports comes twice: how those
+/// fare is another test's (`dataplane::reuse`). Every other one ends by a reset.
+fn client(lab: &Lab, number: u16, connections: usize, ports: &[u16]) -> Seen {
+    let own: Vec<u16> =
+        (0..PORTS_OF_A_CLIENT).map(|port| FIRST_PORT + number * PORTS_OF_A_CLIENT + port).collect();
+    let pairs = (0..ports.len()).flat_map(|turn| {
+        own.iter().enumerate().map(move |(index, from)| (*from, ports[(index + turn) % ports.len()]))
+    });
+    let mut seen = Seen::default();
+    let end = Instant::now() + END;
+    for (count, (from, to)) in pairs.take(connections).enumerate() {
+        let mut client = windows(lab, to).from((Ipv4Addr::LOCALHOST, from)).limit(tcp::limit());
+        if count % 2 == 0 {
+            client = client.reset_on_close();
+        }
+        let began = Instant::now();
+        if began >= end {
+            break;
+        }
+        match client.echo(HELLO) {
+            Ok(_) => {
+                *seen.answers.entry(to).or_default() += 1;
+                seen.longest = seen.longest.max(began.elapsed());
+            }
+            Err(failure) => seen.failures.push(Attempt { from, to, began, ended: Instant::now(), failure }),
+        }
+    }
+    seen
+}
+
+/// Takes containers down and up again, one after the other, until the clients are done. Says how often.
+fn come_and_go(
+    engine: &Engine,
+    containers: &[(Running, Vec<u16>)],
+    down: &Down,
+    done: &AtomicBool,
+) -> Result<u32> {
+    let mut times = 0;
+    for (container, ports) in containers.iter().cycle() {
+        thread::sleep(REST);
+        if done.load(Ordering::Relaxed) {
+            break;
+        }
+        down.begins(ports);
+        engine.stop(container)?;
+        thread::sleep(REST);
+        engine.start_again(container)?;
+        down.ends(ports);
+        times += 1;
+    }
+    Ok(times)
+}
+
+/// That a port answers, and leaves no port of Windows in `TIME_WAIT`, which one of the crowd is going to take.
+#[track_caller]
+fn assert_answers_once(lab: &Lab, port: u16, when: &str) {
+    let answer = windows(lab, port).reset_on_close().echo(HELLO);
+    assert_eq!(answer, Ok(HELLO.to_vec()), "port {port} {when}");
+}
+
+/// What a thread came to.
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+}
+
+fn only_ports_that_were_down_fail(connections: usize) -> Result<()> {
+    let lab = lab()?;
+    // Of flows that are over, conntrack shall not keep a hundred thousand.
+    lab.guest().set_sysctls([
+        ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "5"),
+        ("net/netfilter/nf_conntrack_tcp_timeout_close", "2"),
+    ])?;
+    let docker = Engine::Docker(Docker::start(&lab, &DockerOptions::default())?);
+    let (second, second_is_steered) = second_engine(&lab)?;
+    let mut containers = Vec::new();
+    for (engine, first) in [(&docker, FIRST), (&second, SECOND)] {
+        engine.run(first, &STEADY)?;
+        let mut of_engine = Vec::new();
+        for ports in COMING_AND_GOING {
+            let running = engine.run(first, &ports)?;
+            of_engine.push((running, ports.iter().map(|port| first + port).collect::<Vec<_>>()));
+        }
+        containers.push((engine, of_engine));
+    }
+    if !second_is_steered {
+        // Docker drops what is forwarded for others, Podman's containers included; this is where it asks the user.
+        for direction in ["-i", "-o"] {
+            let rule = ["-w", "5", "-I", "DOCKER-USER", direction, "podman0", "-j", "ACCEPT"];
+            lab.guest().run("iptables", rule)?;
+        }
+        assert_answers_once(&lab, SECOND, "without the program");
+    }
+    assert_hangs(&lab, FIRST, "without the program");
+    load(&lab)?;
+    let all: Vec<u16> = (0..10).map(|port| FIRST + port).chain((0..10).map(|port| SECOND + port)).collect();
+    for port in &all {
+        assert_answers_once(&lab, *port, "after the load");
+    }
+
+    let (down, done) = (Down::default(), AtomicBool::new(false));
+    let share = connections / usize::from(CLIENTS);
+    let began = Instant::now();
+    let (seen, times) = thread::scope(|scope| -> Result<(Vec<Seen>, Vec<u32>)> {
+        let (lab, all, down, done) = (&lab, &all, &down, &done);
+        let going: Vec<_> = containers
+            .iter()
+            .map(|(engine, containers)| scope.spawn(move || come_and_go(engine, containers, down, done)))
+            .collect();
+        let clients: Vec<_> =
+            (0..CLIENTS).map(|number| scope.spawn(move || client(lab, number, share, all))).collect();
+        let seen = clients.into_iter().map(joined).collect();
+        done.store(true, Ordering::Relaxed);
+        let times: Result<Vec<u32>> = going.into_iter().map(joined).collect();
+        Ok((seen, times?))
+    })?;
+    let took = began.elapsed();
+
+    let answers: u64 = seen.iter().flat_map(|seen| seen.answers.values()).sum();
+    let failures: Vec<&Attempt> = seen.iter().flat_map(|seen| &seen.failures).collect();
+    let mut ways: BTreeMap<(bool, String), u32> = BTreeMap::new();
+    for attempt in &failures {
+        *ways.entry((attempt.to >= SECOND, attempt.failure.to_string())).or_default() += 1;
+    }
+    let longest = seen.iter().map(|seen| seen.longest).max().unwrap_or_default();
+    println!(
+        "{answers} answers and {} failures in {took:.1?}, {} connections a second; the longest took {longest:.1?}; \
+         containers came and went {times:?} times; of the second engine or not, failures: {ways:?}",
+        failures.len(),
+        u128::from(answers + failures.len() as u64) * 1000 / took.as_millis().max(1),
+    );
+    let wrong: Vec<String> = failures
+        .iter()
+        .filter(|attempt| !down.was(attempt))
+        .map(|Attempt { from, to, began: at, ended, failure }| {
+            format!(
+                "{from} to {to} after {:.3?}, for {:.3?}: {failure}; it was down {:.3?}",
+                *at - began,
+                *ended - *at,
+                down.of(*to, began)
+            )
+        })
+        .collect();
+    ensure!(
+        wrong.is_empty(),
+        "{} to ports that were up:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(20)].join("\n")
+    );
+    let (done, wanted) = (answers + failures.len() as u64, u64::from(CLIENTS) * share as u64);
+    if done < wanted {
+        println!("too slow a machine: {done} of {wanted} connections in {END:?}");
+    }
+    ensure!(done >= wanted / 20, "only {done} of {wanted} connections");
+    ensure!(
+        times.iter().all(|times| *times > 0),
+        "containers of both engines were to come and go: {times:?}"
+    );
+    let answered: BTreeSet<u16> = seen.iter().flat_map(|seen| seen.answers.keys().copied()).collect();
+    ensure!(answered.len() == all.len(), "only {answered:?} answered");
+    // Who was answered by docker-proxy was steered, and nobody else.
+    for port in &all {
+        let flows = steered(&lab, *port)?;
+        let answers: u64 = seen.iter().filter_map(|seen| seen.answers.get(port)).sum();
+        let expected = *port < SECOND || second_is_steered;
+        ensure!(
+            if expected { flows >= answers } else { flows == 0 },
+            "port {port}: {answers} answers and {flows} steered flows"
+        );
+    }
+    for port in &all {
+        assert_answers_once(&lab, *port, "in the end");
+    }
+    Ok(())
+}
+
+#[test]
+fn of_ten_thousand_short_connections_only_those_to_a_port_that_was_down_fail() -> Result<()> {
+    only_ports_that_were_down_fail(10_000)
+}
+
+#[test]
+#[ignore = "runs with `cargo xtask test --engines`"]
+fn of_a_hundred_thousand_short_connections_only_those_to_a_port_that_was_down_fail() -> Result<()> {
+    only_ports_that_were_down_fail(100_000)
+}
