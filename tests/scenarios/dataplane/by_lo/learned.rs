@@ -42,7 +42,10 @@ fn a_rule_that_comes_after_load_costs_the_first_connection_a_second_and_no_other
     load(&lab)?;
     let ways = Ways::new(&lab, &[8080, 8081])?;
     for (first, port) in firsts(&lab) {
-        let (_, came) = ways.during(port, || Ok(answers_at_once(first, port)))?;
+        let ((), came) = ways.during(port, || {
+            answers_at_once(first, port);
+            Ok(())
+        })?;
         came.all_plain("without the rule");
     }
     assert_eq!(packets(&lab, "steer_learned")?, 0);
@@ -50,10 +53,13 @@ fn a_rule_that_comes_after_load_costs_the_first_connection_a_second_and_no_other
         rule.put_back()?;
     }
     for (count, (first, port)) in (1..).zip(firsts(&lab)) {
-        let (_, came) = ways.during(port, || Ok(answers_the_second_syn(first, port)))?;
+        let ((), came) = ways.during(port, || {
+            answers_the_second_syn(first, port);
+            Ok(())
+        })?;
         assert_eq!(came.plain, 1, "the SYN that was eaten: {came:?}");
         assert_eq!(packets(&lab, "steer_learned")?, count);
-        let (_, came) = ways.during(port, || {
+        let ((), came) = ways.during(port, || {
             for from in ends(&lab).repeat(3) {
                 answers_at_once(from, port);
             }
@@ -71,7 +77,10 @@ fn a_rule_that_comes_after_load_costs_the_first_connection_a_second_and_no_other
     }
     load(&lab)?;
     for (first, port) in firsts(&lab) {
-        let (_, came) = ways.during(port, || Ok(answers_at_once(first, port)))?;
+        let ((), came) = ways.during(port, || {
+            answers_at_once(first, port);
+            Ok(())
+        })?;
         came.all_by_lo("its listener knows");
     }
     lab.keep();

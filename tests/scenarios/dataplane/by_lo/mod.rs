@@ -8,6 +8,7 @@ mod learned;
 mod stays;
 
 use std::{
+    fmt::Write as _,
     net::UdpSocket,
     time::{Duration, Instant},
 };
@@ -79,10 +80,11 @@ impl<'a> Ways<'a> {
                 .to_owned();
         for port in ports {
             for (name, nic) in [("by_lo", "lo"), ("plain", "loopback0")] {
-                script += &format!(
+                write!(
+                    script,
                     "add counter ip ways {name}_{port}; add rule ip ways in iifname {nic} \
                      meta l4proto {{ tcp, udp }} th dport {port} counter name {name}_{port}; "
-                );
+                )?;
             }
         }
         nft(lab, &script)?;

@@ -161,11 +161,11 @@ fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_
             rule.remove()?;
         }
         if end == "plain" {
-            load_with(&lab, "delivery = \"plain\"\n")?
+            load_with(&lab, "delivery = \"plain\"\n")?;
         } else {
-            unload(&lab)?
+            unload(&lab)?;
         }
-        let (_, came) = ways.during(8081, || {
+        let ((), came) = ways.during(8081, || {
             assert!(still_talks(&mut free)?, "{end}: from Windows, without the rule");
             assert!(still_talks(&mut within)?, "{end}: within Linux, without the rule");
             Ok(())
@@ -174,7 +174,7 @@ fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_
         assert!(!still_talks(&mut under)?, "{end}: under the rule");
         is_eaten(lab.windows(), 8080);
         if end == "plain" {
-            let (_, came) = ways.during(8081, || {
+            let ((), came) = ways.during(8081, || {
                 answers_at_once(lab.windows(), 8081);
                 answers_udp_at_once(lab.windows(), 8081);
                 answers_at_once(lab.guest(), 8081);
