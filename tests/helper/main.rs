@@ -17,7 +17,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
@@ -51,6 +51,9 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// Whether the lab has said that it only wants its engine to end.
+static LAB_LIVES: AtomicBool = AtomicBool::new(false);
 
 /// Runs every service named, each on a thread; ends only when it is killed.
 fn serve(services: &[String]) -> io::Result<ExitCode> {
@@ -123,7 +126,9 @@ fn init(arguments: &[String]) -> io::Result<ExitCode> {
     let child = child?;
     thread::spawn(|| {
         let mut buffer = [0; 16];
-        while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
+        while matches!(io::stdin().read(&mut buffer), Ok(1..)) {
+            LAB_LIVES.store(true, Ordering::Relaxed);
+        }
         kill_all_others();
     });
     let child = child.id().cast_signed();
@@ -138,7 +143,9 @@ fn init(arguments: &[String]) -> io::Result<ExitCode> {
             break;
         }
     }
-    cgroups::remove(cgroup);
+    // Of a lab that is dead, all of its cgroup goes with the last of its engines.
+    let lab = cgroup.split('/').next().unwrap_or(cgroup);
+    cgroups::remove(if LAB_LIVES.load(Ordering::Relaxed) { cgroup } else { lab });
     Ok(ExitCode::FAILURE)
 }
 

@@ -400,7 +400,7 @@ mod tests {
             ("owners = [{ name = \"a\", uid = 4294967295, policy = \"steer\" }]", "line 1, column 31"),
             ("owners = [{ name = \"a\", uid = \"root\", policy = \"steer\" }]", "line 1, column 31"),
             ("owners = [{ name = \"a\" }]", "line 1, column 11"),
-            ("owners = [{ name = \"a\", policy = \"direct\" }]", "line 1, column 33"),
+            ("owners = [{ name = \"a\", policy = \"direct\" }]", "line 1, column 34"),
             ("owners = [{ nam = \"a\", policy = \"pass\" }]", "line 1, column 13"),
             (
                 "owners = [{ name = \"a\", policy = \"pass\" }, { name = \"a\", policy = \"steer\" }]",

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::CStr,
+    io::Write as _,
     os::unix::process::CommandExt as _,
     process::{Child, Command},
     thread,
@@ -52,8 +53,11 @@ pub(crate) fn spawn(command: &mut Command, guest: &Namespace, root: Option<Other
 
 /// Kills the PID namespace, and waits until the last process of it is gone.
 pub(crate) fn kill(init: &mut Child) {
-    // As if we died: it then kills all others, and removes their cgroup before it goes.
-    drop(init.stdin.take());
+    // Almost as if we died: it then kills all others, and removes their cgroup before it goes; told so, it leaves alone
+    // what is the lab's.
+    if let Some(mut stdin) = init.stdin.take() {
+        let _ = stdin.write_all(b"go");
+    }
     if !wait(init, Duration::from_secs(10)).unwrap_or(false) {
         // zap_pid_ns_processes(): process 1 is not reaped before all others are.
         let _ = init.kill();

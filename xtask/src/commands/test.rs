@@ -34,8 +34,8 @@ const LINTED_WITH: &str = "1.95";
 
 /// Run the tests: on the host, in the lab, with engines of other releases, then in the lab on other kernels
 ///
-/// The lab needs root, for network namespaces and BPF; virtual machines do not. Ends with a table and a line of the
-/// form `N passed, N failed`. A group that broke before its tests could run counts as one failure.
+/// The lab needs root, for network namespaces and BPF. Ends with a table and a line of the form `N passed, N failed`.
+/// A group that broke before its tests could run counts as one failure.
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch on the command line")]
 pub(crate) struct Test {

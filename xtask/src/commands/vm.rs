@@ -15,8 +15,8 @@ use crate::{
 
 /// Run the lab's tests on other kernels, in virtual machines
 ///
-/// On 6.1 and 6.12 unless told. A machine has qemu's emulated CPUs where KVM does not work, sees the files of this one
-/// read-only, and needs no root. Kernels come from the folder that `WSL_MIRROR_KERNELS` names, or from a cache below
+/// On 6.1 and 6.12 unless told. A machine has qemu's emulated CPUs where KVM does not work, and sees the files of this
+/// one read-only. Kernels come from the folder that `WSL_MIRROR_KERNELS` names, or from a cache below
 /// `XDG_CACHE_HOME`; what is missing there is built from Debian's sources, which takes some 8 minutes each on two
 /// cores. A kernel that panics, hangs or complains on its console has failed, whatever its tests say. Ends with a
 /// table: kernels and groups of tests.
