@@ -42,5 +42,5 @@ pub fn rounds(usual: usize) -> usize {
 /// Every how many of a series of things are tried where trying all is best: 1 on real hardware and when soaking, and
 /// more in emulation, where each takes seconds.
 pub fn stride() -> usize {
-    if is_emulated() && !is_soak() { 7 } else { 1 }
+    if is_emulated() && !is_soak() { 29 } else { 1 }
 }
