@@ -55,7 +55,8 @@ pub fn under_traffic(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()>
     let (Ok(downloads), Ok(connections)) = (downloads, connections) else { panic!("a client panicked") };
     println!("{report:?}, {downloads:?} downloads, {connections:?} connections");
     ensure!(report.failure.is_none(), "the requests: {report:?}");
-    ensure!(report.longest < Duration::from_secs(1), "a packet was lost: {report:?}");
+    // Of times, nothing is judged in emulation.
+    ensure!(pace::is_emulated() || report.longest < Duration::from_secs(1), "a packet was lost: {report:?}");
     ensure!(report.exchanges > 50, "too few to say anything: {report:?}");
     ensure!(downloads? > 0, "no download came to its end");
     ensure!(connections? > 20, "too few new connections");
