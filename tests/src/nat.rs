@@ -17,6 +17,16 @@ pub fn conntrack_with(namespace: &Namespace, fields: &[&str]) -> Result<Vec<Stri
     Ok(entries)
 }
 
+/// The same without what changes from second to second: the words that are numbers alone.
+pub fn conntrack_without_times(namespace: &Namespace, fields: &[&str]) -> Result<Vec<String>> {
+    let is_number = |word: &str| word.chars().all(|digit| digit.is_ascii_digit());
+    let lines = conntrack_with(namespace, fields)?;
+    Ok(lines
+        .iter()
+        .map(|line| line.split_whitespace().filter(|word| !is_number(word)).collect::<Vec<_>>().join(" "))
+        .collect())
+}
+
 /// Forgets every connection, as `conntrack -F` does.
 pub fn conntrack_flush(namespace: &Namespace) -> Result<()> {
     netfilter::flush_conntrack(namespace)

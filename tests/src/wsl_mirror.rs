@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     Lab,
@@ -46,6 +46,22 @@ impl Lab {
             command.arg("--cgroup").arg(self.cgroup().directory("")?);
         }
         Ok(command)
+    }
+
+    /// What `wsl-mirror status` says.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let status = self.wsl_mirror(&["status", "--json"])?.success()?;
+        serde_json::from_str(&status.stdout).with_context(|| format!("not JSON: {status}"))
+    }
+
+    /// How many packets got their verdict for this reason, by the name of the counter.
+    pub fn packets(&self, reason: &str) -> Result<u64> {
+        let status = self.status()?;
+        let verdicts = status["verdicts"].as_array().context("status has no verdicts")?;
+        let verdict = verdicts.iter().find(|verdict| verdict["reason"] == reason);
+        verdict
+            .and_then(|verdict| verdict["packets"].as_u64())
+            .with_context(|| format!("no {reason} in {status}"))
     }
 
     /// Runs `wsl-mirror` in the guest to its end. That it fails is not an error here: see

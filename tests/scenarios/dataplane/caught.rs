@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use anyhow::{Result, ensure};
 use wsl_mirror_lab::{nat, pace, process::wait_for, udp};
 
-use crate::world::{HANG, HELLO, load, packets, services, windows, windows_udp};
+use crate::world::{HANG, HELLO, load, services, windows, windows_udp};
 
 #[test]
 fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted() -> Result<()> {
@@ -23,7 +23,7 @@ fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted()
         assert_eq!(answer, Ok(HELLO.to_vec()));
         Ok(())
     })?;
-    assert_eq!(packets(&lab, "steer_healed")?, 1);
+    assert_eq!(lab.packets("steer_healed")?, 1);
     lab.keep();
     Ok(())
 }
@@ -39,7 +39,7 @@ fn a_udp_flow_that_was_caught_before_the_load_gets_through_with_its_next_datagra
     for _ in 0..2 {
         assert_eq!(udp::exchange(&socket, HELLO), Ok(HELLO.to_vec()));
     }
-    assert_eq!(packets(&lab, "steer_healed")?, 1);
+    assert_eq!(lab.packets("steer_healed")?, 1);
     lab.keep();
     Ok(())
 }

@@ -15,8 +15,8 @@ use wsl_mirror_lab::{
 };
 
 use crate::world::{
-    HELLO, assert_answers, assert_answers_udp, counted, load, load_for_all, nft, packets, services_in, syn,
-    unload, windows, windows_udp,
+    HELLO, assert_answers, assert_answers_udp, counted, load, load_for_all, nft, services_in, syn, unload,
+    windows, windows_udp,
 };
 
 const PAUSE: Duration = Duration::from_millis(5);
@@ -68,7 +68,7 @@ fn an_engine_without_a_host_socket_keeps_its_own_path() -> Result<()> {
     nat::conntrack_flush(lab.guest())?;
     go_on("after a flush");
     new_flows_work();
-    assert!(packets(&lab, "pass_no_listener")? > 0 && packets(&lab, "pass_engine_nat")? > 0);
+    assert!(lab.packets("pass_no_listener")? > 0 && lab.packets("pass_engine_nat")? > 0);
     unload(&lab)?;
     new_flows_work();
     go_on("after the unload");
@@ -159,7 +159,7 @@ fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() -> Result<()>
         load_for_all(&lab)?;
         // The retransmission, a second after the first SYN, meets the program before the answer can come.
         wait_for("the SYN's retransmission", Duration::from_secs(8), || {
-            Ok((packets(&lab, "pass_engine_nat")? > 0).then_some(()))
+            Ok((lab.packets("pass_engine_nat")? > 0).then_some(()))
         })?;
         nft(&lab, "delete table ip slow")?;
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
@@ -197,7 +197,7 @@ fn established_flows_that_a_rule_redirects_to_another_port_stay_there() -> Resul
     RawSocket::open(lab.windows(), "winlo0")?.send(&frame_from_windows(&syn(50_000, 8100, 0x1234_5678)))?;
     thread::sleep(Duration::from_millis(50));
     go_on("after a stray SYN");
-    assert!(packets(&lab, "pass_engine_nat")? >= 3);
+    assert!(lab.packets("pass_engine_nat")? >= 3);
     Ok(())
 }
 
@@ -226,6 +226,6 @@ fn one_way_flows_that_a_rule_redirects_to_another_port_stay_there() -> Result<()
     for _ in 0..3 {
         arrives("after the load")?;
     }
-    assert_eq!(packets(&lab, "steer_healed")?, 0);
+    assert_eq!(lab.packets("steer_healed")?, 0);
     Ok(())
 }

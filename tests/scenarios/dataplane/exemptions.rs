@@ -7,7 +7,7 @@ use wsl_mirror_lab::{Lab, loopback, nat, servers, tcp, udp};
 
 use crate::world::{
     HELLO, Probe, assert_answers, assert_answers_udp, assert_hangs, assert_hangs_udp, bpftool, exempt, load,
-    load_for_all, load_with, packets, port_packets, reset, services, windows, windows_udp,
+    load_for_all, load_with, port_packets, reset, services, windows, windows_udp,
 };
 
 #[test]
@@ -43,7 +43,7 @@ fn an_exemption_acts_on_the_next_flow_and_leaves_established_ones_alone() -> Res
     assert_hangs(&lab, 8080);
     assert_hangs_udp(&lab, 8080);
     assert!(nat::dnat_packets(lab.guest(), "tcp", 8080)? > before, "Docker's rule has it again");
-    assert!(packets(&lab, "pass_exempt")? >= 2);
+    assert!(lab.packets("pass_exempt")? >= 2);
     go_on("after others did not get through")?;
     exempt(&lab, "del", "8080")?;
     assert_answers(&lab, 8080);
@@ -102,7 +102,7 @@ fn the_configuration_exempts_and_the_command_line_is_stronger() -> Result<()> {
     load_with(&lab, "owners = [{ name = \"docker-proxy\", policy = \"pass\" }]\n")?;
     assert_hangs(&lab, 8081);
     assert_answers(&lab, 8080);
-    assert!(packets(&lab, "pass_owner_policy")? > 0);
+    assert!(lab.packets("pass_owner_policy")? > 0);
     lab.keep();
     Ok(())
 }

@@ -18,7 +18,7 @@ use wsl_mirror_lab::{
 };
 
 use crate::world::{
-    HELLO, Probe, engine_rule, ipv4, load_for_all, packets, port_packets, udp_datagram, windows, windows_udp,
+    HELLO, Probe, engine_rule, ipv4, load_for_all, port_packets, udp_datagram, windows, windows_udp,
 };
 
 /// Sends UDP datagrams from many addresses and ports of Windows, a few at a time: loopback0 takes no more.
@@ -84,7 +84,7 @@ fn more_flows_than_are_remembered_break_nothing() -> Result<()> {
     tcp::exchange(&mut old, HELLO)?;
     let flows = (1..=4).flat_map(|host| (50_000..62_000).map(move |port| ([127, 0, 1, host], port, 8100)));
     send_datagrams(&lab, flows)?;
-    let steered = packets(&lab, "steer_new")?;
+    let steered = lab.packets("steer_new")?;
     ensure!(steered > ROOM + 5000, "only {steered} flows came through");
     assert_eq!(tcp::exchange(&mut old, HELLO), Ok(HELLO.to_vec()), "a connection that was there");
     let mut new = windows(&lab, 8101).from_port(50_000).connect()?;
@@ -93,7 +93,7 @@ fn more_flows_than_are_remembered_break_nothing() -> Result<()> {
     }
     assert!(probe.packets("seen")? >= 5);
     assert_eq!(probe.packets("unmarked")?, 0, "it is remembered");
-    assert_eq!(packets(&lab, "steer_unremembered")?, 0);
+    assert_eq!(lab.packets("steer_unremembered")?, 0);
     nat::conntrack_flush(lab.guest())?;
     assert_eq!(tcp::exchange(&mut old, HELLO), Ok(HELLO.to_vec()), "after a flush");
     Ok(())
@@ -106,7 +106,7 @@ fn more_ports_than_are_counted_break_nothing() -> Result<()> {
     let _udp = servers::udp_echo(lab.guest(), loopback(8100))?;
     load_for_all(&lab)?;
     send_datagrams(&lab, (0..ROOM + 2000).map(|count| ([127, 0, 0, 1], 50_000, 10_000 + count)))?;
-    assert!(packets(&lab, "pass_no_listener")? > u64::from(ROOM) + 1000);
+    assert!(lab.packets("pass_no_listener")? > u64::from(ROOM) + 1000);
     let socket = windows_udp(&lab, 8100).connect()?;
     for _ in 0..3 {
         assert_eq!(udp::exchange(&socket, HELLO), Ok(HELLO.to_vec()));
@@ -161,10 +161,10 @@ fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
         "only {count} of {limit} entries: {}",
         fill.stderr.lines().next().unwrap_or_default()
     );
-    assert_eq!(packets(&lab, "failed_alloc")?, 0);
+    assert_eq!(lab.packets("failed_alloc")?, 0);
     let answer = windows(&lab, 8100).from_port(50_000).limit(Duration::from_millis(300)).echo(HELLO);
     assert_eq!(answer, Err(tcp::Failure::ConnectTimedOut), "the stack drops it, as it does without us");
-    assert!(packets(&lab, "failed_alloc")? > 0);
+    assert!(lab.packets("failed_alloc")? > 0);
     assert_eq!(probe.packets("seen")?, 1, "it passed the program");
     assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()));
     let report = connection.stop();

@@ -12,8 +12,8 @@ use wsl_mirror_lab::{
 };
 
 use crate::world::{
-    HELLO, detach, load, nft, packets, services, slow_download, slow_echo, slow_upload, unload,
-    while_flushing, windows, windows_udp,
+    HELLO, detach, load, nft, services, slow_download, slow_echo, slow_upload, unload, while_flushing,
+    windows, windows_udp,
 };
 
 const BYTES: u64 = 100 << 20;
@@ -77,7 +77,7 @@ fn nothing_breaks_under_a_flush_every_50_ms() -> Result<()> {
     let report = keep_alive.stop();
     assert_eq!(report.failure, None);
     assert!(report.exchanges > at_least(1000), "{report:?}");
-    let picked_up = packets(&lab, "steer_picked_up")?;
+    let picked_up = lab.packets("steer_picked_up")?;
     assert!(picked_up > at_least(100));
     // A packet that the program has seen and the stack has not, at the moment of the flush, does get to the rule.
     let caught = nat::dnat_packets(lab.guest(), "tcp", 8007)? - before;
@@ -131,7 +131,7 @@ fn an_established_flow_that_dockers_rule_caught_in_its_midst_is_taken_back() -> 
     connection.set_read_timeout(Some(Duration::from_secs(5)))?;
     connection.read_exact(&mut answer).context("the retransmission is steered, and answered")?;
     assert_eq!(answer, HELLO);
-    assert!(packets(&lab, "steer_picked_up")? > 0);
+    assert!(lab.packets("steer_picked_up")? > 0);
     lab.keep();
     Ok(())
 }

@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{Lab, SCRATCH, loopback, nat, servers, tcp, udp};
 
 use crate::world::{
-    HELLO, PAGE, Probe, bpftool, load, load_for_all, load_with, read_to_the_end, services, status, syn,
-    windows, windows_udp,
+    HELLO, PAGE, Probe, bpftool, load, load_for_all, load_with, read_to_the_end, services, syn, windows,
+    windows_udp,
 };
 
 /// Counts packets from Windows to the published ports, and among them those with any other mark than exactly this.
@@ -39,7 +39,7 @@ fn every_packet_is_marked(lab: &Lab, probe: &Probe<'_>) -> Result<()> {
     assert!(probe.packets("tcp_seen")? > before + 20 && probe.packets("udp_seen")? >= 5);
     for protocol in ["tcp", "udp"] {
         let unmarked = probe.packets(&format!("{protocol}_unmarked"))?;
-        assert_eq!(unmarked, 0, "{protocol}: {:#}", status(lab)?["verdicts"]);
+        assert_eq!(unmarked, 0, "{protocol}: {:#}", lab.status()?["verdicts"]);
     }
     Ok(())
 }

@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{Lab, loopback, nat, pace, tcp};
 
 use crate::world::{
-    HANG, HELLO, PAGE, accept, assert_hangs, caught, engine_rule, load, load_for_all, packets,
-    read_to_the_end, reset, services, talk, windows,
+    HANG, HELLO, PAGE, accept, assert_hangs, caught, engine_rule, load, load_for_all, read_to_the_end, reset,
+    services, talk, windows,
 };
 
 const PORTS: std::ops::Range<u16> = 50_000..50_050;
@@ -41,7 +41,7 @@ fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_time_wait()
         assert_eq!(bytes, PAGE);
     }
     assert_eq!(nat::dnat_packets(lab.guest(), "tcp", 8019)?, before, "Docker's rule sees none of it");
-    let reused = packets(&lab, "steer_reused")?;
+    let reused = lab.packets("steer_reused")?;
     let due = u64::try_from(connections() - 2 * PORTS.len())?;
     assert!(reused >= due, "conntrack had forgotten the old connections: only {reused} were there");
     let timewait = nat::conntrack_with(lab.guest(), &["TIME_WAIT", "dport=8019"])?;
@@ -66,7 +66,7 @@ fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() ->
         echo().with_context(|| format!("connection {count}, from port {port}"))?;
     }
     assert_eq!(nat::dnat_packets(lab.guest(), "tcp", 8080)?, before, "Docker's rule sees none of it");
-    let reused = packets(&lab, "steer_reused")?;
+    let reused = lab.packets("steer_reused")?;
     let due = u64::try_from(connections() - 2 * PORTS.len())?;
     assert!(reused >= due, "conntrack had forgotten the old connections: only {reused} were there");
     lab.keep();

@@ -5,11 +5,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{
     nat,
-    raw::{Frame, RawSocket, frame_from_windows},
+    raw::{Frame, RawSocket},
     udp,
 };
 
-use crate::world::{HANG, Probe, ipv4, load, packets, services, udp_datagram, windows, windows_udp};
+use crate::world::{HANG, Probe, load, send_in_fragments, services, udp_datagram, windows, windows_udp};
 
 const EIGHT_KB: usize = 8192;
 
@@ -29,7 +29,7 @@ fn fragmented_datagrams_are_steered() -> Result<()> {
     for _ in 0..5 {
         assert_eq!(ask(), Ok(EIGHT_KB));
     }
-    assert!(packets(&lab, "pass_later_fragment")? >= 25, "six fragments each");
+    assert!(lab.packets("pass_later_fragment")? >= 25, "six fragments each");
     assert_eq!((probe.packets("seen")?, probe.packets("marked")?), (5, 5), "reassembled");
     lab.keep();
     Ok(())
@@ -47,13 +47,7 @@ fn fragments_in_any_order_are_steered() -> Result<()> {
     for (id, order) in (1..).zip(orders) {
         let socket = windows_udp(&lab, 8080).from_port(50_000 + id).connect()?;
         let datagram = udp_datagram(50_000 + id, 8080, &eight_kb());
-        let fragments: Vec<_> = datagram.chunks(1480).collect();
-        assert_eq!(fragments.len(), order.len());
-        for index in order {
-            let more = if index + 1 < fragments.len() { 0x2000 } else { 0 };
-            let offset = u16::try_from(index * 1480 / 8)? | more;
-            nic.send(&frame_from_windows(&ipv4(17, id, offset, [127, 0, 0, 1], fragments[index])))?;
-        }
+        send_in_fragments(&nic, &datagram, id, order)?;
         let mut reply = vec![0; EIGHT_KB + 1];
         let length = socket.recv(&mut reply).with_context(|| format!("order {order:?}"))?;
         assert!(reply[..length] == eight_kb(), "order {order:?}: {length} bytes, or others than were sent");

@@ -12,6 +12,7 @@ use socket2::SockRef;
 use wsl_mirror_lab::{
     Container, DockerOptions, Lab, LabBuilder, SCRATCH, Service, SharedLab, loopback,
     process::{COMMAND_LIMIT, run},
+    raw::{RawSocket, frame_from_windows},
     services::Pattern,
     tcp, udp,
 };
@@ -120,25 +121,9 @@ pub fn exempt(lab: &Lab, verb: &str, ports: &str) -> Result<()> {
     lab.wsl_mirror(&["exempt", verb, ports])?.success().map(drop)
 }
 
-/// What `wsl-mirror status` says.
-pub fn status(lab: &Lab) -> Result<serde_json::Value> {
-    let status = lab.wsl_mirror(&["status", "--json"])?.success()?;
-    serde_json::from_str(&status.stdout).with_context(|| format!("not JSON: {status}"))
-}
-
-/// How many packets got their verdict for this reason, by the name of the counter.
-pub fn packets(lab: &Lab, reason: &str) -> Result<u64> {
-    let status = status(lab)?;
-    let verdicts = status["verdicts"].as_array().context("status has no verdicts")?;
-    let verdict = verdicts.iter().find(|verdict| verdict["reason"] == reason);
-    verdict
-        .and_then(|verdict| verdict["packets"].as_u64())
-        .with_context(|| format!("no {reason} in {status}"))
-}
-
 /// What happened on a port: the named field of its line in `status`, 0 if there is no line.
 pub fn port_packets(lab: &Lab, protocol: &str, port: u16, field: &str) -> Result<u64> {
-    let status = status(lab)?;
+    let status = lab.status()?;
     let ports = status["ports"].as_array().context("status has no ports")?;
     let line = ports.iter().find(|line| line["port"] == port && line["protocol"] == protocol);
     let Some(line) = line else { return Ok(0) };
@@ -350,6 +335,18 @@ pub fn ipv4(protocol: u8, id: u16, fragment: u16, source: [u8; 4], payload: &[u8
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet.extend(payload);
     packet
+}
+
+/// Sends a datagram from Windows in six fragments, in this order, with this identification.
+pub fn send_in_fragments(nic: &RawSocket, datagram: &[u8], id: u16, order: [usize; 6]) -> Result<()> {
+    let fragments: Vec<_> = datagram.chunks(1480).collect();
+    assert_eq!(fragments.len(), order.len());
+    for index in order {
+        let more = if index + 1 < fragments.len() { 0x2000 } else { 0 };
+        let offset = u16::try_from(index * 1480 / 8)? | more;
+        nic.send(&frame_from_windows(&ipv4(17, id, offset, [127, 0, 0, 1], fragments[index])))?;
+    }
+    Ok(())
 }
 
 /// A UDP datagram without a checksum, which IPv4 allows.

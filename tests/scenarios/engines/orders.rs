@@ -12,7 +12,7 @@ use wsl_mirror_lab::{
 
 use super::world::{
     ANY, Engine, HELLO, LOOPBACK, assert_answers, assert_answers_udp, assert_hangs, assert_refused, caught,
-    docker_28_5, lab, load, packets, published, steered, unload, windows, windows_udp, with_each,
+    docker_28_5, lab, load, published, steered, unload, windows, windows_udp, with_each,
 };
 
 /// Between two requests of a connection that goes on.
@@ -369,7 +369,7 @@ fn of_a_port_that_docker_28_5_published_on_127_0_0_1_after_the_load_one_syn_is_l
         for _ in 0..10 {
             assert_answers(&lab, LOOPBACK, when);
             // The rules are new with the container, and so are their counters.
-            let now = (packets(&lab, "steer_learned")?, caught(&lab, LOOPBACK)?);
+            let now = (lab.packets("steer_learned")?, caught(&lab, LOOPBACK)?);
             assert_eq!(now, (times, 1), "learned, and SYNs lost, {when}");
         }
         Ok(())

@@ -124,25 +124,9 @@ pub fn unload(lab: &Lab) -> Result<()> {
     lab.wsl_mirror(&["unload"])?.success().map(drop)
 }
 
-/// What `wsl-mirror status` says.
-pub fn status(lab: &Lab) -> Result<serde_json::Value> {
-    let status = lab.wsl_mirror(&["status", "--json"])?.success()?;
-    serde_json::from_str(&status.stdout).with_context(|| format!("not JSON: {status}"))
-}
-
-/// How many packets got their verdict for this reason.
-pub fn packets(lab: &Lab, reason: &str) -> Result<u64> {
-    let status = status(lab)?;
-    let verdicts = status["verdicts"].as_array().context("status has no verdicts")?;
-    let verdict = verdicts.iter().find(|verdict| verdict["reason"] == reason);
-    verdict
-        .and_then(|verdict| verdict["packets"].as_u64())
-        .with_context(|| format!("no {reason} in {status}"))
-}
-
 /// How many TCP flows to this port were steered.
 pub fn steered(lab: &Lab, port: u16) -> Result<u64> {
-    let status = status(lab)?;
+    let status = lab.status()?;
     let ports = status["ports"].as_array().context("status has no ports")?;
     let line = ports.iter().find(|line| line["port"] == port && line["protocol"] == "tcp");
     Ok(line.and_then(|line| line["steered_flows"].as_u64()).unwrap_or(0))

@@ -8,7 +8,7 @@ mod existing;
 mod hooks;
 mod served;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use wsl_mirror_lab::{Lab, Namespace, Sockets};
 
 /// Whose ports are steered without a word in the configuration.
@@ -47,15 +47,4 @@ fn loaded() -> Result<Lab> {
 
 fn load(lab: &Lab) -> Result<()> {
     lab.wsl_mirror(&["load"])?.success().map(drop)
-}
-
-/// How many packets got their verdict for this reason.
-fn packets(lab: &Lab, reason: &str) -> Result<u64> {
-    let status = lab.wsl_mirror(&["status", "--json"])?.success()?;
-    let status: serde_json::Value = serde_json::from_str(&status.stdout)?;
-    let verdicts = status["verdicts"].as_array().context("status has no verdicts")?;
-    let verdict = verdicts.iter().find(|verdict| verdict["reason"] == reason);
-    verdict
-        .and_then(|verdict| verdict["packets"].as_u64())
-        .with_context(|| format!("no {reason} in {status}"))
 }

@@ -6,7 +6,7 @@ use wsl_mirror_lab::{Lab, pace};
 use crate::{
     PROXY,
     clients::{answers, answers_udp},
-    load, loaded, packets, process, process_in, trap,
+    load, loaded, process, process_in, trap,
 };
 
 #[test]
@@ -21,8 +21,8 @@ fn the_engines_proxy_is_steered_and_a_host_service_never_meets_us() -> Result<()
     host.serve("0.0.0.0:5353")?;
     assert_eq!(answers(&lab, 8080).as_deref(), Some(PROXY));
     assert_eq!(answers(&lab, 5353).as_deref(), Some("nginx"));
-    assert!(packets(&lab, "steer_new")? >= 1);
-    assert!(packets(&lab, "pass_default_policy")? >= 1);
+    assert!(lab.packets("steer_new")? >= 1);
+    assert!(lab.packets("pass_default_policy")? >= 1);
     let entries = lab.guest().run("conntrack", ["-L", "-p", "tcp", "--dport", "5353"])?.stdout;
     assert!(!entries.contains("mark=4096"), "{entries}");
     lab.wsl_mirror(&["unload"])?.success()?;
@@ -57,7 +57,7 @@ fn an_ipv6_socket_counts_exactly_if_it_serves_ipv4_too() -> Result<()> {
     proxy.tell("bind six tcp [::]:8081 v6only")?;
     proxy.tell("serve six")?;
     assert_eq!(answers(&lab, 8081), None);
-    assert!(packets(&lab, "pass_no_listener")? >= 1, "a socket for IPv6 alone is no listener of ours");
+    assert!(lab.packets("pass_no_listener")? >= 1, "a socket for IPv6 alone is no listener of ours");
     // As Docker does it: one for each family, side by side.
     other.tell("bind six tcp [::]:8082 v6only")?;
     proxy.serve("0.0.0.0:8082")?;
@@ -230,7 +230,7 @@ fn the_configuration_names_other_owners_and_the_user_is_above_all_of_them() -> R
 
     configure("owners = [{ name = \"docker-proxy\", policy = \"pass\" }]\ndefault = \"steer\"\n")?;
     assert_eq!(answers(&lab, 8082), None, "the file overrules what is built in");
-    assert!(packets(&lab, "pass_owner_policy")? >= 1);
+    assert!(lab.packets("pass_owner_policy")? >= 1);
     assert_eq!(answers(&lab, 8080).as_deref(), Some("rootlessport"), "the blunt default");
     configure("owners = [{ name = \"rootlessport\", uid = \"any\", policy = \"steer\" }]\n")?;
     assert_eq!(answers(&lab, 8080).as_deref(), Some("rootlessport"), "whatever the user");

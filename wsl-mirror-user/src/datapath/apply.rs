@@ -252,7 +252,7 @@ impl Work<'_> {
     fn tag_sockets(&mut self, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
         let mut map = SocketOwners::from_map(self.map("SOCKET_OWNER")?)?;
         // Tags go with their sockets, or with the map: nothing is to be undone.
-        owners::tag_sockets(&mut map, owners).map(drop)
+        owners::tag_sockets(&mut map, owners)
     }
 
     fn write_rules(&mut self, add: &[PortKey], remove: &[PortKey]) -> Result<()> {

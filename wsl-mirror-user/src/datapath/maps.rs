@@ -142,14 +142,14 @@ impl SocketOwners {
         Ok(Self(map.try_into().context("SOCKET_OWNER is not the kind of map that we made")?))
     }
 
-    /// Tags a socket unless it has a tag. Whether it had none.
-    pub fn tag_if_new(&mut self, socket: &impl AsRawFd, owner: Owner) -> Result<bool> {
+    /// Tags a socket unless it has a tag.
+    pub fn tag_if_new(&mut self, socket: &impl AsRawFd, owner: Owner) -> Result<()> {
         match self.0.insert(socket, owner, NOEXIST) {
-            Ok(()) => Ok(true),
+            Ok(()) => Ok(()),
             Err(MapError::SyscallError(error))
                 if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
             {
-                Ok(false)
+                Ok(())
             }
             Err(error) => Err(error)
                 .or_exit(Exit::Kernel, || format!("cannot tag a socket of {} (SOCKET_OWNER)", owner.name())),

@@ -106,32 +106,16 @@ pub fn wait_until_gone(links: &HashSet<u32>) -> Result<()> {
     Ok(())
 }
 
-/// How many sockets were tagged, and how many serve that nobody could be found for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tagged {
-    /// Tagged now.
-    pub tagged: usize,
-    /// Without a holder that we see.
-    pub unknown: usize,
-}
-
 /// Tags the sockets that serve and carry no tag yet. The hooks are there by now: whatever is bound meanwhile they
 /// tag themselves, and what they wrote is left.
-pub fn tag_sockets(map: &mut SocketOwners, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<Tagged> {
+pub fn tag_sockets(map: &mut SocketOwners, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
     let inodes: HashSet<u32> = sockets::served()?.into_iter().map(|socket| socket.inode).collect();
-    let holders = sockets::holders(&inodes)?;
-    let mut done = Tagged::default();
-    for inode in inodes {
-        let holders = holders.get(&inode).map(Vec::as_slice).unwrap_or_default();
-        let Some(server) = sockets::server(holders, owners) else {
-            done.unknown += 1;
-            continue;
-        };
-        if let Some(socket) = sockets::borrow(server, inode)?
-            && map.tag_if_new(&socket, server.owner)?
+    for (inode, holders) in sockets::holders(&inodes)? {
+        if let Some(server) = sockets::server(&holders, owners)
+            && let Some(socket) = sockets::borrow(server, inode)?
         {
-            done.tagged += 1;
+            map.tag_if_new(&socket, server.owner)?;
         }
     }
-    Ok(done)
+    Ok(())
 }

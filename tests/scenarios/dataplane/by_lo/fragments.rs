@@ -3,14 +3,10 @@
 use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{
-    Lab, nat, pace,
-    raw::{RawSocket, frame_from_windows},
-    udp,
-};
+use wsl_mirror_lab::{Lab, nat, pace, raw::RawSocket, udp};
 
 use super::{PROXY, Rule, Ways, process};
-use crate::world::{HANG, exempt, ipv4, load, load_with, packets, services, udp_datagram, windows_udp};
+use crate::world::{HANG, exempt, load, load_with, send_in_fragments, services, udp_datagram, windows_udp};
 
 const EIGHT_KB: usize = 8192;
 
@@ -29,15 +25,7 @@ fn eight_kb() -> Vec<u8> {
 
 /// Sends [`eight_kb`] from Windows in fragments, in this order, with this identification.
 fn send(nic: &RawSocket, from: u16, to: u16, id: u16, order: [usize; 6]) -> Result<()> {
-    let datagram = udp_datagram(from, to, &eight_kb());
-    let fragments: Vec<_> = datagram.chunks(1480).collect();
-    assert_eq!(fragments.len(), order.len());
-    for index in order {
-        let more = if index + 1 < fragments.len() { 0x2000 } else { 0 };
-        let offset = u16::try_from(index * 1480 / 8)? | more;
-        nic.send(&frame_from_windows(&ipv4(17, id, offset, [127, 0, 0, 1], fragments[index])))?;
-    }
-    Ok(())
+    send_in_fragments(nic, &udp_datagram(from, to, &eight_kb()), id, order)
 }
 
 /// That the datagram comes back whole.
@@ -76,7 +64,7 @@ fn under_the_rule_fragments_in_any_order_are_answered() -> Result<()> {
         }
     }
     ways.came(8080)?.all_by_lo("as it is put together");
-    assert!(packets(&lab, "steer_fragment")? > 0);
+    assert!(lab.packets("steer_fragment")? > 0);
     assert_eq!(nat::dnat_packets(lab.guest(), "udp", 8080)?, before, "Docker's rule sees none of it");
     rule.remove()?;
     lab.keep();

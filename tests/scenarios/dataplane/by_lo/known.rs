@@ -9,7 +9,7 @@ use super::{
     PROXY, Rule, Ways, answers_at_once, answers_udp_at_once, client, ends, is_eaten, is_eaten_udp, process,
     server, server_udp,
 };
-use crate::world::{HANG, HELLO, exempt, load, load_with, packets, services};
+use crate::world::{HANG, HELLO, exempt, load, load_with, services};
 
 #[test]
 fn ports_under_a_rule_that_load_has_read_answer_windows_and_linux_at_once() -> Result<()> {
@@ -40,8 +40,8 @@ fn ports_under_a_rule_that_load_has_read_answer_windows_and_linux_at_once() -> R
     for port in [8080, 8081] {
         ways.came(port)?.all_by_lo("every packet");
     }
-    assert_eq!(packets(&lab, "steer_learned")?, 0, "nothing was left to be learned");
-    assert!(packets(&lab, "steer_local")? > 0, "Linux to Linux");
+    assert_eq!(lab.packets("steer_learned")?, 0, "nothing was left to be learned");
+    assert!(lab.packets("steer_local")? > 0, "Linux to Linux");
     for rule in rules.into_iter().flatten() {
         rule.remove()?;
     }
@@ -78,7 +78,7 @@ fn under_the_rule_exempt_ports_and_those_of_other_owners_are_left_to_it() -> Res
     ways.came(8302)?.all_by_lo("steered");
     ways.came(8300)?.all_plain("exempt");
     ways.came(8301)?.all_plain("another owner's");
-    assert_eq!(packets(&lab, "steer_learned")?, 0);
+    assert_eq!(lab.packets("steer_learned")?, 0);
     exempt(&lab, "del", "8300")?;
     assert_eq!(server(lab.windows(), 8300, HANG).context("exempt no more")?, PROXY);
     Ok(())

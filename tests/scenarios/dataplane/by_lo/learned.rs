@@ -16,7 +16,7 @@ use super::{
     PROXY, RETRANSMISSIONS, Rule, Ways, answers_at_once, answers_the_second_syn, client, ends, is_eaten,
     process, server,
 };
-use crate::world::{HANG, accept, load, load_for_all, load_with, packets, port_packets, services, talk};
+use crate::world::{HANG, accept, load, load_for_all, load_with, port_packets, services, talk};
 
 /// Who may be the first to meet the rule, and the port for it.
 fn firsts(lab: &Lab) -> [(&Namespace, u16); 2] {
@@ -48,7 +48,7 @@ fn a_rule_that_comes_after_load_costs_the_first_connection_a_second_and_no_other
         })?;
         came.all_plain("without the rule");
     }
-    assert_eq!(packets(&lab, "steer_learned")?, 0);
+    assert_eq!(lab.packets("steer_learned")?, 0);
     for rule in rules {
         rule.put_back()?;
     }
@@ -58,7 +58,7 @@ fn a_rule_that_comes_after_load_costs_the_first_connection_a_second_and_no_other
             Ok(())
         })?;
         assert_eq!(came.plain, 1, "the SYN that was eaten: {came:?}");
-        assert_eq!(packets(&lab, "steer_learned")?, count);
+        assert_eq!(lab.packets("steer_learned")?, count);
         let ((), came) = ways.during(port, || {
             for from in ends(&lab).repeat(3) {
                 answers_at_once(from, port);
@@ -66,9 +66,9 @@ fn a_rule_that_comes_after_load_costs_the_first_connection_a_second_and_no_other
             Ok(())
         })?;
         came.all_by_lo("once it is known");
-        assert_eq!(packets(&lab, "steer_learned")?, count, "once is enough");
+        assert_eq!(lab.packets("steer_learned")?, count, "once is enough");
     }
-    assert!(packets(&lab, "steer_local")? > 0, "Linux to Linux");
+    assert!(lab.packets("steer_local")? > 0, "Linux to Linux");
     assert!(port_packets(&lab, "tcp", 8080, "steered_flows")? > 0);
     // A load reads the rules; what was learned stays either way.
     load(&lab)?;
@@ -97,7 +97,7 @@ fn what_was_learned_goes_with_the_listener() -> Result<()> {
         let mut proxy = process(&lab, PROXY)?;
         proxy.serve("127.0.0.1:8200")?;
         assert_eq!(server(first, 8200, RETRANSMISSIONS)?, PROXY);
-        assert_eq!(packets(&lab, "steer_learned")?, count, "each listener learns by itself");
+        assert_eq!(lab.packets("steer_learned")?, count, "each listener learns by itself");
         let (_, came) = ways.during(8200, || server(first, 8200, HANG))?;
         came.all_by_lo("learned");
     }
@@ -118,7 +118,7 @@ fn what_was_learned_goes_with_the_listener() -> Result<()> {
         is_eaten(from, 8200);
         assert!(server(from, 8200, Duration::from_millis(1500)).is_err(), "another owner's is none of ours");
     }
-    assert_eq!(packets(&lab, "steer_learned")?, 2);
+    assert_eq!(lab.packets("steer_learned")?, 2);
     Ok(())
 }
 
@@ -168,7 +168,7 @@ fn a_listener_whose_queue_was_full_loses_nothing_by_what_is_made_of_it() -> Resu
         let mut second = second.context("the second gets through when there is room")?;
         let (mut served_second, _) = accept(&listener)?;
         let came = ways.came(8210)?;
-        println!("{}: {came:?}, learned {}", from.name(), packets(&lab, "steer_learned")?);
+        println!("{}: {came:?}, learned {}", from.name(), lab.packets("steer_learned")?);
         for from in ends(&lab).repeat(2) {
             let mut later = client(from, 8210).limit(pace::limit(HANG)).connect()?;
             let (mut served, _) = accept(&listener)?;
