@@ -2,7 +2,11 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{exit_code::ExitCode, libtest::Count, table};
+use crate::{
+    exit_code::ExitCode,
+    libtest::{Count, Failure},
+    table,
+};
 
 /// What one group came to.
 #[derive(Clone, Debug)]
@@ -10,12 +14,14 @@ pub(crate) struct Group {
     pub(crate) name: String,
     pub(crate) verdict: Verdict,
     pub(crate) count: Count,
+    /// Those of its tests that failed, as far as it got to say so.
+    pub(crate) failures: Vec<Failure>,
     pub(crate) time: Duration,
 }
 
 impl Group {
     pub(crate) fn without_tests(name: &str, verdict: Verdict, time: Duration) -> Self {
-        Self { name: name.to_owned(), verdict, count: Count::default(), time }
+        Self { name: name.to_owned(), verdict, count: Count::default(), failures: Vec::new(), time }
     }
 
     /// What the last line counts. A group that failed without a failing test (it did not compile, it was
@@ -68,6 +74,18 @@ pub(crate) fn print_table(groups: &[Group]) {
     let rows: Vec<_> = groups.iter().map(Group::row).collect();
     let heading = ["group", "result", "passed", "failed", "ignored", "time"];
     print!("\n{}", table::render(heading, &rows, 2));
+}
+
+/// Prints what failed, once more and together: above it stand the lines of hundreds that did not.
+pub(crate) fn print_failures(groups: &[Group]) {
+    for group in groups {
+        for Failure { test, lines } in &group.failures {
+            println!("\n{}: {test} failed", group.name);
+            for line in lines.iter().map(|line| line.trim_end()).filter(|line| !line.is_empty()) {
+                println!("  {line}");
+            }
+        }
+    }
 }
 
 /// Prints the last line, and says it as an exit code.

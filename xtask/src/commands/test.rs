@@ -146,6 +146,7 @@ impl Test {
         if let Some(rows) = matrix {
             print!("\n{}", engines::table(&rows));
         }
+        report::print_failures(&groups);
         report::print_table(&groups);
         Ok(report::conclude(&groups))
     }
@@ -215,10 +216,14 @@ impl Test {
             .spawn()
             .with_context(|| format!("{name}: starting cargo test"))?;
         let output = child.stdout.take().context("the tests' output is piped")?;
-        let count = libtest::stream(output, std::io::stdout())
+        let told = libtest::stream(output, std::io::stdout())
             .with_context(|| format!("{name}: reading the tests' output"))?;
         let status = child.wait().with_context(|| format!("{name}: waiting for cargo test"))?;
-        Ok(Group { count, ..Group::without_tests(name, Verdict::of(status.success()), started.elapsed()) })
+        Ok(Group {
+            count: told.count,
+            failures: told.failures,
+            ..Group::without_tests(name, Verdict::of(status.success()), started.elapsed())
+        })
     }
 }
 

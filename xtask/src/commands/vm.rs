@@ -72,6 +72,7 @@ impl Vm {
         }
         let built = vm::build(&product)?;
         let groups = vm::run(&kernels, &built, &Effort { soak: self.soak, arguments: &self.args })?;
+        report::print_failures(&groups);
         print!("\n{}", vm::matrix(&kernels, &groups));
         Ok(report::conclude(&groups))
     }

@@ -28,7 +28,7 @@ pub(crate) use kernels::{Kernel, Selection, get as kernels, list};
 
 use crate::{
     cargo, engines,
-    libtest::Count,
+    libtest::{Count, Failure, Told},
     report::{Group, Verdict},
     setup, table,
 };
@@ -362,15 +362,13 @@ impl Room {
         let started = Instant::now();
         let name = format!("{} {}", job.kernel.name, job.group);
         let machine = self.machine(job.kernel, &job.group, &job.script, accelerator)?;
-        let mut count = Count::default();
+        let mut told = Told::default();
         let end = machine.run(|line| {
-            if let Some(more) = Count::parse(line) {
-                count += more;
-            }
+            told.line(line);
             println!("{name} │ {line}");
         });
         let verdict = match end.unwrap_or_else(|error| End::Broken(format!("{error:#}"))) {
-            End::Exit(0) if job.kernel.expectation == Expectation::Refused && count.passed == 0 => {
+            End::Exit(0) if job.kernel.expectation == Expectation::Refused && told.count.passed == 0 => {
                 println!("{name} │ the test that has to show the refusal is not there");
                 Verdict::Failed
             }
@@ -380,15 +378,17 @@ impl Room {
                 Verdict::Failed
             }
             End::Broken(text) => {
-                for line in text.lines() {
+                let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+                for line in &lines {
                     println!("{name} │ {line}");
                 }
+                told.failures.push(Failure { test: "the machine".to_owned(), lines });
                 Verdict::Failed
             }
         };
         let time = started.elapsed();
         println!("{name} │ {verdict} after {:.0} s", time.as_secs_f32());
-        Ok(Group { name, verdict, count, time })
+        Ok(Group { name, verdict, count: told.count, failures: told.failures, time })
     }
 }
 
@@ -447,6 +447,7 @@ mod tests {
             name: name.to_owned(),
             verdict,
             count: Count { passed, failed, ignored: 0 },
+            failures: Vec::new(),
             time: Duration::from_secs(7),
         };
         let groups = [
