@@ -39,8 +39,9 @@ pub fn rounds(usual: usize) -> usize {
     }
 }
 
-/// Every how many of a series of things are tried where trying all is best: 1 on real hardware and when soaking, and
-/// more in emulation, where each takes seconds.
-pub fn stride() -> usize {
-    if is_emulated() && !is_soak() { 29 } else { 1 }
+/// The numbers from 1 on of a series of things of which all are best tried: on real hardware and when soaking each; in
+/// emulation, where each takes many seconds, ever fewer.
+pub fn samples() -> impl Iterator<Item = usize> {
+    let factor = if is_emulated() && !is_soak() { 3 } else { 1 };
+    std::iter::successors(Some(1), move |number| Some(if factor == 1 { number + 1 } else { number * factor }))
 }

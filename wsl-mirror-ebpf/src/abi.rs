@@ -301,9 +301,40 @@ pub struct PortDelivery {
     /// 1: flows to a listener on this port were delivered by `lo`, so each packet to it is looked at more closely.
     /// Written by the program, and never taken back: it decides nothing.
     pub seen: u32,
-    /// 1: there is a rule that drops what comes to this port and not on `lo`; new flows are delivered by `lo`. Written
-    /// by user space, which reads the rules.
-    pub by_rule: u32,
+    /// A [`PortRule`]. Written by user space, which reads the rules.
+    pub rule: u32,
+}
+
+/// What the rules say of a port, before conntrack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum PortRule {
+    /// One drops whatever does not come in on `lo`, from whichever interface: it is for what comes from outside, and
+    /// new flows are delivered by `lo`.
+    NotOnLo = 1,
+    /// One drops what comes in on the interface that we are on, and not what comes in elsewhere: somebody has closed the
+    /// port to Windows, and it stays closed. Nothing is delivered by `lo`.
+    Closed = 2,
+}
+
+impl PortRule {
+    /// The one that this number stands for; nothing for any other, as for 0.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::NotOnLo),
+            2 => Some(Self::Closed),
+            _ => None,
+        }
+    }
+
+    /// `not_on_lo` or `closed`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotOnLo => "not_on_lo",
+            Self::Closed => "closed",
+        }
+    }
 }
 
 /// Key of `FRAGMENTS` (LRU hash): what the fragments of a datagram to 127.0.0.1 have in common.

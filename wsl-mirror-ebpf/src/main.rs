@@ -23,13 +23,13 @@ use core::mem;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_INGRESS};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
-use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use wsl_mirror_ebpf::abi::{
     Carrier, FlowKey, FlowState, FragmentKey, LAYOUT, PORTS, Policy, PortDelivery, PortKey, PortPolicy,
-    PortStats, Protocol, Reason, Settings, Verdict, Verdicts,
+    PortRule, PortStats, Protocol, Reason, Settings, Verdict, Verdicts,
 };
 use wsl_mirror_ebpf::packet::{self, MAX_HEADERS, Packet};
 use wsl_mirror_ebpf::verdict::{Conntrack, Decision, Kernel, Listener, Remembered, Way, decide};
@@ -70,9 +70,13 @@ static FLOWS: LruHashMap<FlowKey, FlowState, 32_768> = LruHashMap::new();
 #[btf_map]
 static PORT_DELIVERY: Array<PortDelivery, PORTS, MMAPABLE> = Array::new();
 
-/// Datagrams whose fragments are delivered by `lo`; the kernel itself gives a datagram 30 seconds to get together.
+/// Datagrams whose fragments are delivered by `lo`, and when the first one was (`bpf_ktime_get_ns`).
 #[btf_map]
-static FRAGMENTS: LruHashMap<FragmentKey, u32, 4096> = LruHashMap::new();
+static FRAGMENTS: LruHashMap<FragmentKey, u64, 4096> = LruHashMap::new();
+
+/// How long a datagram's fragments are remembered, in ns: as long as the kernel waits for the rest of one
+/// (`IP_FRAG_TIME`, 30 s).
+const FRAGMENTS_LAST: u64 = 30_000_000_000;
 
 /// The program.
 #[classifier]
@@ -133,7 +137,14 @@ fn later_fragment(skb: &mut Skb) -> i32 {
         count(Reason::LaterFragment);
         return NEXT;
     };
-    if FRAGMENTS.get_ptr(key).is_none() {
+    // A fragment that overtakes its first one may find what is remembered of an earlier datagram of this number.
+    let is_by_lo = FRAGMENTS.get_ptr(key).is_some_and(|since| {
+        // SAFETY: the element stays readable until the program ends (RCU), and an aligned u64 is read whole.
+        let since = unsafe { *since };
+        // SAFETY: no pointers are handed over.
+        unsafe { bpf_ktime_get_ns() }.wrapping_sub(since) < FRAGMENTS_LAST
+    });
+    if !is_by_lo {
         count(Reason::LaterFragment);
         return NEXT;
     }
@@ -201,7 +212,12 @@ fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
 fn remember_fragments(packet: &Packet, id: u16, by_lo: bool) {
     let key = FragmentKey::new(packet.protocol, packet.client, id);
     // No room: then the others take the plain way, and the datagram is judged by where the last one came in.
-    let _ = if by_lo { FRAGMENTS.insert(key, 1, u64::from(BPF_ANY)) } else { FRAGMENTS.remove(key) };
+    let _ = if by_lo {
+        // SAFETY: no pointers are handed over.
+        FRAGMENTS.insert(key, unsafe { bpf_ktime_get_ns() }, u64::from(BPF_ANY))
+    } else {
+        FRAGMENTS.remove(key)
+    };
 }
 
 /// The packet's surroundings, for [`decide`].
@@ -252,10 +268,11 @@ impl Kernel for Here<'_> {
             return Way::Plain;
         }
         let Some(port) = PORT_DELIVERY.get(port_key(packet).index()) else { return Way::Plain };
-        match port {
-            PortDelivery { by_rule: 1, .. } => Way::ByLo,
-            PortDelivery { seen: 1, .. } => Way::Seen,
-            _ => Way::Open,
+        match (PortRule::from_number(port.rule), port.seen) {
+            (Some(PortRule::NotOnLo), _) => Way::ByLo,
+            (Some(PortRule::Closed), _) => Way::Plain,
+            (None, 1) => Way::Seen,
+            (None, _) => Way::Open,
         }
     }
 

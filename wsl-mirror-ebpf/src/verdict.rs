@@ -239,14 +239,12 @@ impl Wish {
     /// Its port is not to be steered.
     #[inline(always)]
     fn refused<K: Kernel>(self, packet: &Packet, reason: Reason, kernel: &mut K) -> Decision {
-        if self.has(Self::GOES_ON) {
-            return Decision::plain(self.reason());
-        }
-        if !self.has(Self::RESUMES) {
+        let is_steered_already = self.has(Self::RESUMES) || matches!(self.reason(), Reason::Established);
+        if !is_steered_already {
             // What we remember of an earlier flow on the same addresses is not true of this one.
             kernel.forget(packet);
         }
-        Decision::plain(reason)
+        Decision::plain(if self.has(Self::GOES_ON) { self.reason() } else { reason })
     }
 }
 
@@ -343,7 +341,10 @@ fn look_closer<K: Kernel>(packet: &Packet, entry: Entry, way: Way, kernel: &mut 
     let is_ours = entry.is_ours();
     let plain = if is_ours { Reason::Established } else { Reason::NotOurs };
     let flow = kernel.remembered(packet);
-    if flow.by_lo {
+    // Of a flow within Linux nobody sees the end, so what is remembered may be an earlier one's: only the very SYN
+    // that went by lo goes there again without a question.
+    let is_of_this_flow = is_ours || !matches!(packet.role, Role::Syn) || is_same_syn(packet, flow);
+    if flow.by_lo && is_of_this_flow {
         let reason = if is_ours { Reason::Established } else { Reason::Local };
         return Err(Decision { reason, by_lo: true });
     }
@@ -362,14 +363,16 @@ fn look_closer<K: Kernel>(packet: &Packet, entry: Entry, way: Way, kernel: &mut 
     // out, the same SYN comes once more: nobody answered. If it was the listener whose queue is full, its flows go by
     // lo from now on, and nothing else changes.
     let is_lost = matches!(packet.role, Role::Syn)
-        && if is_ours {
-            entry.tcp_state == tcp_state::NONE
-        } else {
-            matches!(flow.carrier, Some(Carrier::Linux)) && flow.sequence == packet.sequence
-        };
+        && if is_ours { entry.tcp_state == tcp_state::NONE } else { is_same_syn(packet, flow) };
     let lost = if is_lost { Wish::LOST } else { 0 };
     let by_rule = if matches!(way, Way::ByLo) { Wish::BY_LO } else { 0 };
     Ok(Wish::new(plain, Wish::GOES_ON | lost | by_rule))
+}
+
+/// Whether this SYN of a flow within Linux has come by before.
+#[inline(always)]
+const fn is_same_syn(packet: &Packet, flow: Remembered) -> bool {
+    matches!(flow.carrier, Some(Carrier::Linux)) && flow.sequence == packet.sequence
 }
 
 /// A flow that goes on to a listener that is to be steered. It goes by `lo` if that is wanted, or if it is found out

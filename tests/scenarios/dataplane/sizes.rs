@@ -20,14 +20,15 @@ fn eight_kb() -> Vec<u8> {
 #[test]
 fn fragmented_datagrams_are_steered() -> Result<()> {
     let lab = services()?;
-    let ask = || windows_udp(&lab, 8080).limit(HANG).request(&eight_kb()).map(|reply| reply.len());
-    assert_eq!(ask(), Err(udp::Failure::TimedOut), "without wsl-mirror");
+    let client = || windows_udp(&lab, 8080);
+    let ask = |client: udp::Client| client.request(&eight_kb()).map(|reply| reply.len());
+    assert_eq!(ask(client().limit(HANG)), Err(udp::Failure::TimedOut), "without wsl-mirror");
     load(&lab)?;
     let probe = Probe::new(&lab)?;
     probe.add("seen", "udp dport 8080")?;
     probe.add("marked", "udp dport 8080 meta mark & 0x1000 != 0")?;
     for _ in 0..5 {
-        assert_eq!(ask(), Ok(EIGHT_KB));
+        assert_eq!(ask(client()), Ok(EIGHT_KB));
     }
     assert!(lab.packets("pass_later_fragment")? >= 25, "six fragments each");
     assert_eq!((probe.packets("seen")?, probe.packets("marked")?), (5, 5), "reassembled");

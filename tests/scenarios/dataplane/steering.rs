@@ -79,6 +79,7 @@ fn a_udp_socket_that_is_connected_to_its_client_is_a_listener() -> Result<()> {
     assert!(server.recv(&mut buffer).is_err(), "without wsl-mirror");
     nat::conntrack_flush(lab.guest())?;
     load_for_all(&lab)?;
+    server.set_read_timeout(Some(udp::limit()))?;
     client.send(HELLO)?;
     assert_eq!(server.recv(&mut buffer)?, HELLO.len());
     Ok(())

@@ -18,8 +18,10 @@ use wsl_mirror_lab::{
 };
 
 pub const HELLO: &[u8] = b"hello";
-/// An answer takes a thousandth of it.
+/// How long is waited for what shall not come; an answer takes a thousandth of it.
 pub const HANG: Duration = Duration::from_millis(500);
+/// Longer than it takes to get through at once, and shorter than the first retransmission, which is due after a second.
+pub const AT_ONCE: Duration = Duration::from_millis(700);
 /// What [`services`] send to whoever connects to 8019.
 pub const PAGE: u64 = 1000;
 /// What they send to whoever connects to 8020.

@@ -265,7 +265,7 @@ fn rules_about_our_packets_do_not_take_the_bit_from_us() -> Result<()> {
 }
 
 /// What stands in the way, how it is taken away, and what is said about it.
-const OBSTACLES: [(&str, &str, &str); 8] = [
+const OBSTACLES: [(&str, &str, &str); 9] = [
     ("ip link set lo down", "ip link set lo up", "lo is down"),
     (
         "echo 1 > /proc/sys/net/ipv4/conf/lo/rp_filter",
@@ -281,6 +281,11 @@ const OBSTACLES: [(&str, &str, &str); 8] = [
         "echo 1 > /proc/sys/net/ipv4/tcp_fwmark_accept",
         "echo 0 > /proc/sys/net/ipv4/tcp_fwmark_accept",
         "tcp_fwmark_accept is on",
+    ),
+    (
+        "echo 1 > /proc/sys/net/ipv4/fwmark_reflect",
+        "echo 0 > /proc/sys/net/ipv4/fwmark_reflect",
+        "fwmark_reflect is on",
     ),
     (
         "nft 'add table ip vpn; add chain ip vpn in { type filter hook prerouting priority mangle; }; \
@@ -357,7 +362,7 @@ fn each_obstacle_means_the_plain_way_and_status_says_why() -> Result<()> {
 #[test]
 fn what_load_prepares_is_enough_and_each_obstacle_costs_the_packet() -> Result<()> {
     let lab = Lab::builder().build()?;
-    let _server = servers::tcp_echo(lab.guest(), loopback(8100))?;
+    let server = servers::tcp_echo(lab.guest(), loopback(8100))?;
     let client = |patience| from_windows(&lab, 8100).limit(Duration::from_millis(patience)).echo(b"hello");
     sh(
         &lab,
@@ -375,8 +380,9 @@ fn what_load_prepares_is_enough_and_each_obstacle_costs_the_packet() -> Result<(
     bpf::add_redirect(&lab, 8100, 0x1000)?;
     assert_eq!(client(5000), Ok(b"hello".to_vec()));
     for (make, unmake, _) in OBSTACLES {
-        // A release that does not know what to put back, and one that cannot switch on what is on, lose no packet.
-        if make.contains("altname") || make.contains("mount") {
+        // A release that does not know what to put back, and one that cannot switch on what is on, lose no packet; and
+        // the kernel's own answers come below.
+        if make.contains("altname") || make.contains("mount") || make.contains("reflect") {
             continue;
         }
         let behind_ours = make.replace("rule add pref 0 to", "rule add pref 0 iif lo to");
@@ -393,6 +399,10 @@ fn what_load_prepares_is_enough_and_each_obstacle_costs_the_packet() -> Result<(
         assert_eq!(client(if arrives { 5000 } else { 500 }).is_ok(), arrives, "rp_filter {value}");
     }
     sh(&lab, "echo 0 > /proc/sys/net/ipv4/conf/lo/rp_filter")?;
+    drop(server);
+    assert_eq!(client(5000), Err(tcp::Failure::Refused));
+    sh(&lab, "echo 1 > /proc/sys/net/ipv4/fwmark_reflect")?;
+    assert_eq!(client(500), Err(tcp::Failure::ConnectTimedOut), "the reset stays here");
     ok(&lab, &["unload"])?;
     assert!(client(500).is_err(), "without the rule the packets go back to Windows");
     Ok(())

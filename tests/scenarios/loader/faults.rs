@@ -31,13 +31,11 @@ fn each(
     mut check: impl FnMut(&Finished) -> Result<()>,
 ) -> Result<()> {
     for call in calls {
-        // Of bpf there are dozens; of the others, every one counts.
-        let stride = if *call == "bpf" { pace::stride() } else { 1 };
-        for when in (1..).step_by(stride) {
+        for when in pace::samples() {
             let (finished, hit) = injected(lab, call, what, when, arguments)?;
             check(&finished).with_context(|| format!("{call} number {when}: {finished}"))?;
             if !hit {
-                println!("{call}: {}", when - 1);
+                println!("{call}: fewer than {when}");
                 ensure!(finished.status.success(), "it fails by itself: {finished}");
                 break;
             }

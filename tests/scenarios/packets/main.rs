@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_ebpf::{
-    abi::{Policy, PortKey, PortPolicy, Protocol, Reason, Verdict, Verdicts},
+    abi::{Policy, PortKey, PortPolicy, PortRule, Protocol, Reason, Verdict, Verdicts},
     verdict::Decision,
 };
 use wsl_mirror_lab::{
@@ -359,9 +359,12 @@ fn the_same_where_packets_can_be_delivered_by_lo_and_a_rule_wants_it() -> Result
         program.deliver_by_lo()?;
         for protocol in Protocol::ALL {
             let key = PortKey::new(protocol, 8081);
-            program.write_rule(key)?;
-            world.model.by_rule.insert(key);
+            program.write_rule(key, PortRule::NotOnLo)?;
+            world.model.rules.insert(key, PortRule::NotOnLo);
         }
+        let closed = PortKey::new(Protocol::Udp, 8080);
+        program.write_rule(closed, PortRule::Closed)?;
+        world.model.rules.insert(closed, PortRule::Closed);
         Ok(())
     })?;
     expect_all(

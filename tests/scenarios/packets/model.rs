@@ -7,7 +7,7 @@ use std::{
 };
 
 use wsl_mirror_ebpf::{
-    abi::{Carrier, FlowKey, FlowState, FragmentKey, Policy, PortKey, Protocol, Reason},
+    abi::{Carrier, FlowKey, FlowState, FragmentKey, Policy, PortKey, PortRule, Protocol, Reason},
     packet::{Packet, fragment, parse},
     verdict::{Conntrack, Decision, Entry, Kernel, Listener, Remembered, Way, decide, status},
 };
@@ -80,8 +80,8 @@ pub struct Model {
     pub default: Policy,
     /// Whether packets can be delivered by `lo`.
     pub lo: bool,
-    /// Ports of which a rule is known that drops everything else.
-    pub by_rule: HashSet<PortKey>,
+    /// What the rules say of ports.
+    pub rules: HashMap<PortKey, PortRule>,
     /// Listeners that have learned it, and ports that have seen it.
     by_lo: HashSet<PortKey>,
     seen: HashSet<PortKey>,
@@ -99,7 +99,7 @@ impl Model {
             policies: HashMap::new(),
             default: Policy::Steer,
             lo: false,
-            by_rule: HashSet::new(),
+            rules: HashMap::new(),
             by_lo: HashSet::new(),
             seen: HashSet::new(),
             fragments: HashSet::new(),
@@ -209,10 +209,10 @@ impl Kernel for Model {
     }
 
     fn way(&mut self, packet: &Packet) -> Way {
-        match (self.lo, self.by_rule.contains(&port(packet)), self.seen.contains(&port(packet))) {
-            (false, ..) => Way::Plain,
-            (_, true, _) => Way::ByLo,
-            (_, _, true) => Way::Seen,
+        match (self.lo, self.rules.get(&port(packet)), self.seen.contains(&port(packet))) {
+            (false, ..) | (_, Some(PortRule::Closed), _) => Way::Plain,
+            (_, Some(PortRule::NotOnLo), _) => Way::ByLo,
+            (.., true) => Way::Seen,
             _ => Way::Open,
         }
     }

@@ -6,7 +6,7 @@ use aya::{
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use wsl_mirror_ebpf::abi::{
-    FlowKey, FlowState, PortDelivery, PortKey, PortPolicy, Reason, Settings, Verdicts,
+    FlowKey, FlowState, PortDelivery, PortKey, PortPolicy, PortRule, Reason, Settings, Verdicts,
 };
 
 const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
@@ -119,9 +119,9 @@ impl Program {
         Ok(self.settings.set(0, Settings { lo_ifindex: LO, ..settings }, 0)?)
     }
 
-    /// Writes that a rule drops what comes to this port and not on `lo`.
-    pub fn write_rule(&mut self, port: PortKey) -> Result<()> {
-        Ok(self.delivery.set(port.index(), PortDelivery { seen: 0, by_rule: 1 }, 0)?)
+    /// Writes what the rules say of this port.
+    pub fn write_rule(&mut self, port: PortKey, rule: PortRule) -> Result<()> {
+        Ok(self.delivery.set(port.index(), PortDelivery { seen: 0, rule: rule as u32 }, 0)?)
     }
 
     /// Writes a port's policy, as `bpftool map update` does.

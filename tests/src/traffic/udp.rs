@@ -9,7 +9,9 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::tcp::{Destination, limit};
+use super::tcp::Destination;
+
+pub use super::tcp::limit;
 use crate::Namespace;
 
 /// How a request failed.

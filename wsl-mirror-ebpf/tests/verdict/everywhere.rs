@@ -33,7 +33,7 @@ fn conntrack_answers() -> Vec<Conntrack> {
     answers
 }
 
-/// How many combinations are tried with each answer of conntrack; all 56448 with the two that are no entries.
+/// How many combinations are tried with each answer of conntrack; all 64512 with the two that are no entries.
 const TRIED: usize = 4_000;
 /// From one combination to the next: it has no divisor in common with how many there are.
 const STRIDE: usize = 12_289;
@@ -133,7 +133,13 @@ fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours(
             reason,
             Reason::Exempt | Reason::OwnerPolicy | Reason::DefaultPolicy | Reason::NoListener
         );
-        assert_eq!(calls.has(Call::Forget), left && is_start(packet), "{packet:?} {world:?}");
+        // One within Linux of which its listener was asked, and is not to be steered.
+        let within_linux = reason == Reason::NotOurs && calls.has(Call::WrittenPolicy) && !world.admits();
+        assert_eq!(
+            calls.has(Call::Forget),
+            (left && is_start(packet)) || within_linux,
+            "{packet:?} {world:?}"
+        );
     });
 }
 
@@ -439,7 +445,27 @@ fn a_flow_that_goes_by_lo_stays_there_and_one_that_goes_the_plain_way_too() {
         if packet.role != Role::Syn && (flow.by_lo || !within_linux) {
             assert_eq!(by_lo, flow.by_lo, "{packet:?} {world:?}");
         }
-        assert!(by_lo || !flow.by_lo, "{packet:?} {world:?}");
+        assert!(by_lo || !flow.by_lo || is_of_an_earlier_flow(world, &entry, packet), "{packet:?} {world:?}");
+    });
+}
+
+/// A SYN within Linux that is not the one of which something is remembered.
+fn is_of_an_earlier_flow(world: &World, entry: &Entry, packet: &Packet) -> bool {
+    let is_same = world.carrier() == Some(Carrier::Linux) && world.remembered.sequence == SEQUENCE;
+    packet.role == Role::Syn && !entry.is_reply && !is_ours(entry) && !is_same
+}
+
+#[test]
+fn a_flow_that_begins_within_linux_is_judged_by_its_listener_and_not_by_an_earlier_one() {
+    everywhere(|world, packet, decision, _| {
+        let Some(entry) = world.entry() else { return };
+        if !is_of_an_earlier_flow(world, &entry, packet)
+            || !matches!(decision.reason, Reason::Local | Reason::NotOurs)
+        {
+            return;
+        }
+        let may = world.admits() && world.begins_by_lo();
+        assert_eq!(decision.by_lo, may, "{packet:?} {world:?}");
     });
 }
 
@@ -469,7 +495,7 @@ fn that_a_rule_eats_what_is_not_on_lo_is_learned_from_a_second_syn_alone() {
 fn a_flow_within_linux_keeps_its_entry_whatever_way_it_goes() {
     everywhere(|_, packet, Decision { reason, .. }, calls| {
         if matches!(reason, Reason::Local | Reason::NotOurs) {
-            let touched = calls.has(Call::Expire) || calls.has(Call::Create) || calls.has(Call::Forget);
+            let touched = calls.has(Call::Expire) || calls.has(Call::Create);
             assert!(!touched, "{packet:?} {calls:?}");
         }
     });

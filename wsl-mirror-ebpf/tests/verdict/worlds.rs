@@ -83,7 +83,7 @@ pub const COMBINATIONS: usize = REMEMBERED.len() * 3 * 3 * LISTENERS.len() * 2 *
 /// The sequence number of every packet in these tests.
 pub const SEQUENCE: u32 = 0x1234_5678;
 
-const REMEMBERED: [Remembered; 7] = {
+const REMEMBERED: [Remembered; 8] = {
     const fn flow(carrier: Carrier, by_lo: bool, sequence: u32) -> Remembered {
         Remembered { carrier: Some(carrier), by_lo, sequence }
     }
@@ -95,6 +95,7 @@ const REMEMBERED: [Remembered; 7] = {
         flow(Carrier::Linux, false, SEQUENCE),
         flow(Carrier::Linux, false, SEQUENCE + 1),
         flow(Carrier::Linux, true, SEQUENCE),
+        flow(Carrier::Linux, true, SEQUENCE + 1),
     ]
 };
 

@@ -57,6 +57,12 @@ impl Load {
             cgroup,
             whole_verifier_log: self.verifier_log,
         };
+        if self.cgroup.is_none() && !cgroup::is_the_whole(&target.cgroup) {
+            output::note(
+                "this is a cgroup namespace: of ports that are served from outside of it (by other distributions), it \
+                 is not known who serves them, and `default` of the configuration is what they get",
+            );
+        }
         apply::apply(&steps, target)?;
         Ok(Exit::Success)
     }

@@ -6,7 +6,9 @@ use anyhow::Result;
 use aya::programs::{ProgramInfo, loaded_programs};
 use clap::Args;
 use serde::Serialize;
-use wsl_mirror_ebpf::abi::{Hook, Owner, OwnerPolicy, Policy, PortKey, Protocol, Reason, Settings, Verdicts};
+use wsl_mirror_ebpf::abi::{
+    Hook, Owner, OwnerPolicy, Policy, PortKey, PortRule, Protocol, Reason, Settings, Verdicts,
+};
 
 use crate::datapath::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
 use crate::datapath::pins::Pins;
@@ -93,6 +95,8 @@ struct Dropped {
     first_port: u16,
     last_port: u16,
     protocol: &'static str,
+    /// `not_on_lo` or `closed`.
+    rule: &'static str,
     /// The rule.
     by: String,
 }
@@ -296,6 +300,9 @@ impl Details {
     }
 }
 
+/// The rule is somebody's will, and nothing that we have to find a way around.
+const CLOSED: &str = PortRule::Closed.name();
+
 impl Delivery {
     fn new(settings: &Settings, state: &delivery::State) -> Self {
         let mut obstacles = state.obstacles(settings.mark);
@@ -313,6 +320,7 @@ impl Delivery {
                     first_port: *drop.ports.start(),
                     last_port: *drop.ports.end(),
                     protocol: drop.protocol.name(),
+                    rule: drop.rule.name(),
                     by: drop.by,
                 })
                 .collect(),
@@ -340,7 +348,11 @@ impl Delivery {
                 (first, last) if first == last => first.to_string(),
                 (first, last) => format!("{first}-{last}"),
             };
-            let what = if is_lost { format!("{BAD}out of reach{BAD:#}") } else { "only by lo".to_owned() };
+            let what = match (dropped.rule, is_lost) {
+                (CLOSED, _) => "closed to Windows".to_owned(),
+                (_, true) => format!("{BAD}out of reach{BAD:#}"),
+                (_, false) => "only by lo".to_owned(),
+            };
             text.push(format!("         {what}: {ports}/{}, for {}", dropped.protocol, dropped.by));
         }
         text.extend(self.unread.iter().map(|unread| format!("         could not be read: {unread}")));

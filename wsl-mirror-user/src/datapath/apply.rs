@@ -11,11 +11,11 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, PortKey, Settings};
+use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Settings};
 
 use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap, SocketOwners};
 use super::owners::{self, SocketHook};
-use super::plan::{Change, OwnerChange, Step};
+use super::plan::{Change, OwnerChange, RuleChange, Step};
 use super::{hook, pins};
 use crate::config::LogLevel;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -122,7 +122,7 @@ impl Work<'_> {
             Step::RemoveLeftover(name) => remove(&pins::path(name)),
             Step::LoadProgram { reused, log } => self.load(reused, *log),
             Step::WritePolicies(changes) => self.write_policies(changes),
-            Step::WriteRules { add, remove } => self.write_rules(add, remove),
+            Step::WriteRules(changes) => self.write_rules(changes.clone()),
             Step::WriteOwners(changes) => self.write_owners(changes),
             Step::WriteSettings { old, new } => {
                 let mut map = SettingsMap::from_map(self.map("SETTINGS")?)?;
@@ -252,22 +252,27 @@ impl Work<'_> {
     fn tag_sockets(&mut self, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
         let mut map = SocketOwners::from_map(self.map("SOCKET_OWNER")?)?;
         // Tags go with their sockets, or with the map: nothing is to be undone.
-        owners::tag_sockets(&mut map, owners)
+        let failures = owners::tag_sockets(&mut map, owners);
+        if let Some(first) = failures.first() {
+            let others = match failures.len() - 1 {
+                0 => String::new(),
+                others => format!(" (and {others} more like that)"),
+            };
+            output::note(&format!(
+                "of some sockets it is not known who serves them, until they are bound again: {first:#}{others}"
+            ));
+        }
+        Ok(())
     }
 
-    fn write_rules(&mut self, add: &[PortKey], remove: &[PortKey]) -> Result<()> {
+    fn write_rules(&mut self, changes: Vec<RuleChange>) -> Result<()> {
         let mut map = DeliveryMap::from_map(self.map("PORT_DELIVERY")?)?;
-        let changes = |known: bool| {
-            let added = add.iter().map(move |key| (*key, known));
-            added.chain(remove.iter().map(move |key| (*key, !known))).collect::<Vec<_>>()
-        };
-        for (key, known) in changes(true) {
-            map.set(key, known);
+        for change in &changes {
+            map.set(change.key, change.new);
         }
-        let before = changes(false);
         self.on_failure("restore PORT_DELIVERY", move || {
-            for (key, known) in before {
-                map.set(key, known);
+            for change in changes {
+                map.set(change.key, change.old);
             }
             Ok(())
         });

@@ -1,6 +1,6 @@
 //! The pinned maps, typed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, SkStorage};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use wsl_mirror_ebpf::abi::{
-    Owner, OwnerPolicy, PORTS, PortDelivery, PortKey, PortPolicy, PortStats, Reason, Settings, Verdicts,
+    Owner, OwnerPolicy, PORTS, PortDelivery, PortKey, PortPolicy, PortRule, PortStats, Reason, Settings,
+    Verdicts,
 };
 
 use super::pins;
@@ -243,25 +244,22 @@ impl DeliveryMap {
 
     const LENGTH: usize = PORTS * size_of::<PortDelivery>();
 
-    /// The ports of which it says that a rule is known.
-    pub fn ports(&self) -> BTreeSet<PortKey> {
-        (0..)
-            .take(PORTS)
-            .map(PortKey::at_index)
-            .filter(|key| self.field(*key).load(Ordering::Relaxed) == 1)
-            .collect()
+    /// What it says of rules.
+    pub fn rules(&self) -> BTreeMap<PortKey, PortRule> {
+        let rule = |key: PortKey| PortRule::from_number(self.field(key).load(Ordering::Relaxed));
+        (0..).take(PORTS).map(PortKey::at_index).filter_map(|key| Some((key, rule(key)?))).collect()
     }
 
-    /// Writes whether a rule is known for this port.
-    pub fn set(&mut self, key: PortKey, known: bool) {
-        self.field(key).store(u32::from(known), Ordering::Relaxed);
+    /// Writes which rule is known for this port.
+    pub fn set(&mut self, key: PortKey, rule: Option<PortRule>) {
+        self.field(key).store(rule.map_or(0, |rule| rule as u32), Ordering::Relaxed);
     }
 
     fn field(&self, key: PortKey) -> &AtomicU32 {
         // SAFETY: every key's index lies within the mapping, which is page-aligned.
         let element = unsafe { self.start.add(key.index() as usize) };
         // SAFETY: of the element no reference is made, only a pointer to its field.
-        let field = unsafe { &raw mut (*element.as_ptr()).by_rule };
+        let field = unsafe { &raw mut (*element.as_ptr()).rule };
         // SAFETY: an aligned u32 that lives as long as the mapping; others read it.
         unsafe { AtomicU32::from_ptr(field) }
     }

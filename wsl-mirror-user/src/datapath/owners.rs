@@ -1,6 +1,6 @@
 //! Who serves a socket: the hooks that write it down, and the tags of sockets that were there before the hooks.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -108,14 +108,23 @@ pub fn wait_until_gone(links: &HashSet<u32>) -> Result<()> {
 
 /// Tags the sockets that serve and carry no tag yet. The hooks are there by now: whatever is bound meanwhile they
 /// tag themselves, and what they wrote is left.
-pub fn tag_sockets(map: &mut SocketOwners, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
-    let inodes: HashSet<u32> = sockets::served()?.into_iter().map(|socket| socket.inode).collect();
-    for (inode, holders) in sockets::holders(&inodes)? {
-        if let Some(server) = sockets::server(&holders, owners)
+///
+/// Gives why some could not be tagged: those count as nobody's, which is no reason not to steer the others.
+pub fn tag_sockets(map: &mut SocketOwners, owners: &BTreeMap<Owner, OwnerPolicy>) -> Vec<anyhow::Error> {
+    let (served, mut failures) = sockets::served();
+    let inodes: HashSet<u32> = served.into_iter().map(|socket| socket.inode).collect();
+    let holders = sockets::holders(&inodes).unwrap_or_else(|error| {
+        failures.push(error);
+        HashMap::new()
+    });
+    let mut tag = |inode: u32, holders: &[sockets::Holder]| -> Result<()> {
+        if let Some(server) = sockets::server(holders, owners)
             && let Some(socket) = sockets::borrow(server, inode)?
         {
             map.tag_if_new(&socket, server.owner)?;
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    failures.extend(holders.iter().filter_map(|(inode, holders)| tag(*inode, holders).err()));
+    failures
 }

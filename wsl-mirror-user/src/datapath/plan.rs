@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::Result;
-use wsl_mirror_ebpf::abi::{Hook, LAYOUT, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, Settings};
+use wsl_mirror_ebpf::abi::{
+    Hook, LAYOUT, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, PortRule, Settings,
+};
 
 use super::hook::{Clsact, FILTER_PRIORITY};
 use super::owners::SocketHook;
@@ -33,8 +35,8 @@ pub struct State {
     pub linked_program: Option<u32>,
     /// Whether the interface that is steered according to `SETTINGS` still is the one that was steered then.
     pub steered_is_alive: bool,
-    /// The ports of which `PORT_DELIVERY`, if pinned, says that a rule drops what is not on `lo`.
-    pub by_rule: BTreeSet<PortKey>,
+    /// What `PORT_DELIVERY`, if pinned, says of rules.
+    pub rules: BTreeMap<PortKey, PortRule>,
     /// What delivery by `lo`, and the mark, depend on.
     pub delivery: delivery::State,
 }
@@ -105,13 +107,8 @@ pub enum Step {
     },
     /// Put the new program's pin in the place of the old one's.
     SwapProgramPin,
-    /// Write which ports a rule drops that come not on `lo`: those to add, and those to take away.
-    WriteRules {
-        /// Of which nothing was known.
-        add: Vec<PortKey>,
-        /// Which no rule drops any more.
-        remove: Vec<PortKey>,
-    },
+    /// Write what the machine's rules say of ports.
+    WriteRules(Vec<RuleChange>),
     /// Prepare the machine for delivery by `lo`; if that fails, the plain way is taken.
     PrepareDelivery(delivery::Change),
     /// Take away what no packet needs any more.
@@ -127,6 +124,17 @@ pub struct Change {
     pub old: PortPolicy,
     /// What shall be there.
     pub new: PortPolicy,
+}
+
+/// What `PORT_DELIVERY` says of the rules for a port, before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleChange {
+    /// The port.
+    pub key: PortKey,
+    /// What is there.
+    pub old: Option<PortRule>,
+    /// What shall be there.
+    pub new: Option<PortRule>,
 }
 
 /// An owner's entry in `OWNERS`, before and after.
@@ -155,11 +163,12 @@ impl fmt::Display for Step {
                 write!(f, "load the program with the pinned maps {}", reused.join(", "))
             }
             Self::WritePolicies(changes) => write!(f, "write {} ports to PORT_POLICY", changes.len()),
-            Self::WriteRules { add, remove } => write!(
+            Self::WriteRules(changes) => write!(
                 f,
-                "write {} ports to PORT_DELIVERY, which a rule drops unless they come in on lo, and take {} away",
-                add.len(),
-                remove.len()
+                "write to PORT_DELIVERY what the machine's rules say of {} ports: {} they keep to lo, {} they close",
+                changes.len(),
+                changes.iter().filter(|change| change.new == Some(PortRule::NotOnLo)).count(),
+                changes.iter().filter(|change| change.new == Some(PortRule::Closed)).count()
             ),
             Self::WriteOwners(changes) => write!(f, "write {} owners to OWNERS", changes.len()),
             Self::WriteSettings { new, .. } => write!(
@@ -372,14 +381,18 @@ fn policy_changes(there: &BTreeMap<PortKey, PortPolicy>, exempt: &BTreeSet<PortK
 /// What has to change so that `PORT_DELIVERY` says what the machine's rules do.
 fn rule_changes(state: &State) -> Option<Step> {
     let drops = state.delivery.firewall.drops(&state.interface.name);
-    let dropped: BTreeSet<PortKey> = drops
+    let wanted: BTreeMap<PortKey, PortRule> = drops
         .iter()
-        .flat_map(|drop| drop.ports.clone().map(|port| PortKey::new(drop.protocol, port)))
-        .filter(|key| key.is_valid())
+        .flat_map(|drop| drop.ports.clone().map(|port| (PortKey::new(drop.protocol, port), drop.rule)))
+        .filter(|(key, _)| key.is_valid())
         .collect();
-    let add: Vec<_> = dropped.difference(&state.by_rule).copied().collect();
-    let remove: Vec<_> = state.by_rule.difference(&dropped).copied().collect();
-    (!add.is_empty() || !remove.is_empty()).then_some(Step::WriteRules { add, remove })
+    let known = state.rules.keys().chain(wanted.keys()).copied().collect::<BTreeSet<_>>();
+    let changes: Vec<_> = known
+        .into_iter()
+        .map(|key| RuleChange { key, old: state.rules.get(&key).copied(), new: wanted.get(&key).copied() })
+        .filter(|change| change.old != change.new)
+        .collect();
+    (!changes.is_empty()).then_some(Step::WriteRules(changes))
 }
 
 /// What has to change so that `OWNERS` says this, and nothing else.

@@ -1,6 +1,6 @@
 //! Reads what is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use aya::programs::ProgramInfo;
@@ -22,7 +22,7 @@ pub fn read(name: &str, choice: HookChoice) -> Result<State> {
     let settings = if pins.has("SETTINGS") { Some(SettingsMap::pinned()?.get()?) } else { None };
     let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
     let owners = if pins.has("OWNERS") { OwnersMap::pinned()?.all()? } else { BTreeMap::new() };
-    let by_rule = if pins.has("PORT_DELIVERY") { DeliveryMap::pinned()?.ports() } else { BTreeSet::new() };
+    let rules = if pins.has("PORT_DELIVERY") { DeliveryMap::pinned()?.rules() } else { BTreeMap::new() };
     let index = interface::require_index(name)?;
     let tcx_programs = hook::tcx_programs(name)?;
     let asks_for_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
@@ -40,7 +40,7 @@ pub fn read(name: &str, choice: HookChoice) -> Result<State> {
         settings,
         policies,
         owners,
-        by_rule,
+        rules,
         interface: Interface { name: name.to_owned(), index, tcx_programs, clsact },
         linked_program,
     })

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::Result;
-use rustix::fs::{Mode, OFlags, fstatfs, open as open_path};
+use rustix::fs::{AtFlags, Mode, OFlags, fstatfs, open as open_path, statat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -37,6 +37,12 @@ pub fn open(asked_for: Option<&Path>) -> Result<OwnedFd> {
             "cannot open the root of cgroup v2, which is not mounted: CONFIG_CGROUPS is needed".into()
         }),
     }
+}
+
+/// Whether this is the root of the whole hierarchy: in a cgroup namespace, what is mounted as the root is another one.
+/// The real one has no `cgroup.events` (Documentation/admin-guide/cgroup-v2.rst: "exists on non-root cgroups").
+pub fn is_the_whole(cgroup: &impl AsFd) -> bool {
+    statat(cgroup, "cgroup.events", AtFlags::empty()).is_err()
 }
 
 fn unmounted() -> rustix::io::Result<OwnedFd> {

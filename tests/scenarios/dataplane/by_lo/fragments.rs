@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, nat, pace, raw::RawSocket, udp};
+use wsl_mirror_lab::{Lab, nat, raw::RawSocket, udp};
 
 use super::{PROXY, Rule, Ways, process};
 use crate::world::{HANG, exempt, load, load_with, send_in_fragments, services, udp_datagram, windows_udp};
@@ -37,20 +37,21 @@ fn comes_back(socket: &UdpSocket) -> Result<()> {
 }
 
 fn socket(lab: &Lab, from: u16, to: u16) -> Result<UdpSocket> {
-    Ok(windows_udp(lab, to).from_port(from).limit(pace::limit(HANG)).connect()?)
+    Ok(windows_udp(lab, to).from_port(from).connect()?)
 }
 
 #[test]
 fn under_the_rule_fragments_in_any_order_are_answered() -> Result<()> {
     let lab = services()?;
     let rule = Rule::add(&lab, "udp", 8080)?;
-    let ask = || windows_udp(&lab, 8080).limit(HANG).request(&eight_kb()).map(|reply| reply.len());
+    let client = || windows_udp(&lab, 8080);
+    let ask = |client: udp::Client| client.request(&eight_kb()).map(|reply| reply.len());
     load_with(&lab, "delivery = \"plain\"\n")?;
-    assert_eq!(ask(), Err(udp::Failure::TimedOut), "the plain way");
+    assert_eq!(ask(client().limit(HANG)), Err(udp::Failure::TimedOut), "the plain way");
     load(&lab)?;
     let ways = Ways::new(&lab, &[8080])?;
     for _ in 0..5 {
-        assert_eq!(ask(), Ok(EIGHT_KB), "as Windows sends it");
+        assert_eq!(ask(client()), Ok(EIGHT_KB), "as Windows sends it");
     }
     let nic = RawSocket::open(lab.windows(), "winlo0")?;
     let before = nat::dnat_packets(lab.guest(), "udp", 8080)?;

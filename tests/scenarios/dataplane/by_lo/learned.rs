@@ -16,7 +16,7 @@ use super::{
     PROXY, RETRANSMISSIONS, Rule, Ways, answers_at_once, answers_the_second_syn, client, ends, is_eaten,
     process, server,
 };
-use crate::world::{HANG, accept, load, load_for_all, load_with, port_packets, services, talk};
+use crate::world::{AT_ONCE, accept, load, load_for_all, load_with, port_packets, services, talk};
 
 /// Who may be the first to meet the rule, and the port for it.
 fn firsts(lab: &Lab) -> [(&Namespace, u16); 2] {
@@ -98,14 +98,14 @@ fn what_was_learned_goes_with_the_listener() -> Result<()> {
         proxy.serve("127.0.0.1:8200")?;
         assert_eq!(server(first, 8200, RETRANSMISSIONS)?, PROXY);
         assert_eq!(lab.packets("steer_learned")?, count, "each listener learns by itself");
-        let (_, came) = ways.during(8200, || server(first, 8200, HANG))?;
+        let (_, came) = ways.during(8200, || server(first, 8200, AT_ONCE))?;
         came.all_by_lo("learned");
     }
     rule.remove()?;
     let mut proxy = process(&lab, PROXY)?;
     proxy.serve("127.0.0.1:8200")?;
     for from in ends(&lab) {
-        let (who, came) = ways.during(8200, || server(from, 8200, HANG))?;
+        let (who, came) = ways.during(8200, || server(from, 8200, AT_ONCE))?;
         assert_eq!(who, PROXY);
         came.all_plain("this one has learned nothing");
     }
@@ -154,7 +154,7 @@ fn a_listener_whose_queue_was_full_loses_nothing_by_what_is_made_of_it() -> Resu
     let ways = Ways::new(&lab, &[8210])?;
     for from in ends(&lab) {
         let listener = narrow(&lab, 8210)?;
-        let mut first = client(from, 8210).limit(HANG).connect().context("the first has room")?;
+        let mut first = client(from, 8210).connect().context("the first has room")?;
         wait_for("the queue to be full", Duration::from_secs(5), || {
             Ok((waiting_for_accept(&lab, 8210)? == 1).then_some(()))
         })?;
@@ -170,7 +170,7 @@ fn a_listener_whose_queue_was_full_loses_nothing_by_what_is_made_of_it() -> Resu
         let came = ways.came(8210)?;
         println!("{}: {came:?}, learned {}", from.name(), lab.packets("steer_learned")?);
         for from in ends(&lab).repeat(2) {
-            let mut later = client(from, 8210).limit(pace::limit(HANG)).connect()?;
+            let mut later = client(from, 8210).connect()?;
             let (mut served, _) = accept(&listener)?;
             talk(&mut later, &mut served)?;
         }

@@ -16,12 +16,10 @@ use std::{
 use anyhow::{Result, ensure};
 use wsl_mirror_lab::{Lab, Namespace, Sockets, loopback, pace, tcp, udp};
 
-use crate::world::{HANG, HELLO, counted, nft};
+use crate::world::{AT_ONCE, HANG, HELLO, counted, nft};
 
 /// Whose ports are steered without a word in the configuration.
 const PROXY: &str = "docker-proxy";
-/// Longer than it takes to get through at once, and shorter than the first retransmission, which is due after a second.
-const AT_ONCE: Duration = Duration::from_millis(700);
 /// Two retransmissions and a bit: after one and after three seconds.
 const RETRANSMISSIONS: Duration = Duration::from_secs(4);
 

@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{Lab, loopback, nat, pace, tcp, udp};
 
-use super::{Rule, Ways, answers_at_once, answers_udp_at_once, client, ends, is_eaten};
+use super::{RETRANSMISSIONS, Rule, Ways, answers_at_once, answers_udp_at_once, client, ends, is_eaten};
 use crate::world::{
-    HELLO, STREAM, accept, load, load_for_all, load_with, services, slow_download, slow_echo, slow_upload,
-    talk, unload, windows,
+    AT_ONCE, HELLO, STREAM, accept, load, load_for_all, load_with, services, slow_download, slow_echo,
+    slow_upload, talk, unload, windows,
 };
 
 /// What happens to the flows, one thing after the other.
@@ -124,9 +124,9 @@ fn after_a_flush_a_flow_by_lo_goes_on_if_the_server_speaks_first_and_ends_if_nob
     Ok(())
 }
 
-/// One line and its answer, if that comes soon.
-fn still_talks(stream: &mut std::net::TcpStream) -> Result<bool> {
-    stream.set_read_timeout(Some(pace::limit(Duration::from_millis(500))))?;
+/// One line, and whether its answer comes within this time.
+fn still_talks(stream: &mut std::net::TcpStream, within: Duration) -> Result<bool> {
+    stream.set_read_timeout(Some(pace::limit(within)))?;
     stream.write_all(HELLO)?;
     match stream.read_exact(&mut [0; HELLO.len()]) {
         Ok(()) => Ok(true),
@@ -153,7 +153,7 @@ fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_
         let mut free = windows(&lab, 8081).connect()?;
         let mut within = client(lab.guest(), 8081).connect()?;
         for stream in [&mut under, &mut free, &mut within] {
-            assert!(still_talks(stream)?);
+            assert!(still_talks(stream, RETRANSMISSIONS)?);
         }
         ways.came(8080)?.all_by_lo("under the rule");
         ways.came(8081)?.all_by_lo("under the rule");
@@ -166,12 +166,12 @@ fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_
             unload(&lab)?;
         }
         let ((), came) = ways.during(8081, || {
-            assert!(still_talks(&mut free)?, "{end}: from Windows, without the rule");
-            assert!(still_talks(&mut within)?, "{end}: within Linux, without the rule");
+            assert!(still_talks(&mut free, RETRANSMISSIONS)?, "{end}: from Windows, without the rule");
+            assert!(still_talks(&mut within, RETRANSMISSIONS)?, "{end}: within Linux, without the rule");
             Ok(())
         })?;
         came.all_plain(end);
-        assert!(!still_talks(&mut under)?, "{end}: under the rule");
+        assert!(!still_talks(&mut under, AT_ONCE)?, "{end}: under the rule");
         is_eaten(lab.windows(), 8080);
         if end == "plain" {
             let ((), came) = ways.during(8081, || {

@@ -72,8 +72,8 @@ pub enum Objection {
     LoIsDown,
     /// The reverse path filter of `lo`.
     RpFilter(i32),
-    /// `tcp_fwmark_accept`.
-    FwmarkAccept,
+    /// A sysctl that gives answers the mark of what they answer.
+    CopiesMark(&'static str),
     /// A rule that gives replies our bits.
     Restored(String),
     /// A policy rule that comes first.
@@ -98,9 +98,9 @@ impl fmt::Display for Objection {
                 "the reverse path filter is strict for lo: the larger of net.ipv4.conf.all.rp_filter and \
                  net.ipv4.conf.lo.rp_filter is {value}; 0 and 2 will do"
             ),
-            Self::FwmarkAccept => f.write_str(
-                "net.ipv4.tcp_fwmark_accept is on: replies would carry our mark, and not leave the machine",
-            ),
+            Self::CopiesMark(sysctl) => {
+                write!(f, "net.ipv4.{sysctl} is on: replies would carry our mark, and not leave the machine")
+            }
             Self::Restored(rule) => {
                 write!(f, "a rule may give replies our mark, and they would not leave the machine: {rule}")
             }
@@ -236,9 +236,11 @@ impl State {
         if rp_filter == 1 {
             objections.push(Objection::RpFilter(rp_filter));
         }
-        if machine.sysctls.tcp_fwmark_accept != 0 {
-            objections.push(Objection::FwmarkAccept);
-        }
+        let copies = [
+            ("tcp_fwmark_accept", machine.sysctls.tcp_fwmark_accept),
+            ("fwmark_reflect", machine.sysctls.fwmark_reflect),
+        ];
+        objections.extend(copies.iter().filter(|copy| copy.1 != 0).map(|copy| Objection::CopiesMark(copy.0)));
         objections
             .extend(self.firewall.restores(mark).into_iter().map(|rule| Objection::Restored(rule.into())));
         objections
@@ -398,11 +400,12 @@ pub mod tests {
     #[test]
     fn each_obstacle_means_the_plain_way_and_takes_away_what_is_there() {
         type Breakage = (&'static str, fn(&mut Machine));
-        let in_the_way: [Breakage; 7] = [
+        let in_the_way: [Breakage; 8] = [
             ("lo is down", |machine| machine.lo.is_up = false),
             ("filter is strict for lo", |machine| machine.sysctls.rp_filter.lo = 1),
             ("filter is strict for lo", |machine| machine.sysctls.rp_filter.all = 1),
             ("tcp_fwmark_accept", |machine| machine.sysctls.tcp_fwmark_accept = 1),
+            ("fwmark_reflect", |machine| machine.sysctls.fwmark_reflect = 1),
             ("comes before ours", |machine| machine.rules.insert(0, rule("", (0, 0), 99))),
             ("does not understand", |machine| machine.lo.unknown = Some("wsl-mirror,x=1".into())),
             ("cannot be written", |machine| {

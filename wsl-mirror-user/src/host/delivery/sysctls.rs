@@ -67,6 +67,8 @@ pub struct Sysctls {
     pub rp_filter: PerInterface,
     /// Whether what accepts a connection takes over the mark of its first packet.
     pub tcp_fwmark_accept: i32,
+    /// Whether what the kernel itself answers, resets and ICMP, carries the mark of the packet that it answers.
+    pub fwmark_reflect: i32,
 }
 
 impl Sysctls {
@@ -80,6 +82,7 @@ impl Sysctls {
             read_only: SWITCHES.map(|switch| fs::File::options().write(true).open(switch.path()).is_err()),
             rp_filter: PerInterface::read("rp_filter")?,
             tcp_fwmark_accept: read("tcp_fwmark_accept")?,
+            fwmark_reflect: read("fwmark_reflect")?,
         })
     }
 

@@ -7,7 +7,7 @@ mod walk;
 
 use std::ops::RangeInclusive;
 
-use wsl_mirror_ebpf::abi::Protocol;
+use wsl_mirror_ebpf::abi::{PortRule, Protocol};
 
 use super::marks::MarkUse;
 use super::tool::{self, Unread};
@@ -125,6 +125,8 @@ pub struct Drop {
     pub protocol: Protocol,
     /// The ports.
     pub ports: RangeInclusive<u16>,
+    /// Whether it is for what comes from outside, or for this interface.
+    pub rule: PortRule,
     /// The rule that drops them.
     pub by: String,
 }

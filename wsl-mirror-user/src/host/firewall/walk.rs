@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use wsl_mirror_ebpf::abi::Protocol;
+use wsl_mirror_ebpf::abi::{PortRule, Protocol};
 
 use super::{Chain, Condition, Drop, Ruleset, Sense, Verdict};
 
@@ -14,6 +14,9 @@ const DEEPEST: usize = 16;
 const STEPS: u64 = 20_000_000;
 /// 127.0.0.1.
 const LOOPBACK: u32 = 0x7f00_0001;
+
+/// An interface that no rule has heard of.
+const ANOTHER: &str = "~";
 
 /// The ports of 127.0.0.1 whose packets are dropped if they come in on `interface`, and not on `lo`.
 pub fn drops(ruleset: &Ruleset, interface: &str) -> Vec<Drop> {
@@ -54,15 +57,18 @@ pub fn drops(ruleset: &Ruleset, interface: &str) -> Vec<Drop> {
             if early.iter().any(|chain| walk.dropped_by(chain, packet("lo")).is_some()) {
                 continue;
             }
+            let is_everywhere = early.iter().any(|chain| walk.dropped_by(chain, packet(ANOTHER)).is_some());
+            let rule = if is_everywhere { PortRule::NotOnLo } else { PortRule::Closed };
             match drops.last_mut() {
                 Some(last)
                     if last.protocol == protocol
+                        && last.rule == rule
                         && last.by == by
                         && u32::from(*last.ports.end()) + 1 == u32::from(start) =>
                 {
                     last.ports = *last.ports.start()..=end;
                 }
-                _ => drops.push(Drop { protocol, ports: start..=end, by: by.to_owned() }),
+                _ => drops.push(Drop { protocol, ports: start..=end, rule, by: by.to_owned() }),
             }
         }
     }
@@ -191,6 +197,21 @@ mod tests {
     fn what_is_dropped_on_lo_too_is_not_helped_by_lo() {
         let everywhere = Rule { verdict: Verdict::Drop, ..Rule::default() };
         assert_eq!(walked(vec![chain("a", true, vec![everywhere, not_on_lo(Verdict::Drop)])]), []);
+    }
+
+    #[test]
+    fn what_is_dropped_on_this_interface_and_no_other_is_closed() {
+        let with = |interface: &str| {
+            let conditions = vec![Condition::Interface(vec![interface.into()], Sense::Is)];
+            let rule = Rule { conditions, verdict: Verdict::Drop, ..Rule::default() };
+            let drops = walked(vec![chain("a", true, vec![rule])]);
+            drops.into_iter().map(|drop| drop.rule).collect::<Vec<_>>()
+        };
+        assert_eq!(with("loopback0"), [PortRule::Closed; 2]);
+        assert_eq!(with("loop*"), [PortRule::Closed; 2]);
+        assert_eq!(with("eth0"), []);
+        let drops = walked(vec![chain("a", true, vec![not_on_lo(Verdict::Drop)])]);
+        assert_eq!(drops[0].rule, PortRule::NotOnLo);
     }
 
     #[test]
