@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_ebpf::{
-    abi::{Policy, PortKey, PortPolicy, PortRule, Protocol, Reason, Verdict, Verdicts},
+    abi::{FragmentKey, Policy, PortKey, PortPolicy, PortRule, Protocol, Reason, Verdict, Verdicts},
     verdict::Decision,
 };
 use wsl_mirror_lab::{
@@ -381,6 +381,28 @@ fn the_same_where_packets_can_be_delivered_by_lo_and_a_rule_wants_it() -> Result
         ],
     );
     Ok(())
+}
+
+/// A fragment that overtakes its first one may have the number of an earlier datagram.
+#[test]
+fn fragments_go_by_lo_after_their_first_one_for_as_long_as_the_kernel_waits_for_them() -> Result<()> {
+    let mut world = World::new()?;
+    world.load(STEER)?;
+    let guest = world.lab.guest().clone();
+    guest.enter(move || {
+        let mut program = Program::open()?;
+        program.deliver_by_lo()?;
+        let later = Spec { fragment: 100, ..Spec::udp(50_000, 8080, 100) };
+        let frame = later.build().bytes();
+        let identification = u16::from_be_bytes([frame[18], frame[19]]);
+        let datagram = FragmentKey::new(Protocol::Udp, [127, 0, 0, 1], identification);
+        assert_eq!(program.run(&frame, 0)?.action, NEXT, "its first one has not come");
+        for (seconds, action) in [(0, REDIRECT), (28, REDIRECT), (31, NEXT)] {
+            program.remember_fragments(datagram, Duration::from_secs(seconds))?;
+            assert_eq!(program.run(&frame, 0)?.action, action, "after {seconds} s");
+        }
+        Ok(())
+    })
 }
 
 #[test]

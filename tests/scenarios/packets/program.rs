@@ -1,12 +1,15 @@
 //! The program as it is loaded, run over frames of our own, and what it has counted.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
+use rustix::time::{ClockId, clock_gettime};
 use wsl_mirror_ebpf::abi::{
-    FlowKey, FlowState, PortDelivery, PortKey, PortPolicy, PortRule, Reason, Settings, Verdicts,
+    FlowKey, FlowState, FragmentKey, PortDelivery, PortKey, PortPolicy, PortRule, Reason, Settings, Verdicts,
 };
 
 const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
@@ -33,6 +36,7 @@ pub struct Program {
     policies: HashMap<MapData, PortKey, PortPolicy>,
     settings: Array<MapData, Settings>,
     delivery: Array<MapData, PortDelivery>,
+    fragments: HashMap<MapData, FragmentKey, u64>,
     ifindex: u32,
     /// The bits that steered packets get.
     pub mark: u32,
@@ -63,6 +67,7 @@ impl Program {
             policies: Map::HashMap(map("PORT_POLICY")?).try_into()?,
             settings: map_of_settings,
             delivery: Map::Array(map("PORT_DELIVERY")?).try_into()?,
+            fragments: Map::LruHashMap(map("FRAGMENTS")?).try_into()?,
             ifindex: settings.ifindex,
             mark: settings.mark,
         })
@@ -122,6 +127,16 @@ impl Program {
     /// Writes what the rules say of this port.
     pub fn write_rule(&mut self, port: PortKey, rule: PortRule) -> Result<()> {
         Ok(self.delivery.set(port.index(), PortDelivery { seen: 0, rule: rule as u32 }, 0)?)
+    }
+
+    /// Writes that the first fragment of this datagram went by `lo` so long ago.
+    pub fn remember_fragments(&mut self, datagram: FragmentKey, ago: Duration) -> Result<()> {
+        // The clock of bpf_ktime_get_ns.
+        let now = clock_gettime(ClockId::Monotonic);
+        let now = Duration::new(now.tv_sec.try_into()?, now.tv_nsec.try_into()?);
+        // A machine that has just booted has not been up for so long.
+        let then = u64::try_from(now.as_nanos())?.wrapping_sub(u64::try_from(ago.as_nanos())?);
+        Ok(self.fragments.insert(datagram, then, 0)?)
     }
 
     /// Writes a port's policy, as `bpftool map update` does.
