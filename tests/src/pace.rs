@@ -39,6 +39,12 @@ pub fn rounds(usual: usize) -> usize {
     }
 }
 
+/// How many of something have to have happened meanwhile, for a test to have said anything, where this many do without
+/// fail on real hardware: emulated CPUs do not get that far in the same time.
+pub fn at_least(usual: u64) -> u64 {
+    if is_emulated() { usual / 10 } else { usual }
+}
+
 /// The numbers from 1 on of a series of things of which all are best tried: on real hardware and when soaking each; in
 /// emulation, where each takes many seconds, ever fewer.
 pub fn samples() -> impl Iterator<Item = usize> {

@@ -65,10 +65,8 @@ fn nothing_breaks_under_a_flush_every_50_ms() -> Result<()> {
         })
     })?;
     transfers?;
-    // Emulated CPUs do not get that far in the same time.
-    let at_least = |number| if pace::is_emulated() { number / 10 } else { number };
     assert!(
-        u64::from(flushes) > at_least(150),
+        u64::from(flushes) > pace::at_least(150),
         "only {flushes} flushes in 20 seconds: the machine is too busy for this test"
     );
     for (name, connection) in [("keep-alive", &keep_alive), ("calm keep-alive", &calm)] {
@@ -76,9 +74,9 @@ fn nothing_breaks_under_a_flush_every_50_ms() -> Result<()> {
     }
     let report = keep_alive.stop();
     assert_eq!(report.failure, None);
-    assert!(report.exchanges > at_least(1000), "{report:?}");
+    assert!(report.exchanges > pace::at_least(1000), "{report:?}");
     let picked_up = lab.packets("steer_picked_up")?;
-    assert!(picked_up > at_least(100));
+    assert!(picked_up > pace::at_least(100));
     // A packet that the program has seen and the stack has not, at the moment of the flush, does get to the rule.
     let caught = nat::dnat_packets(lab.guest(), "tcp", 8007)? - before;
     assert!(caught * 50 < picked_up, "Docker's rule saw {caught} packets, and {picked_up} were picked up");

@@ -81,10 +81,7 @@ fn requests(lab: &Lab) -> Result<KeepAlive> {
 fn went_on(requests: KeepAlive) -> Result<()> {
     let report = requests.stop();
     println!("{report:?}");
-    ensure!(
-        report.failure.is_none() && report.exchanges > if pace::is_emulated() { 10 } else { 100 },
-        "{report:?}"
-    );
+    ensure!(report.failure.is_none() && report.exchanges > pace::at_least(100), "{report:?}");
     Ok(())
 }
 
