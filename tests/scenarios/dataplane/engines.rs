@@ -212,7 +212,7 @@ fn one_way_flows_that_a_rule_redirects_to_another_port_stay_there() -> Result<()
     )?;
     let _holder = lab.guest().enter(|| UdpSocket::bind(loopback(8100)))?;
     let sink = lab.guest().enter(|| UdpSocket::bind(loopback(8200)))?;
-    sink.set_read_timeout(Some(Duration::from_secs(1)))?;
+    sink.set_read_timeout(Some(pace::limit(Duration::from_secs(1))))?;
     let log = windows_udp(&lab, 8100).connect()?;
     let arrives = |when: &str| -> Result<()> {
         log.send(HELLO)?;

@@ -126,7 +126,7 @@ fn an_established_flow_that_dockers_rule_caught_in_its_midst_is_taken_back() -> 
 
     load(&lab)?;
     let mut answer = vec![0; HELLO.len()];
-    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+    connection.set_read_timeout(Some(pace::limit(Duration::from_secs(5))))?;
     connection.read_exact(&mut answer).context("the retransmission is steered, and answered")?;
     assert_eq!(answer, HELLO);
     assert!(lab.packets("steer_picked_up")? > 0);

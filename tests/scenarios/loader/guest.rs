@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use wsl_mirror_lab::{
-    Container, DockerOptions, Lab, Namespace, SCRATCH, Service, SharedLab, loopback,
+    Container, DockerOptions, Lab, Namespace, SCRATCH, Service, SharedLab, loopback, pace,
     process::{COMMAND_LIMIT, Finished, run},
     tcp,
 };
@@ -48,7 +48,7 @@ pub fn from_windows(lab: &Lab, port: u16) -> tcp::Client {
 
 /// Whether a new connection from Windows to a published port works.
 pub fn is_steered(lab: &Lab, port: u16) -> bool {
-    from_windows(lab, port).limit(Duration::from_millis(700)).echo(b"hello").is_ok()
+    from_windows(lab, port).limit(pace::limit(Duration::from_millis(700))).echo(b"hello").is_ok()
 }
 
 /// Runs `wsl-mirror` with these arguments and wants it to succeed.
