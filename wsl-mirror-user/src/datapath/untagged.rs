@@ -1,0 +1,28 @@
+//! Sockets that came to serve without passing our hooks: tagged by the processes that hold them.
+
+use std::collections::{BTreeMap, HashSet};
+
+use anyhow::Result;
+use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy};
+
+use super::maps::SocketOwners;
+use crate::host::sockets;
+
+/// Tags those that carry no tag, of the sockets that were not there the last time; `known` are those that were. To find
+/// out who holds a socket takes a look at every process, so nothing of it is done when there is no new one.
+pub fn tag(known: &mut HashSet<u32>, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
+    let now: HashSet<u32> = sockets::served()?.into_iter().map(|socket| socket.inode).collect();
+    let new: HashSet<u32> = now.difference(known).copied().collect();
+    if !new.is_empty() {
+        let mut map = SocketOwners::pinned()?;
+        for (inode, holders) in sockets::holders(&new)? {
+            if let Some(server) = sockets::server(&holders, owners)
+                && let Some(socket) = sockets::borrow(server, inode)?
+            {
+                map.tag_if_new(&socket, server.owner)?;
+            }
+        }
+    }
+    *known = now;
+    Ok(())
+}
