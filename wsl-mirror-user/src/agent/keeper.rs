@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::is_of_another_distribution;
 use super::schedule::Changes;
 use crate::config::Config;
 use crate::datapath::apply::{self, Target};
@@ -26,7 +26,14 @@ pub struct Keeper {
     /// Kept, because reading it takes other people's programs.
     firewall: Option<Firewall>,
     sockets: HashSet<u32>,
+    /// Whether another distribution steered when it was last looked, and since when it does not.
+    aside: Option<Option<Instant>>,
 }
+
+/// How long an interface has to be free of another distribution's program until it is taken over. Whoever had it knows
+/// who serves, even in processes that we cannot see; it takes its interface back within some milliseconds, if it is made
+/// anew.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What came of a round.
 #[derive(Debug)]
@@ -58,6 +65,8 @@ pub enum Standing {
     Aside {
         /// The interface.
         interface: String,
+        /// Whether it did not just now.
+        is_free: bool,
     },
 }
 
@@ -77,7 +86,7 @@ impl fmt::Display for Standing {
         match self {
             Self::Steering { interface, ifindex } => write!(f, "steering {interface} (index {ifindex})"),
             Self::Waiting { interface } => write!(f, "waiting for {interface}"),
-            Self::Aside { interface } => write!(
+            Self::Aside { interface, .. } => write!(
                 f,
                 "wsl-mirror of another distribution steers {interface}: standing aside until it does not any more"
             ),
@@ -98,6 +107,7 @@ impl Keeper {
             is_loaded: false,
             firewall: None,
             sockets: HashSet::new(),
+            aside: None,
         })
     }
 
@@ -107,8 +117,9 @@ impl Keeper {
             self.read_config();
         }
         let _lock = Lock::take()?;
-        let cached = self.firewall.take().filter(|_| !changes.packet_filters);
-        let cached = cached.filter(|_| !(changes.untold && firewall::has_legacy_tables()));
+        let is_stale =
+            changes.packet_filters || (changes.untold || changes.legacy) && firewall::has_legacy_tables();
+        let cached = self.firewall.take().filter(|_| !is_stale);
         let firewall = cached.unwrap_or_else(firewall::read);
         let mut state = state::read_with(&self.config.interface, self.config.hook, firewall)?;
         let done = self.put_right(&state, changes);
@@ -118,20 +129,14 @@ impl Keeper {
     }
 
     fn put_right(&mut self, state: &State, changes: Changes) -> Result<Round> {
+        if let Some(is_free) = self.stands_aside(state) {
+            // What is pinned here is of no use now, and is taken up again when it is.
+            let standing = Standing::Aside { interface: self.config.interface.clone(), is_free };
+            return Ok(Round { standing, steps: Vec::new(), repaired: false });
+        }
         let plan = if self.is_loaded { plan::difference } else { plan::plan };
         let interface = self.config.interface.clone();
-        let steps = match plan(state, &self.config) {
-            Ok(steps) => steps,
-            Err(error) if is_of_another_distribution(&error) => {
-                // What is pinned here is of no use now, and is taken up again when it is.
-                return Ok(Round {
-                    standing: Standing::Aside { interface },
-                    steps: Vec::new(),
-                    repaired: false,
-                });
-            }
-            Err(error) => return Err(error),
-        };
+        let steps = plan(state, &self.config)?;
         if !steps.is_empty() {
             let loads = steps.iter().any(|step| matches!(step, Step::LoadProgram { .. }));
             let object = if loads { object::for_this_kernel()? } else { Vec::new() };
@@ -159,6 +164,19 @@ impl Keeper {
             repaired: was_loaded && is_same_interface && steps.iter().any(is_repair),
             steps: if was_loaded { steps.iter().map(ToString::to_string).collect() } else { Vec::new() },
         })
+    }
+
+    /// Whether another distribution steers, or is still to be given the chance to; and if so, whether it does not now.
+    fn stands_aside(&mut self, state: &State) -> Option<bool> {
+        let is_there = state.interface.index != 0;
+        self.aside = match (state.steered_by_others, self.aside) {
+            (Some(_), _) => Some(None),
+            (None, Some(_)) if !is_there => Some(None),
+            (None, Some(None)) => Some(Some(Instant::now())),
+            (None, Some(Some(free))) if free.elapsed() >= GRACE => None,
+            (None, aside) => aside,
+        };
+        self.aside.map(|free| free.is_some())
     }
 
     /// The file's, if it is valid; else what was said before stays in force.

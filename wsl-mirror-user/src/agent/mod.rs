@@ -18,7 +18,6 @@ use self::keeper::{Keeper, Round, Standing};
 use self::report::Report;
 use self::schedule::{Changes, Schedule};
 use self::systemd::Systemd;
-use crate::exit::Exit;
 use crate::output;
 use crate::wanted::Wanted;
 
@@ -110,7 +109,11 @@ impl Agent {
                 if !round.steps.is_empty() && !self.report.says.is_empty() {
                     output::note(&format!("something has changed; done: {}", round.steps.join("; ")));
                 }
-                schedule.is_aside(matches!(round.standing, Standing::Aside { .. }), Instant::now());
+                let aside = match round.standing {
+                    Standing::Aside { is_free, .. } => Some(is_free),
+                    _ => None,
+                };
+                schedule.stands_aside(aside, Instant::now());
             }
             Err(error) => {
                 schedule.went_wrong(Instant::now());
@@ -137,9 +140,4 @@ impl Agent {
             output::note(&format!("`wsl-mirror status` will not know of this: {error:#}"));
         }
     }
-}
-
-/// Whether an error of a round is one that another distribution's steering gives.
-fn is_of_another_distribution(error: &anyhow::Error) -> bool {
-    crate::exit::exit_of(error) == Exit::OtherDistribution
 }

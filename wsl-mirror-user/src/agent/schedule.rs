@@ -4,15 +4,19 @@ use std::time::{Duration, Instant};
 
 use super::events::Event;
 
-/// Changes of packet filters and of a file come in bursts: so long nothing more has to come …
-const QUIET: Duration = Duration::from_millis(100);
-/// … but no longer is waited than this.
-const IMPATIENCE: Duration = Duration::from_secs(1);
+/// Changes of packet filters and of a file come in bursts: so long nothing more has to come, but no longer is waited than
+/// this.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// How often is looked at what nothing tells of: whether the program still hangs there, iptables-legacy, sockets that
 /// were handed to us without a tag.
 const LOOK: Duration = Duration::from_secs(30);
 /// The same while another distribution steers: that it was terminated, nothing tells either.
 const LOOK_ASIDE: Duration = Duration::from_secs(5);
+/// The same once it does not any more: what is free for so long is taken over.
+const LOOK_FREE: Duration = Duration::from_millis(2100);
+/// Of iptables-legacy nothing tells, but engines that change it make interfaces too, mostly before: so it is read so long
+/// after the last change of the machine, or this long after the first.
+const LEGACY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// How soon is tried again what has failed; each time twice as long, up to [`LOOK`].
 const RETRY: Duration = Duration::from_secs(1);
 /// So many repairs within so long, and then one in so long: somebody else wants it otherwise, again and again.
@@ -29,11 +33,14 @@ pub struct Changes {
     pub config: bool,
     /// What nothing tells of.
     pub untold: bool,
+    /// The older packet filters, if there are any.
+    pub legacy: bool,
 }
 
 impl Changes {
     /// All there is.
-    pub const ALL: Self = Self { machine: true, packet_filters: true, config: true, untold: true };
+    pub const ALL: Self =
+        Self { machine: true, packet_filters: true, config: true, untold: true, legacy: true };
 
     /// Whether there is nothing to look at.
     pub fn is_empty(self) -> bool {
@@ -54,8 +61,8 @@ impl Burst {
         *burst = Some(Self { first, last: now });
     }
 
-    fn due(self) -> Instant {
-        (self.last + QUIET).min(self.first + IMPATIENCE)
+    fn due(self, (quiet, impatience): (Duration, Duration)) -> Instant {
+        (self.last + quiet).min(self.first + impatience)
     }
 }
 
@@ -65,6 +72,7 @@ pub struct Schedule {
     machine: Option<Instant>,
     packet_filters: Option<Burst>,
     config: Option<Burst>,
+    legacy: Option<Burst>,
     look: Instant,
     is_aside: bool,
     retry: Option<(Instant, Duration)>,
@@ -80,6 +88,7 @@ impl Schedule {
             machine: None,
             packet_filters: None,
             config: None,
+            legacy: None,
             look: now + LOOK,
             is_aside: false,
             retry: None,
@@ -91,12 +100,16 @@ impl Schedule {
     /// Something has happened.
     pub fn note(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Machine => self.machine = Some(self.machine.unwrap_or(now)),
+            Event::Machine => {
+                self.machine = self.machine.or(Some(now));
+                Burst::note(&mut self.legacy, now);
+            }
             Event::PacketFilters => Burst::note(&mut self.packet_filters, now),
             Event::Config => Burst::note(&mut self.config, now),
             Event::Reload => {
-                let long_ago = Burst { first: now, last: now.checked_sub(QUIET).unwrap_or(now) };
+                let long_ago = Burst { first: now, last: now.checked_sub(PATIENCE.0).unwrap_or(now) };
                 (self.config, self.packet_filters) = (Some(long_ago), Some(long_ago));
+                self.look = now;
             }
             Event::Stop => {}
         }
@@ -105,19 +118,22 @@ impl Schedule {
     /// When the next look is due.
     pub fn next(&self) -> Instant {
         let machine = self.machine.map(|machine| machine.max(self.truce));
-        let bursts = [self.packet_filters, self.config].into_iter().flatten().map(Burst::due);
+        let bursts =
+            [self.packet_filters, self.config].into_iter().flatten().map(|burst| burst.due(PATIENCE));
+        let legacy = self.legacy.map(|burst| burst.due(LEGACY));
         let retry = self.retry.map(|(retry, _)| retry);
-        bursts.chain(machine).chain(retry).fold(self.look, Instant::min)
+        bursts.chain(machine).chain(legacy).chain(retry).fold(self.look, Instant::min)
     }
 
     /// What is due now. A failure is tried again with all there is.
     pub fn take(&mut self, now: Instant) -> Changes {
-        let is_due = |burst: Option<Burst>| burst.is_some_and(|burst| burst.due() <= now);
+        let is_due = |burst: Option<Burst>| burst.is_some_and(|burst| burst.due(PATIENCE) <= now);
         let mut changes = Changes {
             machine: self.machine.is_some_and(|machine| machine.max(self.truce) <= now),
             packet_filters: is_due(self.packet_filters),
             config: is_due(self.config),
             untold: self.look <= now,
+            legacy: self.legacy.is_some_and(|burst| burst.due(LEGACY) <= now),
         };
         if self.retry.is_some_and(|(retry, _)| retry <= now) {
             changes = Changes::ALL;
@@ -130,6 +146,9 @@ impl Schedule {
         }
         if changes.config {
             self.config = None;
+        }
+        if changes.legacy {
+            self.legacy = None;
         }
         if changes.untold {
             self.look = now + if self.is_aside { LOOK_ASIDE } else { LOOK };
@@ -156,12 +175,13 @@ impl Schedule {
         self.retry = Some((now + pause, pause));
     }
 
-    /// Whether another distribution steers.
-    pub fn is_aside(&mut self, is_aside: bool, now: Instant) {
-        if is_aside && !self.is_aside {
-            self.look = now + LOOK_ASIDE;
+    /// Whether another distribution steers, and if so, whether it does not just now.
+    pub fn stands_aside(&mut self, aside: Option<bool>, now: Instant) {
+        if let Some(is_free) = aside {
+            let soon = now + if is_free { LOOK_FREE } else { LOOK_ASIDE };
+            self.look = self.look.min(soon);
         }
-        self.is_aside = is_aside;
+        self.is_aside = aside.is_some();
     }
 }
 
@@ -183,6 +203,8 @@ mod tests {
         assert_eq!(schedule.next(), now);
         assert_eq!(schedule.take(now), Changes { machine: true, ..Changes::default() });
         assert!(schedule.take(now).is_empty());
+        let later = now + LEGACY.0;
+        assert_eq!(schedule.take(later), Changes { legacy: true, ..Changes::default() }, "engines go on");
     }
 
     #[test]
@@ -193,10 +215,10 @@ mod tests {
             schedule.note(Event::PacketFilters, now);
             now += 50 * MILLISECOND;
         }
-        assert_eq!(now - start, IMPATIENCE, "one change after the other");
+        assert_eq!(now - start, PATIENCE.1, "one change after the other");
         schedule.note(Event::PacketFilters, now);
         assert!(schedule.take(now + 99 * MILLISECOND).is_empty());
-        let changes = schedule.take(now + QUIET);
+        let changes = schedule.take(now + PATIENCE.0);
         assert_eq!(changes, Changes { packet_filters: true, ..Changes::default() });
     }
 
