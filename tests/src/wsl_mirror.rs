@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    Lab,
+    Lab, Namespace,
     process::{COMMAND_LIMIT, Finished, run},
 };
 
@@ -37,12 +37,18 @@ pub(crate) fn binary() -> Result<PathBuf> {
 }
 
 impl Lab {
-    /// `wsl-mirror` with these arguments, to be run in the guest. A `load` watches the lab's own cgroup: what runs
+    /// `wsl-mirror` with these arguments, to be run in the guest. A `load` or `run` watches the lab's own cgroup: what runs
     /// elsewhere on this machine is none of its business.
     pub fn wsl_mirror_command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = self.guest().command(binary()?);
+        self.wsl_mirror_command_in(self.guest(), arguments)
+    }
+
+    /// The same in another distribution.
+    pub fn wsl_mirror_command_in(&self, distribution: &Namespace, arguments: &[&str]) -> Result<Command> {
+        let mut command = distribution.command(binary()?);
         command.args(arguments);
-        if arguments.first() == Some(&"load") && !arguments.contains(&"--cgroup") {
+        let loads = arguments.first().is_some_and(|first| ["load", "run"].contains(first));
+        if loads && !arguments.contains(&"--cgroup") {
             command.arg("--cgroup").arg(self.cgroup().directory("")?);
         }
         Ok(command)

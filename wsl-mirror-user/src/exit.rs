@@ -41,6 +41,8 @@ pub enum Exit {
     OtherInterface = 15,
     /// The kernel refused a program, map, link or filter.
     Kernel = 16,
+    /// Another distribution's wsl-mirror steers the interface.
+    OtherDistribution = 17,
 }
 
 impl Exit {
@@ -63,6 +65,7 @@ impl Exit {
         (Self::Busy, "another wsl-mirror is at work and does not finish"),
         (Self::OtherInterface, "loaded already, on another interface or by another hook"),
         (Self::Kernel, "the kernel refused a program, map, link or filter"),
+        (Self::OtherDistribution, "another distribution's wsl-mirror steers the interface already"),
     ];
 
     /// The table as text, for `--help`.

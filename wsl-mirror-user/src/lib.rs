@@ -2,6 +2,7 @@
 //!
 //! A library only so that fuzz targets (`tests/fuzz`) can reach what reads what others wrote.
 
+mod agent;
 mod commands;
 mod config;
 mod datapath;
@@ -11,6 +12,7 @@ pub mod fuzzing;
 mod host;
 mod output;
 mod policy;
+mod wanted;
 
 use std::process::ExitCode;
 

@@ -3,6 +3,7 @@
 mod exempt;
 mod load;
 mod log;
+mod run;
 mod status;
 mod unload;
 
@@ -16,6 +17,8 @@ use crate::exit::Exit;
 pub enum Command {
     /// Load the program, pin it, attach it; or replace the one that runs, without losing a packet
     Load(load::Load),
+    /// Do what load does, and stay: wait for the interface, and put right what changes
+    Run(run::Run),
     /// Take everything away that load made
     Unload(unload::Unload),
     /// Show whether and how packets are steered
@@ -32,6 +35,7 @@ impl Command {
     pub fn exec(self) -> Result<Exit> {
         match self {
             Self::Load(load) => load.exec(),
+            Self::Run(run) => run.exec(),
             Self::Unload(unload) => unload.exec(),
             Self::Status(status) => status.exec(),
             Self::Exempt(exempt) => exempt.exec(),

@@ -10,11 +10,12 @@ use wsl_mirror_ebpf::abi::{
     Hook, Owner, OwnerPolicy, Policy, PortKey, PortRule, Protocol, Reason, Settings, Verdicts,
 };
 
+use crate::agent::report::{self, Report as Agent};
 use crate::datapath::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
 use crate::datapath::pins::Pins;
 use crate::datapath::state::{self, Attachment};
 use crate::exit::Exit;
-use crate::host::{delivery, lock::Lock, require_root};
+use crate::host::{delivery, interface, lock::Lock, require_root};
 use crate::output::{self, BAD, GOOD, HEADING};
 
 /// Arguments of `status`.
@@ -51,6 +52,22 @@ struct Report {
     /// What `unload` would do about a load whose distribution was terminated.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_behind: Vec<String>,
+    /// What other distributions steer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    elsewhere: Vec<Elsewhere>,
+    /// `wsl-mirror run`, if it is at work in this distribution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<Agent>,
+}
+
+/// A program of another distribution.
+#[derive(Debug, Serialize)]
+struct Elsewhere {
+    interface: String,
+    ifindex: u32,
+    /// `tcx` or `cls_bpf`.
+    hook: &'static str,
+    program: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -143,11 +160,15 @@ impl Report {
         let _lock = Lock::take_shared()?;
         let pins = Pins::read()?;
         if !pins.has("SETTINGS") {
+            let elsewhere = elsewhere(&pins)?;
             return Ok(Self {
                 loaded: false,
-                steering: false,
+                // By whom makes no difference to packets.
+                steering: !elsewhere.is_empty(),
                 details: None,
-                left_behind: left_behind(&pins)?,
+                left_behind: if elsewhere.is_empty() { left_behind()? } else { Vec::new() },
+                elsewhere,
+                agent: report::of_the_running_one(),
             });
         }
         pins.require_our_layout()?;
@@ -169,11 +190,15 @@ impl Report {
         let mut details =
             Details::new(&settings, attachment, program, delivery, exempt_ports, &verdicts, &ports);
         details.owners = owners.iter().map(|(owner, policy)| OwnerRule::new(*owner, *policy)).collect();
+        let elsewhere = elsewhere(&pins)?;
         Ok(Self {
             loaded: true,
-            steering: attachment.is_alive(),
+            steering: attachment.is_alive()
+                || elsewhere.iter().any(|other| other.interface == details.interface),
             details: Some(details),
             left_behind: Vec::new(),
+            elsewhere,
+            agent: report::of_the_running_one(),
         })
     }
 
@@ -186,16 +211,31 @@ impl Report {
     }
 
     fn to_text(&self) -> String {
+        let others = self.elsewhere.iter().map(|other| {
+            format!(
+                "{GOOD}steering{GOOD:#} {} (index {}) by {}, from another distribution (program {}): look at it there",
+                other.interface, other.ifindex, other.hook, other.program
+            )
+        });
+        let agent = self.agent.as_ref().map(agent_text);
+        let own = self.own_text();
+        others.chain(own).chain(agent).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What there is to say about what is loaded here; nothing if that is of no use, as another distribution steers.
+    fn own_text(&self) -> Option<String> {
         match &self.details {
+            None if !self.elsewhere.is_empty() => None,
+            Some(details) if details.attachment != "alive" && self.steering => None,
             None => {
                 let mut text = vec![format!("{BAD}not loaded{BAD:#}: `wsl-mirror load` loads it")];
                 if !self.left_behind.is_empty() {
                     text.push("left behind by another distribution; `wsl-mirror unload` would:".to_owned());
                 }
                 text.extend(self.left_behind.iter().map(|left| format!("  {left}")));
-                text.join("\n")
+                Some(text.join("\n"))
             }
-            Some(details) => details.to_text(self.steering),
+            Some(details) => Some(details.to_text(details.attachment == "alive")),
         }
     }
 }
@@ -243,8 +283,9 @@ impl Details {
         let state = if steering {
             format!("{GOOD}steering{GOOD:#} {} (index {}) by {}", self.interface, self.ifindex, self.hook)
         } else {
-            let (interface, index) = (&self.interface, self.ifindex);
+            let (interface, index) = (&self.interface, &self.ifindex);
             let why = match self.attachment {
+                "interface_gone" if *index == 0 => format!("there is no interface {interface} yet"),
                 "interface_gone" => format!("there is no interface {interface} any more"),
                 "interface_made_anew" => {
                     format!("{interface} was removed and made again (it was index {index})")
@@ -383,11 +424,33 @@ impl Port {
     }
 }
 
-/// What is there although nothing needs it.
-fn left_behind(pins: &Pins) -> Result<Vec<String>> {
-    if state::has_others(&state::our_programs(pins)?)? {
-        return Ok(Vec::new());
+/// What the agent says of itself.
+fn agent_text(agent: &Agent) -> String {
+    let mut text = format!("agent    process {}: {}", agent.pid, agent.says);
+    if let Some(error) = &agent.config_error {
+        text += &format!("\n         {BAD}not in force{BAD:#}: {error}");
     }
+    text
+}
+
+/// What other distributions steer.
+fn elsewhere(pins: &Pins) -> Result<Vec<Elsewhere>> {
+    let others = state::others(&state::our_programs(pins)?)?;
+    Ok(others
+        .into_iter()
+        .filter_map(|found| {
+            Some(Elsewhere {
+                interface: interface::name(found.ifindex)?,
+                ifindex: found.ifindex,
+                hook: found.hook.name(),
+                program: found.program,
+            })
+        })
+        .collect())
+}
+
+/// What is there although nothing needs it.
+fn left_behind() -> Result<Vec<String>> {
     let changes = delivery::teardown(&delivery::Machine::read()?);
     Ok(changes.iter().map(ToString::to_string).collect())
 }
@@ -441,8 +504,7 @@ mod tests {
 
     #[test]
     fn json_keeps_its_shape() {
-        let report =
-            Report { loaded: true, steering: true, details: Some(details()), left_behind: Vec::new() };
+        let report = Report { loaded: true, steering: true, details: Some(details()), ..nothing() };
         let json = serde_json::to_value(&report).unwrap();
         let expected_without_verdicts = serde_json::json!({
             "loaded": true, "steering": true, "attachment": "alive", "interface": "loopback0", "ifindex": 7,
@@ -460,9 +522,32 @@ mod tests {
             json["verdicts"][0],
             serde_json::json!({"verdict": "steer", "reason": "steer_new", "packets": 3})
         );
-        let nothing = Report { loaded: false, steering: false, details: None, left_behind: Vec::new() };
-        let nothing = serde_json::to_value(nothing).unwrap();
-        assert_eq!(nothing, serde_json::json!({"loaded": false, "steering": false}));
+        let json = serde_json::to_value(nothing()).unwrap();
+        assert_eq!(json, serde_json::json!({"loaded": false, "steering": false}));
+        let agent =
+            Agent { pid: 7, state: "aside".into(), says: "standing aside".into(), config_error: None };
+        let elsewhere = Elsewhere { interface: "loopback0".into(), ifindex: 9, hook: "cls_bpf", program: 42 };
+        let report = Report { steering: true, elsewhere: vec![elsewhere], agent: Some(agent), ..nothing() };
+        let expected = serde_json::json!({
+            "loaded": false, "steering": true,
+            "elsewhere": [{"interface": "loopback0", "ifindex": 9, "hook": "cls_bpf", "program": 42}],
+            "agent": {"pid": 7, "state": "aside", "says": "standing aside"},
+        });
+        assert_eq!(serde_json::to_value(&report).unwrap(), expected);
+        let text = report.to_text();
+        assert!(text.contains("from another distribution") && text.contains("process 7: standing"), "{text}");
+        assert!(!text.contains("not loaded"), "{text}");
+    }
+
+    fn nothing() -> Report {
+        Report {
+            loaded: false,
+            steering: false,
+            details: None,
+            left_behind: Vec::new(),
+            elsewhere: Vec::new(),
+            agent: None,
+        }
     }
 
     #[test]
@@ -474,8 +559,7 @@ mod tests {
 
     #[test]
     fn the_exit_code_tells_whether_packets_are_steered() {
-        let exit =
-            |loaded, steering| Report { loaded, steering, details: None, left_behind: Vec::new() }.exit();
+        let exit = |loaded, steering| Report { loaded, steering, ..nothing() }.exit();
         assert_eq!(exit(true, true), Exit::Success);
         assert_eq!(exit(true, false), Exit::NotAttached);
         assert_eq!(exit(false, false), Exit::NotLoaded);

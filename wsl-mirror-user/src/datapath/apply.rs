@@ -9,7 +9,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Settings};
 
@@ -41,6 +41,7 @@ pub fn apply(steps: &[Step], target: Target<'_>) -> Result<()> {
         interface: target.interface,
         target,
         loaded: None,
+        pinned: None,
         undo: Vec::new(),
         prepared: Vec::new(),
         is_plain: false,
@@ -59,6 +60,8 @@ struct Work<'a> {
     interface: &'a str,
     target: Target<'a>,
     loaded: Option<Ebpf>,
+    /// The pinned program, where no new one is loaded.
+    pinned: Option<SchedClassifier>,
     undo: Vec<Undo>,
     /// What was done for delivery by `lo`: undone after all else, or when a part of it cannot be done.
     prepared: Vec<delivery::Change>,
@@ -95,13 +98,24 @@ impl Work<'_> {
     }
 
     fn program(&mut self) -> Result<&mut SchedClassifier> {
-        let program = self.ebpf()?.program_mut(hook::PROGRAM_NAME);
+        let Self { pinned, loaded, .. } = self;
+        if let Some(pinned) = pinned {
+            return Ok(pinned);
+        }
+        let ebpf = loaded.as_mut().context("the plan does not load the program first")?;
+        let program = ebpf.program_mut(hook::PROGRAM_NAME);
         Ok(program.context("the eBPF object has no program of ours")?.try_into()?)
     }
 
-    /// The map that the new program uses, opened once more by its id: it may be pinned or not.
+    /// The map that the program uses, opened once more: that of a new one by its id, for it may be pinned or not.
     fn map(&mut self, name: &'static str) -> Result<aya::maps::Map> {
         use aya::maps::{Map, MapData};
+        if self.pinned.is_some() {
+            let path = pins::path(name);
+            let data = MapData::from_pin(&path)
+                .or_exit(Exit::Kernel, || format!("cannot open the pinned map {}", path.display()))?;
+            return Ok(Map::from_map_data(data)?);
+        }
         let map = self.ebpf()?.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
         let (Map::Array(data) | Map::HashMap(data) | Map::SkStorage(data)) = map else {
             anyhow::bail!("the map {name} is of another kind than expected");
@@ -121,6 +135,7 @@ impl Work<'_> {
             Step::MakeDirectories => self.make_directories(),
             Step::RemoveLeftover(name) => remove(&pins::path(name)),
             Step::LoadProgram { reused, log } => self.load(reused, *log),
+            Step::UsePinned => self.use_pinned(),
             Step::WritePolicies(changes) => self.write_policies(changes),
             Step::WriteRules(changes) => self.write_rules(changes.clone()),
             Step::WriteOwners(changes) => self.write_owners(changes),
@@ -226,6 +241,15 @@ impl Work<'_> {
         Ok(())
     }
 
+    fn use_pinned(&mut self) -> Result<()> {
+        let path = pins::path(pins::PROGRAM);
+        let program = ProgramInfo::from_pin(&path)
+            .and_then(|info| SchedClassifier::from_program_info(info, hook::PROGRAM_NAME.into()))
+            .or_exit(Exit::Kernel, || format!("cannot open the pinned program {}", path.display()))?;
+        self.pinned = Some(program);
+        Ok(())
+    }
+
     /// What the kernel says about a program.
     fn accepted(&self, name: &str, loaded: Result<(), ProgramError>) -> Result<()> {
         match loaded {
@@ -252,16 +276,7 @@ impl Work<'_> {
     fn tag_sockets(&mut self, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
         let mut map = SocketOwners::from_map(self.map("SOCKET_OWNER")?)?;
         // Tags go with their sockets, or with the map: nothing is to be undone.
-        let failures = owners::tag_sockets(&mut map, owners);
-        if let Some(first) = failures.first() {
-            let others = match failures.len() - 1 {
-                0 => String::new(),
-                others => format!(" (and {others} more like that)"),
-            };
-            output::note(&format!(
-                "of some sockets it is not known who serves them, until they are bound again: {first:#}{others}"
-            ));
-        }
+        owners::say_of_whom_nothing_is_known(&owners::tag_sockets(&mut map, owners));
         Ok(())
     }
 

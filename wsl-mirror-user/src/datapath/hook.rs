@@ -8,7 +8,9 @@ use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, lo
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::tc::{self, TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
+use wsl_mirror_ebpf::abi::Hook;
 
+use super::owners::SocketHook;
 use super::pins;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::{interface, netlink};
@@ -42,14 +44,26 @@ pub fn tcx_programs(interface: &str) -> Result<Option<Vec<u32>>> {
     }
 }
 
-/// The ids of all programs of ours on any interface of this network namespace, whichever distribution's they are.
-pub fn programs_of_ours() -> Result<Vec<u32>> {
+/// A program of ours on an interface, whichever distribution's it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The index of the interface.
+    pub ifindex: u32,
+    /// By which hook.
+    pub hook: Hook,
+    /// The program's id.
+    pub program: u32,
+}
+
+/// All programs of ours on any interface of this network namespace, whichever distribution's they are.
+pub fn programs_of_ours() -> Result<Vec<Found>> {
     let (names, mut ours) = netlink::talk(|handle| async move {
         let mut names = Vec::new();
         let mut links = handle.link().get().execute();
         while let Some(link) = links.try_next().await? {
+            let ifindex = link.header.index;
             names.extend(link.attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name),
+                LinkAttribute::IfName(name) => Some((ifindex, name)),
                 _ => None,
             }));
         }
@@ -64,21 +78,21 @@ pub fn programs_of_ours() -> Result<Vec<u32>> {
         for index in with_clsact {
             let mut filters = handle.traffic_filter(index).get().ingress().execute();
             while let Some(filter) = filters.try_next().await? {
-                if let Filter::Ours { program } = look_at(&filter, true) {
-                    ours.extend(program);
+                if let Filter::Ours { program: Some(program) } = look_at(&filter, true) {
+                    ours.push(Found { ifindex: u32::try_from(index)?, hook: Hook::ClsBpf, program });
                 }
             }
         }
         Ok((names, ours))
     })
     .or_exit(Exit::Kernel, || "cannot list the interfaces and their tc filters".into())?;
-    for name in names {
+    for (ifindex, name) in names {
         match SchedClassifier::query_tcx(&name, TcAttachType::Ingress) {
             Ok((_, programs)) => ours.extend(
                 programs
                     .iter()
                     .filter(|program| program.name_as_str() == Some(PROGRAM_NAME))
-                    .map(ProgramInfo::id),
+                    .map(|program| Found { ifindex, hook: Hook::Tcx, program: program.id() }),
             ),
             // No tcx here, or the interface is gone meanwhile: then so is the program.
             Err(_) if tcx_programs("lo")?.is_none() || interface::index(&name).is_none() => {}
@@ -89,6 +103,24 @@ pub fn programs_of_ours() -> Result<Vec<u32>> {
         }
     }
     Ok(ours)
+}
+
+impl Found {
+    /// Whether nobody looks after it any more: its distribution was terminated, and took the pins along. A tcx link goes
+    /// with them, a `cls_bpf` filter stays, and goes by what sockets were tagged until then. The hooks that tag them hang
+    /// on pins only, and use the same maps.
+    pub fn is_orphan(&self) -> bool {
+        if self.hook != Hook::ClsBpf {
+            return false;
+        }
+        let maps = |info: &ProgramInfo| info.map_ids().ok().flatten().unwrap_or_default();
+        let is_hook = |info: &&ProgramInfo| {
+            SocketHook::ALL.iter().any(|hook| info.name_as_str() == Some(hook.program()))
+        };
+        let all: Vec<ProgramInfo> = loaded_programs().flatten().collect();
+        let Some(its) = all.iter().find(|info| info.id() == self.program).map(maps) else { return false };
+        !all.iter().filter(is_hook).any(|hook| maps(hook).iter().any(|map| its.contains(map)))
+    }
 }
 
 /// Waits until a program whose link was unpinned is off the interface: the kernel frees the pin's inode, and with

@@ -138,6 +138,11 @@ impl OwnersMap {
 pub struct SocketOwners(SkStorage<MapData, Owner>);
 
 impl SocketOwners {
+    /// The pinned one.
+    pub fn pinned() -> Result<Self> {
+        Self::from_map(Map::SkStorage(open("SOCKET_OWNER")?))
+    }
+
     /// One that need not be pinned yet.
     pub fn from_map(map: Map) -> Result<Self> {
         Ok(Self(map.try_into().context("SOCKET_OWNER is not the kind of map that we made")?))

@@ -11,3 +11,4 @@ pub mod plan;
 pub mod relocate;
 pub mod state;
 pub mod unload;
+pub mod untagged;

@@ -1,6 +1,6 @@
 //! Who serves a socket: the hooks that write it down, and the tags of sockets that were there before the hooks.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -13,6 +13,7 @@ use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy};
 use super::maps::SocketOwners;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::sockets;
+use crate::output;
 
 /// A hook on a cgroup: it runs in whatever process does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,11 +113,21 @@ pub fn wait_until_gone(links: &HashSet<u32>) -> Result<()> {
 /// Gives why some could not be tagged: those count as nobody's, which is no reason not to steer the others.
 pub fn tag_sockets(map: &mut SocketOwners, owners: &BTreeMap<Owner, OwnerPolicy>) -> Vec<anyhow::Error> {
     let (served, mut failures) = sockets::served();
-    let inodes: HashSet<u32> = served.into_iter().map(|socket| socket.inode).collect();
-    let holders = sockets::holders(&inodes).unwrap_or_else(|error| {
-        failures.push(error);
-        HashMap::new()
-    });
+    let inodes = served.into_iter().map(|socket| socket.inode).collect();
+    failures.extend(tag(map, owners, &inodes));
+    failures
+}
+
+/// Tags those of these sockets that carry no tag yet. Gives why some could not be tagged.
+pub fn tag(
+    map: &mut SocketOwners,
+    owners: &BTreeMap<Owner, OwnerPolicy>,
+    inodes: &HashSet<u32>,
+) -> Vec<anyhow::Error> {
+    let holders = match sockets::holders(inodes) {
+        Ok(holders) => holders,
+        Err(error) => return vec![error],
+    };
     let mut tag = |inode: u32, holders: &[sockets::Holder]| -> Result<()> {
         if let Some(server) = sockets::server(holders, owners)
             && let Some(socket) = sockets::borrow(server, inode)?
@@ -125,6 +136,17 @@ pub fn tag_sockets(map: &mut SocketOwners, owners: &BTreeMap<Owner, OwnerPolicy>
         }
         Ok(())
     };
-    failures.extend(holders.iter().filter_map(|(inode, holders)| tag(*inode, holders).err()));
-    failures
+    holders.iter().filter_map(|(inode, holders)| tag(*inode, holders).err()).collect()
+}
+
+/// Says why sockets could not be tagged, if some could not.
+pub fn say_of_whom_nothing_is_known(failures: &[anyhow::Error]) {
+    let Some(first) = failures.first() else { return };
+    let others = match failures.len() - 1 {
+        0 => String::new(),
+        others => format!(" (and {others} more like that)"),
+    };
+    output::note(&format!(
+        "of some sockets it is not known who serves them, until they are bound again: {first:#}{others}"
+    ));
 }

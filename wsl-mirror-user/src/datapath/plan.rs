@@ -8,7 +8,7 @@ use wsl_mirror_ebpf::abi::{
     Hook, LAYOUT, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, PortRule, Settings,
 };
 
-use super::hook::{Clsact, FILTER_PRIORITY};
+use super::hook::{Clsact, FILTER_PRIORITY, Found};
 use super::owners::SocketHook;
 use super::pins::{self, MAPS, Pins};
 use crate::config::{Config, HookChoice, LogLevel};
@@ -31,8 +31,12 @@ pub struct State {
     pub owners: BTreeMap<Owner, OwnerPolicy>,
     /// The interface that is asked for.
     pub interface: Interface,
+    /// The id of the pinned program.
+    pub pinned_program: Option<u32>,
     /// The id of the program in the pinned link.
     pub linked_program: Option<u32>,
+    /// The program of another distribution that is on the interface.
+    pub steered_by_others: Option<Found>,
     /// Whether the interface that is steered according to `SETTINGS` still is the one that was steered then.
     pub steered_is_alive: bool,
     /// What `PORT_DELIVERY`, if pinned, says of rules.
@@ -46,7 +50,7 @@ pub struct State {
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// Its index.
+    /// Its index; 0 as long as there is none.
     pub index: u32,
     /// The ids of its tcx programs; `None` if the kernel has no tcx.
     pub tcx_programs: Option<Vec<u32>>,
@@ -70,6 +74,8 @@ pub enum Step {
         /// What the program logs.
         log: LogLevel,
     },
+    /// Go on with the pinned program and maps.
+    UsePinned,
     /// Write what the configuration says about ports.
     WritePolicies(Vec<Change>),
     /// Write what is built in and what the configuration says about owners.
@@ -162,6 +168,7 @@ impl fmt::Display for Step {
             Self::LoadProgram { reused, .. } => {
                 write!(f, "load the program with the pinned maps {}", reused.join(", "))
             }
+            Self::UsePinned => f.write_str("go on with the pinned program and its maps"),
             Self::WritePolicies(changes) => write!(f, "write {} ports to PORT_POLICY", changes.len()),
             Self::WriteRules(changes) => write!(
                 f,
@@ -199,24 +206,10 @@ impl fmt::Display for Step {
     }
 }
 
-/// Computes the steps from `state` to what `config` wants.
+/// Computes the steps from `state` to what `config` wants, with a program and hooks of this release in the place of those
+/// that are there. Without the interface, all but attaching.
 pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
-    let hook = choose_hook(state, config)?;
-    refuse_second_interface(state, hook)?;
-    if hook == Hook::ClsBpf && state.interface.clsact.our_place_is_taken {
-        return Err(Failure::new(
-            Exit::Kernel,
-            format!(
-                "somebody else has a tc filter where ours has to be on {name}, at priority {priority} of ingress: \
-                 look at it with `tc filter show dev {name} ingress`, and give it another priority",
-                name = state.interface.name,
-                priority = FILTER_PRIORITY
-            ),
-        ));
-    }
-    let mark = choose_mark(state, config)?;
-    let delivery = delivery::plan(&state.delivery, config.delivery, mark);
-
+    let aim = Aim::new(state, config)?;
     let mut steps = Vec::new();
     if !state.has_bpffs {
         steps.push(Step::MountBpffs);
@@ -227,44 +220,142 @@ pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
     steps.extend(state.pins.leftovers.iter().cloned().map(Step::RemoveLeftover));
     let (reused, fresh): (Vec<_>, Vec<_>) = MAPS.iter().partition(|name| state.pins.has(name));
     steps.push(Step::LoadProgram { reused, log: config.log });
-
-    let changes = policy_changes(&state.policies, &config.exempt_keys());
-    if !changes.is_empty() {
-        steps.push(Step::WritePolicies(changes));
-    }
-    let owners = config.owner_policies();
-    let changes = owner_changes(&state.owners, &owners);
-    if !changes.is_empty() {
-        steps.push(Step::WriteOwners(changes));
-    }
-    steps.extend(rule_changes(state));
-    let adds_clsact = hook == Hook::ClsBpf && !state.interface.clsact.exists;
-    let new =
-        Settings { mark, lo_ifindex: delivery.lo_ifindex, ..settings(state, config, hook, adds_clsact) };
-    // What cannot be prepared will have to be written there too.
-    let writes_settings = state.settings != Some(new) || !delivery.before.is_empty();
-    steps.extend(delivery.before.into_iter().map(Step::PrepareDelivery));
-    if writes_settings {
-        steps.push(Step::WriteSettings { old: state.settings, new });
-    }
+    steps.extend(aim.writes(state, config));
     steps.extend(fresh.into_iter().map(Step::PinMap));
     // In this order no socket is missed: from here on the hooks tag what is bound, then what was there is tagged, and
     // only then somebody asks.
     steps.extend(SocketHook::ALL.map(Step::AttachSocketHook));
-    steps.push(Step::TagSockets(owners));
+    steps.push(Step::TagSockets(config.owner_policies()));
     steps.push(Step::PinProgram);
-    if adds_clsact {
+    if aim.adds_clsact {
         steps.push(Step::AddClsact);
     }
-    steps.push(match (hook, linked_here(state), state.interface.clsact.our_program) {
-        (Hook::Tcx, Some(old), _) => Step::ReplaceInLink { old },
-        (Hook::Tcx, None, _) => Step::AttachLink,
-        (Hook::ClsBpf, _, Some(old)) => Step::ReplaceInFilter { old },
-        (Hook::ClsBpf, _, None) => Step::AddFilter,
-    });
+    if state.interface.index != 0 {
+        steps.push(match (aim.hook, linked_here(state), state.interface.clsact.our_program) {
+            (Hook::Tcx, Some(old), _) => Step::ReplaceInLink { old },
+            (Hook::Tcx, None, _) => Step::AttachLink,
+            (Hook::ClsBpf, _, Some(old)) => Step::ReplaceInFilter { old },
+            (Hook::ClsBpf, _, None) => Step::AddFilter,
+        });
+    }
     steps.push(Step::SwapProgramPin);
-    steps.extend(delivery.after.into_iter().map(Step::CleanUp));
+    steps.extend(aim.delivery.after.into_iter().map(Step::CleanUp));
     Ok(steps)
+}
+
+/// Computes the steps that are missing, for whoever stays after a [`plan`]: what is pinned is gone on with if all of it is
+/// there. No steps mean that everything is as it should be.
+pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
+    if !is_whole(state) {
+        return plan(state, config);
+    }
+    let aim = Aim::new(state, config)?;
+    let mut steps = aim.writes(state, config);
+    if aim.adds_clsact {
+        steps.push(Step::AddClsact);
+    }
+    if state.interface.index != 0 {
+        match (aim.hook, linked_here(state), state.interface.clsact.our_program) {
+            (Hook::Tcx, Some(_), _) => {}
+            (Hook::Tcx, None, _) => steps.push(Step::AttachLink),
+            (Hook::ClsBpf, _, Some(there)) if state.pinned_program == Some(there) => {}
+            (Hook::ClsBpf, _, Some(old)) => steps.push(Step::ReplaceInFilter { old }),
+            (Hook::ClsBpf, _, None) => steps.push(Step::AddFilter),
+        }
+    }
+    steps.extend(aim.delivery.after.into_iter().map(Step::CleanUp));
+    if !steps.is_empty() {
+        steps.insert(0, Step::UsePinned);
+    }
+    Ok(steps)
+}
+
+/// Whether everything is pinned that a load pins, but for the link, which is made where there is an interface.
+fn is_whole(state: &State) -> bool {
+    let hooks = SocketHook::ALL.map(SocketHook::pin);
+    state.has_bpffs
+        && state.pins.leftovers.is_empty()
+        && state.pins.has(pins::PROGRAM)
+        && MAPS.iter().chain(&hooks).all(|name| state.pins.has(name))
+        && state.settings.is_some_and(|settings| settings.layout == LAYOUT)
+}
+
+/// What both plans aim at.
+struct Aim {
+    hook: Hook,
+    adds_clsact: bool,
+    settings: Settings,
+    delivery: delivery::Plan,
+}
+
+impl Aim {
+    /// Fails where the machine or what is loaded forbids it.
+    fn new(state: &State, config: &Config) -> Result<Self> {
+        let hook = choose_hook(state, config)?;
+        refuse_anothers_interface(state)?;
+        refuse_second_interface(state, hook)?;
+        if hook == Hook::ClsBpf && state.interface.clsact.our_place_is_taken {
+            return Err(Failure::new(
+                Exit::Kernel,
+                format!(
+                    "somebody else has a tc filter where ours has to be on {name}, at priority {priority} of \
+                     ingress: look at it with `tc filter show dev {name} ingress`, and give it another priority",
+                    name = state.interface.name,
+                    priority = FILTER_PRIORITY
+                ),
+            ));
+        }
+        let is_there = state.interface.index != 0;
+        let adds_clsact = is_there && hook == Hook::ClsBpf && !state.interface.clsact.exists;
+        let mark = choose_mark(state, config)?;
+        let delivery = if is_there {
+            delivery::plan(&state.delivery, config.delivery, mark)
+        } else {
+            // Nothing comes by `lo` now. What is there stays for the interface that comes back; for one that never
+            // comes, nothing is made.
+            let before = state.settings.map_or(0, |settings| settings.lo_ifindex);
+            delivery::Plan { lo_ifindex: before, ..delivery::Plan::default() }
+        };
+        let settings =
+            Settings { mark, lo_ifindex: delivery.lo_ifindex, ..settings(state, config, hook, adds_clsact) };
+        Ok(Self { hook, adds_clsact, settings, delivery })
+    }
+
+    /// What has to be written so that maps and machine are as they should be.
+    fn writes(&self, state: &State, config: &Config) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let changes = policy_changes(&state.policies, &config.exempt_keys());
+        if !changes.is_empty() {
+            steps.push(Step::WritePolicies(changes));
+        }
+        let changes = owner_changes(&state.owners, &config.owner_policies());
+        if !changes.is_empty() {
+            steps.push(Step::WriteOwners(changes));
+        }
+        steps.extend(rule_changes(state));
+        let before = &self.delivery.before;
+        steps.extend(before.iter().copied().map(Step::PrepareDelivery));
+        // What cannot be prepared will have to be written there too.
+        if state.settings != Some(self.settings) || !before.is_empty() {
+            steps.push(Step::WriteSettings { old: state.settings, new: self.settings });
+        }
+        steps
+    }
+}
+
+/// Two programs on one interface would do everything twice, and each would undo what the other needs.
+fn refuse_anothers_interface(state: &State) -> Result<()> {
+    let Some(other) = state.steered_by_others else { return Ok(()) };
+    Err(Failure::new(
+        Exit::OtherDistribution,
+        format!(
+            "{} is steered already, by wsl-mirror of another distribution (program {}, {}): there is nothing to do \
+             here, and nothing was changed. To steer it from this one, run `wsl-mirror unload` there first",
+            state.interface.name,
+            other.program,
+            other.hook.name()
+        ),
+    ))
 }
 
 /// The bits of the mark: those of the configuration, or the first that nobody uses.
@@ -350,8 +441,10 @@ fn settings(state: &State, config: &Config, hook: Hook, adds_clsact: bool) -> Se
     let name = state.interface.name.as_bytes();
     let len = name.len().min(NAME_MAX - 1);
     interface[..len].copy_from_slice(&name[..len]);
-    let index = state.interface.index;
-    let made_before = state.settings.is_some_and(|settings| settings.clsact_ifindex == index);
+    // Of an interface that is gone, what is known of it.
+    let before = state.settings.map_or(0, |settings| settings.ifindex);
+    let index = if state.interface.index == 0 { before } else { state.interface.index };
+    let made_before = state.settings.is_some_and(|settings| index != 0 && settings.clsact_ifindex == index);
     Settings {
         layout: LAYOUT,
         mark: 0,

@@ -7,70 +7,98 @@ use aya::programs::ProgramInfo;
 use aya::programs::links::{FdLink, PinnedLink};
 use wsl_mirror_ebpf::abi::{Hook, Settings};
 
-use super::hook;
+use super::hook::{self, Found};
 use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap};
 use super::pins::{self, Pins};
 use super::plan::{Interface, State};
 use crate::config::HookChoice;
 use crate::exit::{Exit, OrExit as _};
-use crate::host::{bpffs, delivery, firewall, interface};
+use crate::host::firewall::{self, Firewall};
+use crate::host::{bpffs, delivery, interface};
 
-/// Reads everything that a plan for `interface` depends on.
+/// Reads everything that a plan for the interface `name` depends on; it has to be there.
 pub fn read(name: &str, choice: HookChoice) -> Result<State> {
+    interface::require_index(name)?;
+    read_with(name, choice, firewall::read())
+}
+
+/// The same whether the interface is there or not, with packet filters that were read before.
+pub fn read_with(name: &str, choice: HookChoice, firewall: Firewall) -> Result<State> {
     let pins = Pins::read()?;
     pins.require_our_layout()?;
     let settings = if pins.has("SETTINGS") { Some(SettingsMap::pinned()?.get()?) } else { None };
     let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
     let owners = if pins.has("OWNERS") { OwnersMap::pinned()?.all()? } else { BTreeMap::new() };
     let rules = if pins.has("PORT_DELIVERY") { DeliveryMap::pinned()?.rules() } else { BTreeMap::new() };
-    let index = interface::require_index(name)?;
-    let tcx_programs = hook::tcx_programs(name)?;
+    let (index, tcx_programs) = match interface::index(name) {
+        Some(index) => (index, hook::tcx_programs(name)?),
+        None => (0, hook::tcx_programs("lo")?.map(|_| Vec::new())),
+    };
     let asks_for_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
-    let clsact = if asks_for_filter { hook::clsact(index)? } else { hook::Clsact::default() };
+    let clsact = if asks_for_filter && index != 0 { hook::clsact(index)? } else { hook::Clsact::default() };
     let linked_program = linked_program(&pins)?;
     let steered_is_alive = match &settings {
         Some(settings) => attachment(settings, linked_program)?.is_alive(),
         None => false,
     };
+    let others = others(&our_programs(&pins)?)?;
     Ok(State {
         has_bpffs: bpffs::is_mounted(),
         steered_is_alive,
-        delivery: delivery_state(&our_programs(&pins)?)?,
-        pins,
+        delivery: delivery_with(!others.is_empty(), firewall),
+        steered_by_others: others.into_iter().find(|found| index != 0 && found.ifindex == index),
         settings,
         policies,
         owners,
         rules,
         interface: Interface { name: name.to_owned(), index, tcx_programs, clsact },
+        pinned_program: pinned_program(&pins)?,
         linked_program,
+        pins,
     })
 }
 
 /// Reads what delivery by `lo` and the mark depend on. What cannot be read costs us the delivery, not the load.
 pub fn delivery_state(own: &[u32]) -> Result<delivery::State> {
-    Ok(delivery::State {
-        machine: delivery::Machine::read().map_err(|error| format!("{error:#}")),
-        firewall: firewall::read(),
-        has_others: has_others(own)?,
-    })
+    Ok(delivery_with(has_others(own)?, firewall::read()))
+}
+
+fn delivery_with(has_others: bool, firewall: Firewall) -> delivery::State {
+    let machine = delivery::Machine::read().map_err(|error| format!("{error:#}"));
+    delivery::State { machine, firewall, has_others }
 }
 
 /// Whether there is a wsl-mirror on an interface that is not one of this distribution's `own`.
 pub fn has_others(own: &[u32]) -> Result<bool> {
-    Ok(hook::programs_of_ours()?.iter().any(|program| !own.contains(program)))
+    Ok(!others(own)?.is_empty())
 }
 
-/// The ids of this distribution's programs: the pinned one and the one in the pinned link, two after a load that was
+/// The programs of other distributions, on any interface.
+pub fn others(own: &[u32]) -> Result<Vec<Found>> {
+    let mut all = hook::programs_of_ours()?;
+    all.retain(|found| !own.contains(&found.program) && !found.is_orphan());
+    Ok(all)
+}
+
+/// The ids of this distribution's programs: the pinned one and the one in the pinned link; more after a load that was
 /// killed at the wrong moment.
 pub fn our_programs(pins: &Pins) -> Result<Vec<u32>> {
     let mut programs = Vec::from_iter(linked_program(pins)?);
-    if pins.has(pins::PROGRAM) {
-        let path = pins::path(pins::PROGRAM);
-        let info = ProgramInfo::from_pin(&path)
-            .or_exit(Exit::Kernel, || format!("cannot open the pinned program {}", path.display()))?;
-        programs.push(info.id());
-    }
+    let left = ProgramInfo::from_pin(pins::path_of_new(pins::PROGRAM));
+    programs.extend(left.ok().map(|info| info.id()));
+    programs.extend(pinned_program(pins)?);
     Ok(programs)
+}
+
+/// The id of the pinned program.
+fn pinned_program(pins: &Pins) -> Result<Option<u32>> {
+    if !pins.has(pins::PROGRAM) {
+        return Ok(None);
+    }
+    let path = pins::path(pins::PROGRAM);
+    let info = ProgramInfo::from_pin(&path)
+        .or_exit(Exit::Kernel, || format!("cannot open the pinned program {}", path.display()))?;
+    Ok(Some(info.id()))
 }
 
 /// The id of the program in the pinned link.

@@ -12,19 +12,31 @@ use super::owners::{self, SocketHook};
 use super::pins::{self, MAPS, Pins};
 use super::state::{Attachment, attachment, has_others, linked_program, our_programs};
 use super::{apply, hook};
+use crate::agent::report;
 use crate::exit::{Exit, Failure};
 use crate::host::{bpffs, delivery, interface};
 
 /// Takes everything away; goes on after an error and reports every one. Says whether there was anything.
 pub fn unload() -> Result<bool> {
+    if let Some(agent) = report::of_the_running_one() {
+        return Err(Failure::new(
+            Exit::Busy,
+            format!(
+                "`wsl-mirror run` is at work (process {}) and would load it again: end it first (`systemctl stop \
+                 wsl-mirror`, or `kill {0}`)",
+                agent.pid
+            ),
+        ));
+    }
     let pins = Pins::read()?;
     let mut errors = Errors::default();
     if pins.is_empty() {
         // A load that was killed early has made nothing but the mount; a distribution that is gone has left the rest.
+        let orphans = errors.note(remove_orphans()).unwrap_or_default();
         let left = errors.note(tear_delivery_down(&[])).unwrap_or_default();
         let mounted = errors.note(bpffs::unmount_ours()).unwrap_or_default();
         errors.into_result()?;
-        return Ok(left || mounted);
+        return Ok(orphans || left || mounted);
     }
     let own = our_programs(&pins).unwrap_or_default();
     // What ends the steering first: afterwards nothing depends on the rest.
@@ -82,6 +94,16 @@ fn remove_socket_hooks(pins: &Pins) -> Result<()> {
     }
     errors.note(owners::wait_until_gone(&links));
     errors.into_result()
+}
+
+/// Removes the filters that distributions have left which are gone. Says whether there was one.
+fn remove_orphans() -> Result<bool> {
+    let mut orphans = hook::programs_of_ours()?;
+    orphans.retain(hook::Found::is_orphan);
+    for name in orphans.iter().filter_map(|orphan| interface::name(orphan.ifindex)) {
+        hook::remove_filter(&name)?;
+    }
+    Ok(!orphans.is_empty())
 }
 
 /// Takes away what delivery by `lo` needs, whichever distribution has made it, unless one still needs it. Says whether

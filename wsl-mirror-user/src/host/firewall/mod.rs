@@ -182,6 +182,13 @@ pub fn read() -> Firewall {
     put_together(nft, iptables_nft, legacy)
 }
 
+/// Whether there are tables of the older `iptables`, whose changes nothing tells of.
+pub fn has_legacy_tables() -> bool {
+    // There is no such file without the kernel's module.
+    let tables = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+    !tables.trim().is_empty()
+}
+
 /// What `iptables-nft` has made, in its own words: nft shows parts of it as `xt` and nothing more.
 fn read_iptables_nft() -> Result<String, Unread> {
     first_of(&[("iptables-nft-save", &[]), ("xtables-nft-multi", &["iptables-save"]), ("iptables-save", &[])])
@@ -189,9 +196,7 @@ fn read_iptables_nft() -> Result<String, Unread> {
 
 /// What the older `iptables` has made. Only asked if there are such tables: it must not make any.
 fn read_legacy() -> Result<String, Unread> {
-    // There is no such file without the kernel's module.
-    let tables = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
-    if tables.trim().is_empty() {
+    if !has_legacy_tables() {
         return Ok(String::new());
     }
     first_of(&[

@@ -1,0 +1,188 @@
+//! What changes, and is put right by itself.
+
+use anyhow::{Context as _, Result, ensure};
+use wsl_mirror_lab::Lab;
+
+use crate::guest::{Agent, PROXY, answers, delivery, on_hook, process, proxied, sh, soon, status};
+
+const RULE: &str = "from all to 127.0.0.1 fwmark 0x1000/0x1000 iif lo lookup local proto 119";
+
+#[test]
+fn it_waits_for_the_interface_and_steers_when_it_comes() -> Result<()> {
+    let (lab, mut proxy) = proxied(Lab::builder().loopback0(false).build()?)?;
+    let before = delivery(&lab)?;
+    let agent = Agent::start(&lab, "waiting for loopback0")?;
+    assert_eq!(delivery(&lab)?, before, "where no interface ever comes, the machine is as it was");
+    let (report, code) = status(&lab)?;
+    assert_eq!((report["agent"]["state"].as_str(), code), (Some("waiting"), 4));
+    // Bound before there is anything to steer: its tag is there all the same.
+    proxy.serve("0.0.0.0:8081")?;
+    lab.add_loopback0()?;
+    agent.says("steering loopback0")?;
+    assert!(answers(&lab, 8080) && answers(&lab, 8081));
+    let (report, code) = status(&lab)?;
+    assert_eq!((report["agent"]["state"].as_str(), code), (Some("steering"), 0));
+    ensure!(delivery(&lab)?.contains(RULE), "delivery by lo is prepared");
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_comes_back_under_another_index_is_steered_again() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().build()?)?;
+    let _agent = Agent::start(&lab, "steering loopback0")?;
+    for _ in 0..3 {
+        assert!(answers(&lab, 8080));
+        let before = status(&lab)?.0["ifindex"].clone();
+        lab.recreate_loopback0()?;
+        soon("the new one to be steered", || Ok(status(&lab)?.1 == 0))?;
+        assert_ne!(status(&lab)?.0["ifindex"], before);
+    }
+    assert!(answers(&lab, 8080));
+    Ok(())
+}
+
+#[test]
+fn going_down_and_up_ends_nothing() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().build()?)?;
+    let _agent = Agent::start(&lab, "steering loopback0")?;
+    let routes = sh(&lab, "ip -4 route show table 127; ip neigh show dev loopback0")?;
+    let (route, neighbour) = routes.split_once('\n').unwrap_or_default();
+    sh(&lab, "ip link set loopback0 down")?;
+    assert_eq!(status(&lab)?.1, 0, "the program hangs there all the same");
+    // As WSL does: up again, and then what was lost with it.
+    sh(
+        &lab,
+        &format!(
+            "ip link set loopback0 up; ip neigh replace {} nud permanent dev loopback0; ip route add {route} table 127",
+            neighbour.replace("PERMANENT", "").trim()
+        ),
+    )?;
+    assert!(answers(&lab, 8080));
+    Ok(())
+}
+
+#[test]
+fn a_rule_and_sysctls_that_somebody_takes_away_come_back() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().build()?)?;
+    let agent = Agent::start(&lab, "steering loopback0")?;
+    let loaded = delivery(&lab)?;
+    ensure!(loaded.contains(RULE), "{loaded}");
+    let conf = "/proc/sys/net/ipv4/conf";
+    for taken in [
+        "ip rule del pref 0 fwmark 0x1000/0x1000".to_owned(),
+        format!("echo 0 > {conf}/lo/route_localnet"),
+        format!("echo 0 > {conf}/lo/accept_local"),
+        // systemd-networkd, when it starts: every rule that is not its own.
+        format!("ip rule flush protocol 119; echo 0 > {conf}/lo/route_localnet"),
+    ] {
+        sh(&lab, &taken)?;
+        soon(&format!("the machine to be as it was after `{taken}`"), || Ok(delivery(&lab)? == loaded))?;
+    }
+    // What stands in the way: the plain way, and back.
+    sh(&lab, &format!("echo 1 > {conf}/all/rp_filter"))?;
+    soon("the plain way", || Ok(status(&lab)?.0["delivery"]["way"] == "plain"))?;
+    ensure!(!delivery(&lab)?.contains(RULE), "it is of no use now");
+    sh(&lab, &format!("echo 0 > {conf}/all/rp_filter"))?;
+    soon("the way by lo", || Ok(status(&lab)?.0["delivery"]["way"] == "lo"))?;
+    soon("the rule", || Ok(delivery(&lab)? == loaded))?;
+    assert!(answers(&lab, 8080));
+    agent.end()?;
+    assert_eq!(delivery(&lab)?, loaded, "and when it ends, all goes on");
+    assert!(answers(&lab, 8080));
+    Ok(())
+}
+
+#[test]
+fn raw_rules_that_come_and_go_are_noticed() -> Result<()> {
+    for iptables in ["iptables-nft", "iptables-legacy"] {
+        let (lab, mut proxy) = proxied(Lab::builder().build()?)?;
+        proxy.serve("127.0.0.1:8090")?;
+        let _agent = Agent::start(&lab, "steering loopback0")?;
+        // As Docker 28 makes it. Of the older iptables nothing tells; but engines make interfaces too.
+        let rule = "PREROUTING -p tcp -d 127.0.0.1 --dport 8090 ! -i lo -j DROP";
+        if let Err(error) =
+            sh(&lab, &format!("{iptables} -t raw -A {rule}; ip link add other0 type veth peer name other1"))
+        {
+            println!("not here: {error:#}");
+            continue;
+        }
+        soon(&format!("8090 to be delivered by lo ({iptables})"), || has_rule(&lab))?;
+        // The first SYN gets through: nothing has to be learned.
+        assert!(answers(&lab, 8090), "{iptables}");
+        sh(&lab, &format!("{iptables} -t raw -D {rule}; ip link del other0"))?;
+        soon(&format!("8090 to go the plain way ({iptables})"), || Ok(!has_rule(&lab)?))?;
+    }
+    Ok(())
+}
+
+/// Whether the program knows of a rule that drops 8090/tcp.
+fn has_rule(lab: &Lab) -> Result<bool> {
+    let key = ["0x9a", "0x1f", "0", "0"];
+    let map = ["-j", "map", "lookup", "pinned", "/sys/fs/bpf/wsl-mirror/v1/PORT_DELIVERY", "key"];
+    let value = lab.guest().run("bpftool", map.into_iter().chain(key))?.stdout;
+    let value: serde_json::Value = serde_json::from_str(&value)?;
+    let known = &value["formatted"]["value"]["rule"];
+    Ok(known.as_u64().with_context(|| format!("no rule: {value}"))? == 1)
+}
+
+#[test]
+fn a_mark_that_somebody_begins_to_use_is_left_to_them() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().build()?)?;
+    let _agent = Agent::start(&lab, "steering loopback0")?;
+    assert_eq!(status(&lab)?.0["mark"], 0x1000);
+    sh(
+        &lab,
+        "nft 'add table inet their; add chain inet their c; add rule inet their c meta mark set 0x1000'",
+    )?;
+    soon("another bit", || Ok(status(&lab)?.0["mark"] == 0x0100_0000))?;
+    assert!(answers(&lab, 8080));
+    ensure!(delivery(&lab)?.contains("fwmark 0x1000000/0x1000000"), "the rule too");
+    Ok(())
+}
+
+#[test]
+fn another_gateway_changes_nothing() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().build()?)?;
+    let _agent = Agent::start(&lab, "steering loopback0")?;
+    sh(
+        &lab,
+        "mac=$(ip neigh show dev loopback0 | sed 's/.*lladdr \\([0-9a-f:]*\\).*/\\1/'); \
+         ip neigh add 169.254.73.152 lladdr $mac nud permanent dev loopback0; \
+         ip route replace 127.0.0.1/32 via 169.254.73.152 dev loopback0 src 127.0.0.1 onlink proto kernel table 127",
+    )?;
+    assert!(answers(&lab, 8080));
+    assert_eq!(status(&lab)?.1, 0);
+    Ok(())
+}
+
+#[test]
+fn a_filter_that_somebody_removes_comes_back() -> Result<()> {
+    // Of a tcx link that is detached nothing tells: half a minute later it is seen, which is too long for a test.
+    let lab = Lab::builder().configuration("hook = \"cls_bpf\"\n").build()?;
+    let (lab, _proxy) = proxied(lab)?;
+    let _agent = Agent::start(&lab, "steering loopback0")?;
+    for _ in 0..3 {
+        sh(&lab, "tc filter del dev loopback0 ingress")?;
+        soon("the filter", || {
+            Ok(sh(&lab, "tc filter show dev loopback0 ingress")?.contains("handle 0x77736d wsl_mirror "))
+        })?;
+    }
+    assert!(answers(&lab, 8080));
+    Ok(())
+}
+
+#[test]
+fn two_proxies_come_and_go_and_only_theirs_are_steered() -> Result<()> {
+    let (lab, mut proxy) = proxied(Lab::builder().build()?)?;
+    let _agent = Agent::start(&lab, "steering loopback0")?;
+    proxy.leave()?;
+    let mut other = process(&lab, "other")?;
+    other.serve("0.0.0.0:8080")?;
+    assert!(!answers(&lab, 8080), "nobody's proxy");
+    drop(other);
+    let mut again = process(&lab, PROXY)?;
+    again.serve("0.0.0.0:8080")?;
+    assert!(answers(&lab, 8080));
+    assert_eq!(on_hook(&lab)?, 1);
+    Ok(())
+}

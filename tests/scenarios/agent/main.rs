@@ -1,0 +1,11 @@
+//! `wsl-mirror run`: whatever changes under it, what should be steered is steered.
+//!
+//! Windows' packets to any port from 8000 to 8999 are caught by an engine's rule, without an engine ([`guest::trap`]): so
+//! a port that docker-proxy serves answers exactly if it is steered.
+
+mod configuration;
+mod distributions;
+mod following;
+mod guest;
+mod life;
+mod measured;

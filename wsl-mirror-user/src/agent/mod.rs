@@ -1,0 +1,143 @@
+//! `wsl-mirror run`: state read → plan computed → difference carried out, again with each change in the world.
+//!
+//! Nothing that steers depends on it: it may be killed at any moment, what is pinned goes on, and the next one picks
+//! everything up. So it keeps nothing that it could not read again.
+
+mod events;
+mod keeper;
+pub mod report;
+mod schedule;
+mod systemd;
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+
+use self::events::{Event, Events};
+use self::keeper::{Keeper, Round, Standing};
+use self::report::Report;
+use self::schedule::{Changes, Schedule};
+use self::systemd::Systemd;
+use crate::output;
+use crate::wanted::Wanted;
+
+/// Keeps the world as it should be until SIGTERM or SIGINT; then everything goes on as it is.
+pub fn run(wanted: Wanted) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(Agent::start(wanted)?.stay())
+}
+
+struct Agent {
+    wanted: Wanted,
+    /// Away while it works.
+    keeper: Option<Keeper>,
+    seat: report::Seat,
+    report: Report,
+    systemd: Systemd,
+}
+
+impl Agent {
+    fn start(wanted: Wanted) -> Result<Self> {
+        // Before anything is touched: what does not fit now is told by the exit code.
+        let keeper = Keeper::new(wanted.clone())?;
+        let seat = report::Seat::take()?;
+        Ok(Self {
+            wanted,
+            keeper: Some(keeper),
+            seat,
+            report: Report::default(),
+            systemd: Systemd::default(),
+        })
+    }
+
+    async fn stay(mut self) -> Result<()> {
+        // Listened to before the first look, so that no change is missed.
+        let mut events = Events::listen(self.wanted.config_path())?;
+        let mut schedule = Schedule::new(Instant::now());
+        let first = self.round(Changes::ALL).await??;
+        self.tell(&Ok(first), &mut schedule);
+        self.systemd.ready();
+        loop {
+            let wait = schedule.next().min(self.systemd.next_sign_of_life());
+            tokio::select! {
+                event = events.next() => match event? {
+                    Event::Stop => break,
+                    Event::Reload => {
+                        self.systemd.reloading();
+                        schedule.note(Event::Reload, Instant::now());
+                    }
+                    event => schedule.note(event, Instant::now()),
+                },
+                () = tokio::time::sleep_until(wait.into()) => {}
+            }
+            self.systemd.sign_of_life();
+            let changes = schedule.take(Instant::now());
+            if changes.is_empty() {
+                continue;
+            }
+            let done = self.round(changes).await?;
+            self.tell(&done, &mut schedule);
+            self.systemd.reloaded();
+        }
+        self.systemd.stopping();
+        self.seat.leave();
+        Ok(())
+    }
+
+    /// A round blocks, and netlink's own runtime cannot run within ours: so it has a thread.
+    async fn round(&mut self, changes: Changes) -> Result<Result<Round>> {
+        let mut keeper = self.keeper.take().context("the last round never came to its end")?;
+        let (keeper, done) = tokio::task::spawn_blocking(move || {
+            let done = keeper.round(changes);
+            (keeper, done)
+        })
+        .await
+        .context("a round broke off")?;
+        self.keeper = Some(keeper);
+        Ok(done)
+    }
+
+    /// Tells whoever wants to know, if there is something new.
+    fn tell(&mut self, done: &Result<Round>, schedule: &mut Schedule) {
+        let config_error = self.keeper.as_ref().and_then(|keeper| keeper.config_error.clone());
+        let mut report = Report { pid: std::process::id(), config_error, ..self.report.clone() };
+        match done {
+            Ok(round) => {
+                schedule.went_well(round.repaired, Instant::now());
+                report.state = round.standing.name().to_owned();
+                report.says = round.standing.to_string();
+                if !round.steps.is_empty() && !self.report.says.is_empty() {
+                    output::note(&format!("something has changed; done: {}", round.steps.join("; ")));
+                }
+                let aside = match round.standing {
+                    Standing::Aside { is_free, .. } => Some(is_free),
+                    _ => None,
+                };
+                schedule.stands_aside(aside, Instant::now());
+            }
+            Err(error) => {
+                schedule.went_wrong(Instant::now());
+                report.state = "failing".to_owned();
+                report.says = format!("{error:#}");
+            }
+        }
+        if report == self.report {
+            return;
+        }
+        if report.says != self.report.says {
+            output::note(&report.says);
+        }
+        match &report.config_error {
+            Some(error) if Some(error) != self.report.config_error.as_ref() => {
+                output::note(&format!("{error}; what was said before stays in force"));
+            }
+            None if self.report.config_error.is_some() => output::note("the configuration is valid again"),
+            _ => {}
+        }
+        self.systemd.status(&report);
+        self.report = report;
+        if let Err(error) = self.seat.write(&self.report) {
+            output::note(&format!("`wsl-mirror status` will not know of this: {error:#}"));
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! When to look at what. Pure: times are told to it.
+
+use std::time::{Duration, Instant};
+
+use super::events::Event;
+
+/// Changes of packet filters and of a file come in bursts: so long nothing more has to come, but no longer is waited than
+/// this.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// How often is looked at what nothing tells of: whether the program still hangs there, iptables-legacy, sockets that
+/// were handed to us without a tag.
+const LOOK: Duration = Duration::from_secs(30);
+/// The same while another distribution steers: that it was terminated, nothing tells either.
+const LOOK_ASIDE: Duration = Duration::from_secs(5);
+/// The same once it does not any more: what is free for so long is taken over.
+const LOOK_FREE: Duration = Duration::from_millis(2100);
+/// Of iptables-legacy nothing tells, but engines that change it make interfaces too, mostly before: so it is read so long
+/// after the last change of the machine, or this long after the first.
+const LEGACY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// How soon is tried again what has failed; each time twice as long, up to [`LOOK`].
+const RETRY: Duration = Duration::from_secs(1);
+/// So many repairs within so long, and then one in so long: somebody else wants it otherwise, again and again.
+const FIGHT: (usize, Duration, Duration) = (10, Duration::from_secs(10), Duration::from_secs(5));
+
+/// What may have changed. Interfaces, policy rules and sysctls are read in any case: that costs next to nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Something that is read in any case.
+    pub machine: bool,
+    /// The packet filters.
+    pub packet_filters: bool,
+    /// The configuration.
+    pub config: bool,
+    /// What nothing tells of.
+    pub untold: bool,
+    /// The older packet filters, if there are any.
+    pub legacy: bool,
+}
+
+impl Changes {
+    /// All there is.
+    pub const ALL: Self =
+        Self { machine: true, packet_filters: true, config: true, untold: true, legacy: true };
+
+    /// Whether there is nothing to look at.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// A look that waits for quiet.
+#[derive(Clone, Copy, Debug)]
+struct Burst {
+    first: Instant,
+    last: Instant,
+}
+
+impl Burst {
+    fn note(burst: &mut Option<Self>, now: Instant) {
+        let first = burst.map_or(now, |burst| burst.first);
+        *burst = Some(Self { first, last: now });
+    }
+
+    fn due(self, (quiet, impatience): (Duration, Duration)) -> Instant {
+        (self.last + quiet).min(self.first + impatience)
+    }
+}
+
+/// What is due when.
+#[derive(Debug)]
+pub struct Schedule {
+    machine: Option<Instant>,
+    packet_filters: Option<Burst>,
+    config: Option<Burst>,
+    legacy: Option<Burst>,
+    look: Instant,
+    is_aside: bool,
+    retry: Option<(Instant, Duration)>,
+    repairs: Vec<Instant>,
+    /// The machine is not looked at before, for nothing would come of it.
+    truce: Instant,
+}
+
+impl Schedule {
+    /// Everything was just looked at.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            machine: None,
+            packet_filters: None,
+            config: None,
+            legacy: None,
+            look: now + LOOK,
+            is_aside: false,
+            retry: None,
+            repairs: Vec::new(),
+            truce: now,
+        }
+    }
+
+    /// Something has happened.
+    pub fn note(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Machine => {
+                self.machine = self.machine.or(Some(now));
+                Burst::note(&mut self.legacy, now);
+            }
+            Event::PacketFilters => Burst::note(&mut self.packet_filters, now),
+            Event::Config => Burst::note(&mut self.config, now),
+            Event::Reload => {
+                let long_ago = Burst { first: now, last: now.checked_sub(PATIENCE.0).unwrap_or(now) };
+                (self.config, self.packet_filters) = (Some(long_ago), Some(long_ago));
+                self.look = now;
+            }
+            Event::Stop => {}
+        }
+    }
+
+    /// When the next look is due.
+    pub fn next(&self) -> Instant {
+        let machine = self.machine.map(|machine| machine.max(self.truce));
+        let bursts =
+            [self.packet_filters, self.config].into_iter().flatten().map(|burst| burst.due(PATIENCE));
+        let legacy = self.legacy.map(|burst| burst.due(LEGACY));
+        let retry = self.retry.map(|(retry, _)| retry);
+        bursts.chain(machine).chain(legacy).chain(retry).fold(self.look, Instant::min)
+    }
+
+    /// What is due now. A failure is tried again with all there is.
+    pub fn take(&mut self, now: Instant) -> Changes {
+        let is_due = |burst: Option<Burst>| burst.is_some_and(|burst| burst.due(PATIENCE) <= now);
+        let mut changes = Changes {
+            machine: self.machine.is_some_and(|machine| machine.max(self.truce) <= now),
+            packet_filters: is_due(self.packet_filters),
+            config: is_due(self.config),
+            untold: self.look <= now,
+            legacy: self.legacy.is_some_and(|burst| burst.due(LEGACY) <= now),
+        };
+        if self.retry.is_some_and(|(retry, _)| retry <= now) {
+            changes = Changes::ALL;
+        }
+        if changes.machine {
+            self.machine = None;
+        }
+        if changes.packet_filters {
+            self.packet_filters = None;
+        }
+        if changes.config {
+            self.config = None;
+        }
+        if changes.legacy {
+            self.legacy = None;
+        }
+        if changes.untold {
+            self.look = now + if self.is_aside { LOOK_ASIDE } else { LOOK };
+        }
+        changes
+    }
+
+    /// A round has come to its end; `repaired` if it put right what somebody had changed.
+    pub fn went_well(&mut self, repaired: bool, now: Instant) {
+        let (many, within, pause) = FIGHT;
+        self.retry = None;
+        if repaired {
+            self.repairs.retain(|repair| *repair + within > now);
+            self.repairs.push(now);
+            if self.repairs.len() > many {
+                self.truce = now + pause;
+            }
+        }
+    }
+
+    /// A round has failed.
+    pub fn went_wrong(&mut self, now: Instant) {
+        let pause = self.retry.map_or(RETRY, |(_, pause)| (pause * 2).min(LOOK));
+        self.retry = Some((now + pause, pause));
+    }
+
+    /// Whether another distribution steers, and if so, whether it does not just now.
+    pub fn stands_aside(&mut self, aside: Option<bool>, now: Instant) {
+        if let Some(is_free) = aside {
+            let soon = now + if is_free { LOOK_FREE } else { LOOK_ASIDE };
+            self.look = self.look.min(soon);
+        }
+        self.is_aside = aside.is_some();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    fn schedule() -> (Schedule, Instant) {
+        let now = Instant::now();
+        (Schedule::new(now), now)
+    }
+
+    #[test]
+    fn an_interface_is_looked_at_at_once() {
+        let (mut schedule, now) = schedule();
+        schedule.note(Event::Machine, now);
+        assert_eq!(schedule.next(), now);
+        assert_eq!(schedule.take(now), Changes { machine: true, ..Changes::default() });
+        assert!(schedule.take(now).is_empty());
+        let later = now + LEGACY.0;
+        assert_eq!(schedule.take(later), Changes { legacy: true, ..Changes::default() }, "engines go on");
+    }
+
+    #[test]
+    fn packet_filters_are_read_once_they_are_quiet_but_not_never() {
+        let (mut schedule, start) = schedule();
+        let mut now = start;
+        while schedule.take(now).is_empty() {
+            schedule.note(Event::PacketFilters, now);
+            now += 50 * MILLISECOND;
+        }
+        assert_eq!(now - start, PATIENCE.1, "one change after the other");
+        schedule.note(Event::PacketFilters, now);
+        assert!(schedule.take(now + 99 * MILLISECOND).is_empty());
+        let changes = schedule.take(now + PATIENCE.0);
+        assert_eq!(changes, Changes { packet_filters: true, ..Changes::default() });
+    }
+
+    #[test]
+    fn at_rest_it_looks_twice_a_minute() {
+        let (mut schedule, start) = schedule();
+        let mut looks = 0;
+        while schedule.next() <= start + Duration::from_mins(1) {
+            let now = schedule.next();
+            assert_eq!(schedule.take(now), Changes { untold: true, ..Changes::default() });
+            schedule.went_well(false, now);
+            looks += 1;
+        }
+        assert_eq!(looks, 2);
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_less_and_less_often() {
+        let (mut schedule, mut now) = schedule();
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            schedule.went_wrong(now);
+            let next = schedule.next().max(schedule.retry.map_or(now, |(retry, _)| retry));
+            pauses.push((next - now).as_secs());
+            now = next;
+            assert_eq!(schedule.take(now), Changes::ALL);
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+        schedule.went_well(false, now);
+        assert!(schedule.next() > now + RETRY);
+    }
+
+    #[test]
+    fn who_undoes_everything_we_do_is_not_fought_without_end() {
+        let (mut schedule, mut now) = schedule();
+        for _ in 0..11 {
+            schedule.note(Event::Machine, now);
+            assert!(schedule.take(now).machine);
+            schedule.went_well(true, now);
+            now += MILLISECOND;
+        }
+        schedule.note(Event::Machine, now);
+        assert!(!schedule.take(now).machine, "a truce");
+        assert!(schedule.take(now + FIGHT.2).machine);
+    }
+}

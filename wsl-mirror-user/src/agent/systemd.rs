@@ -1,0 +1,84 @@
+//! What systemd is told, if it has started us (`Type=notify`): that we are ready, how it goes, that we are alive.
+
+use std::time::{Duration, Instant};
+
+use sd_notify::{NotifyState, notify, watchdog_enabled};
+
+use super::report::Report;
+
+/// How often there is nothing to tell.
+const NEVER: Duration = Duration::from_hours(24);
+
+/// systemd, or nobody.
+#[derive(Debug)]
+pub struct Systemd {
+    /// Half of what its watchdog allows.
+    interval: Option<Duration>,
+    last: Instant,
+    is_reloading: bool,
+}
+
+impl Default for Systemd {
+    fn default() -> Self {
+        let mut microseconds = 0;
+        let interval =
+            watchdog_enabled(false, &mut microseconds).then(|| Duration::from_micros(microseconds / 2));
+        Self { interval, last: Instant::now(), is_reloading: false }
+    }
+}
+
+/// There may be nobody who listens, and that is no reason to end.
+fn say(states: &[NotifyState<'_>]) {
+    let _ = notify(false, states);
+}
+
+impl Systemd {
+    /// What there is to be done at the start is done.
+    pub fn ready(&self) {
+        say(&[NotifyState::Ready]);
+    }
+
+    /// The line of `systemctl status`.
+    pub fn status(&mut self, report: &Report) {
+        let line = match &report.config_error {
+            Some(error) => format!("{}; {error}", report.says),
+            None => report.says.clone(),
+        };
+        // The protocol has a line for each field.
+        say(&[NotifyState::Status(&line.replace('\n', " "))]);
+    }
+
+    /// The configuration is read again.
+    pub fn reloading(&mut self) {
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            say(&[NotifyState::Reloading, now]);
+            self.is_reloading = true;
+        }
+    }
+
+    /// A round has come to its end.
+    pub fn reloaded(&mut self) {
+        if std::mem::take(&mut self.is_reloading) {
+            say(&[NotifyState::Ready]);
+        }
+    }
+
+    /// We end.
+    pub fn stopping(&self) {
+        say(&[NotifyState::Stopping]);
+    }
+
+    /// When we have to say that we are alive.
+    pub fn next_sign_of_life(&self) -> Instant {
+        self.last + self.interval.unwrap_or(NEVER)
+    }
+
+    /// Says it, if it is time. While a round does not come to its end, nobody does.
+    pub fn sign_of_life(&mut self) {
+        let now = Instant::now();
+        if now >= self.next_sign_of_life() {
+            self.last = now;
+            say(&[NotifyState::Watchdog]);
+        }
+    }
+}
