@@ -68,7 +68,7 @@ fn a_first_load_that_fails_anywhere_leaves_nothing() -> Result<()> {
             unchanged(&lab, &before)
         })?;
         println!("{failed} failed, {survived} survived");
-        ensure!(failed >= 3, "nothing was injected");
+        ensure!(failed > 0, "nothing was injected that matters");
     }
     Ok(())
 }
@@ -113,7 +113,7 @@ fn a_second_load_that_fails_anywhere_leaves_the_first_one_as_it_was() -> Result<
             Ok(())
         })?;
         println!("{failed} failed, {survived} survived");
-        ensure!(failed >= 3, "nothing was injected");
+        ensure!(failed > 0, "nothing was injected that matters");
         ok(&lab, &["load", "--config", &old])?;
         ensure!(is_steered(&lab, 8081), "new flows are steered");
         went_on(requests)?;
