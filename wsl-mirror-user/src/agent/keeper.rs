@@ -26,8 +26,18 @@ pub struct Keeper {
     /// Kept, because reading it takes other people's programs.
     firewall: Option<Firewall>,
     sockets: HashSet<u32>,
-    /// Whether another distribution steered when it was last looked, and since when it does not.
-    aside: Option<Option<Instant>>,
+    turn: Turn,
+}
+
+/// Whose turn it is to steer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Ours.
+    Ours,
+    /// Another distribution's.
+    Theirs,
+    /// Nobody's, since then; it was another distribution's before.
+    Nobodys(Instant),
 }
 
 /// How long an interface has to be free of another distribution's program until it is taken over. Whoever had it knows
@@ -107,7 +117,7 @@ impl Keeper {
             is_loaded: false,
             firewall: None,
             sockets: HashSet::new(),
-            aside: None,
+            turn: Turn::Ours,
         })
     }
 
@@ -169,14 +179,18 @@ impl Keeper {
     /// Whether another distribution steers, or is still to be given the chance to; and if so, whether it does not now.
     fn stands_aside(&mut self, state: &State) -> Option<bool> {
         let is_there = state.interface.index != 0;
-        self.aside = match (state.steered_by_others, self.aside) {
-            (Some(_), _) => Some(None),
-            (None, Some(_)) if !is_there => Some(None),
-            (None, Some(None)) => Some(Some(Instant::now())),
-            (None, Some(Some(free))) if free.elapsed() >= GRACE => None,
-            (None, aside) => aside,
+        self.turn = match (state.steered_by_others, self.turn) {
+            (Some(_), _) => Turn::Theirs,
+            (None, Turn::Theirs | Turn::Nobodys(_)) if !is_there => Turn::Theirs,
+            (None, Turn::Theirs) => Turn::Nobodys(Instant::now()),
+            (None, Turn::Nobodys(since)) if since.elapsed() >= GRACE => Turn::Ours,
+            (None, turn) => turn,
         };
-        self.aside.map(|free| free.is_some())
+        match self.turn {
+            Turn::Ours => None,
+            Turn::Theirs => Some(false),
+            Turn::Nobodys(_) => Some(true),
+        }
     }
 
     /// The file's, if it is valid; else what was said before stays in force.

@@ -56,7 +56,7 @@ impl Agent {
         let mut schedule = Schedule::new(Instant::now());
         let first = self.round(Changes::ALL).await??;
         self.tell(&Ok(first), &mut schedule);
-        self.systemd.ready();
+        systemd::ready();
         loop {
             let wait = schedule.next().min(self.systemd.next_sign_of_life());
             tokio::select! {
@@ -79,7 +79,7 @@ impl Agent {
             self.tell(&done, &mut schedule);
             self.systemd.reloaded();
         }
-        self.systemd.stopping();
+        systemd::stopping();
         self.seat.leave();
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Agent {
         match done {
             Ok(round) => {
                 schedule.went_well(round.repaired, Instant::now());
-                report.state = round.standing.name().to_owned();
+                round.standing.name().clone_into(&mut report.state);
                 report.says = round.standing.to_string();
                 if !round.steps.is_empty() && !self.report.says.is_empty() {
                     output::note(&format!("something has changed; done: {}", round.steps.join("; ")));
@@ -117,7 +117,7 @@ impl Agent {
             }
             Err(error) => {
                 schedule.went_wrong(Instant::now());
-                report.state = "failing".to_owned();
+                "failing".clone_into(&mut report.state);
                 report.says = format!("{error:#}");
             }
         }
@@ -134,7 +134,7 @@ impl Agent {
             None if self.report.config_error.is_some() => output::note("the configuration is valid again"),
             _ => {}
         }
-        self.systemd.status(&report);
+        systemd::status(&report);
         self.report = report;
         if let Err(error) = self.seat.write(&self.report) {
             output::note(&format!("`wsl-mirror status` will not know of this: {error:#}"));

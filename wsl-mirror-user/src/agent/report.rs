@@ -38,7 +38,7 @@ pub struct Report {
 /// Held by the agent of this distribution; there is one.
 #[derive(Debug)]
 pub struct Seat {
-    _lock: File,
+    lock: File,
 }
 
 impl Seat {
@@ -55,7 +55,7 @@ impl Seat {
         let start = Instant::now();
         loop {
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { _lock: lock }),
+                Ok(()) => return Ok(Self { lock }),
                 Err(Errno::WOULDBLOCK | Errno::INTR) if start.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
@@ -72,6 +72,7 @@ impl Seat {
     }
 
     /// Writes the report, in one stroke.
+    #[expect(clippy::unused_self, reason = "only who has the seat may write it")]
     pub fn write(&self, report: &Report) -> Result<()> {
         let mut file = File::create(NEW).with_context(|| format!("cannot write {NEW}"))?;
         file.write_all(serde_json::to_string(report)?.as_bytes())
@@ -80,11 +81,12 @@ impl Seat {
     }
 
     /// Nothing is left of it.
-    pub fn leave(&self) {
+    pub fn leave(self) {
         // The folder stays if somebody else has put something into it.
         let _ = fs::remove_file(REPORT);
         let _ = fs::remove_file(LOCK);
         let _ = fs::remove_dir(DIRECTORY);
+        drop(self.lock);
     }
 }
 

@@ -24,6 +24,7 @@ const FIGHT: (usize, Duration, Duration) = (10, Duration::from_secs(10), Duratio
 
 /// What may have changed. Interfaces, policy rules and sysctls are read in any case: that costs next to nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a set, each of its members with a name")]
 pub struct Changes {
     /// Something that is read in any case.
     pub machine: bool,

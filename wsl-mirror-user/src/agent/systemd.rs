@@ -32,22 +32,27 @@ fn say(states: &[NotifyState<'_>]) {
     let _ = notify(false, states);
 }
 
+/// What there is to be done at the start is done.
+pub fn ready() {
+    say(&[NotifyState::Ready]);
+}
+
+/// The line of `systemctl status`.
+pub fn status(report: &Report) {
+    let line = match &report.config_error {
+        Some(error) => format!("{}; {error}", report.says),
+        None => report.says.clone(),
+    };
+    // The protocol has a line for each field.
+    say(&[NotifyState::Status(&line.replace('\n', " "))]);
+}
+
+/// We end.
+pub fn stopping() {
+    say(&[NotifyState::Stopping]);
+}
+
 impl Systemd {
-    /// What there is to be done at the start is done.
-    pub fn ready(&self) {
-        say(&[NotifyState::Ready]);
-    }
-
-    /// The line of `systemctl status`.
-    pub fn status(&mut self, report: &Report) {
-        let line = match &report.config_error {
-            Some(error) => format!("{}; {error}", report.says),
-            None => report.says.clone(),
-        };
-        // The protocol has a line for each field.
-        say(&[NotifyState::Status(&line.replace('\n', " "))]);
-    }
-
     /// The configuration is read again.
     pub fn reloading(&mut self) {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
@@ -61,11 +66,6 @@ impl Systemd {
         if std::mem::take(&mut self.is_reloading) {
             say(&[NotifyState::Ready]);
         }
-    }
-
-    /// We end.
-    pub fn stopping(&self) {
-        say(&[NotifyState::Stopping]);
     }
 
     /// When we have to say that we are alive.

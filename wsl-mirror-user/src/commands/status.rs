@@ -414,11 +414,12 @@ impl Port {
 
 /// What the agent says of itself.
 fn agent_text(agent: &Agent) -> String {
-    let mut text = format!("agent    process {}: {}", agent.pid, agent.says);
-    if let Some(error) = &agent.config_error {
-        text += &format!("\n         {BAD}not in force{BAD:#}: {error}");
-    }
-    text
+    let not_in_force = agent
+        .config_error
+        .as_ref()
+        .map(|error| format!("\n         {BAD}not in force{BAD:#}: {error}"))
+        .unwrap_or_default();
+    format!("agent    process {}: {}{not_in_force}", agent.pid, agent.says)
 }
 
 /// What other distributions steer.

@@ -528,6 +528,7 @@ mod tests {
         };
         state.owners = config.owner_policies();
         state.linked_program = Some(42);
+        state.pinned_program = Some(42);
         state.interface.tcx_programs = Some(vec![42, 99]);
         state.steered_is_alive = true;
         state
@@ -542,6 +543,81 @@ mod tests {
         assert_eq!(steps[2], Step::LoadProgram { reused: vec![], log: LogLevel::Off });
         assert_eq!(steps.iter().filter(|step| matches!(step, Step::PinMap(_))).count(), MAPS.len());
         assert_eq!(steps[steps.len() - 2..], [Step::AttachLink, Step::SwapProgramPin]);
+    }
+
+    /// The same after `loopback0` has gone.
+    fn without_interface(mut state: State) -> State {
+        state.interface = Interface { tcx_programs: Some(Vec::new()), index: 0, ..state.interface };
+        state.steered_is_alive = false;
+        state
+    }
+
+    #[test]
+    fn where_everything_is_as_it_should_be_there_is_no_difference() {
+        assert_eq!(difference(&loaded(), &Config::default()).unwrap(), []);
+    }
+
+    #[test]
+    fn an_interface_that_came_back_is_attached_to_and_nothing_is_loaded() {
+        let mut state = loaded();
+        state.interface.index = 8;
+        state.interface.tcx_programs = Some(Vec::new());
+        state.steered_is_alive = false;
+        let steps = difference(&state, &Config::default()).unwrap();
+        let new = Settings { ifindex: 8, ..state.settings.unwrap() };
+        assert_eq!(
+            steps,
+            [Step::UsePinned, Step::WriteSettings { old: state.settings, new }, Step::AttachLink]
+        );
+        state.interface.tcx_programs = None;
+        state.settings = state.settings.map(|settings| Settings { hook: Hook::ClsBpf as u32, ..settings });
+        let steps = difference(&state, &Config::default()).unwrap();
+        assert_eq!(steps[2..], [Step::AddClsact, Step::AddFilter]);
+    }
+
+    #[test]
+    fn without_the_interface_all_is_loaded_and_nothing_attached_nor_prepared() {
+        let steps = plan(&without_interface(fresh()), &Config::default()).unwrap();
+        assert_eq!(steps.last(), Some(&Step::SwapProgramPin));
+        assert!(steps.contains(&Step::AttachSocketHook(SocketHook::Bind4)), "no socket is missed meanwhile");
+        let forbidden = |step: &&Step| {
+            matches!(step, Step::AttachLink | Step::AddFilter | Step::AddClsact | Step::PrepareDelivery(_))
+        };
+        assert_eq!(steps.iter().find(forbidden), None);
+        // Of one that has gone, everything waits for it to come back.
+        assert_eq!(difference(&without_interface(loaded()), &Config::default()).unwrap(), []);
+    }
+
+    #[test]
+    fn a_rule_that_somebody_took_away_is_the_whole_difference() {
+        let mut state = loaded();
+        state.delivery.machine.as_mut().unwrap().rules.clear();
+        let steps = difference(&state, &Config::default()).unwrap();
+        assert_eq!(steps[..2], [Step::UsePinned, Step::PrepareDelivery(delivery::Change::AddRule(0x1000))]);
+        assert_eq!(steps.len(), 3, "and the settings once more, in case it cannot be added: {steps:?}");
+    }
+
+    #[test]
+    fn where_a_pin_is_missing_or_left_over_everything_is_loaded_again() {
+        let mut missing = loaded();
+        missing.pins.names.retain(|name| name != "FLOWS");
+        let mut left_over = loaded();
+        left_over.pins.leftovers.push("program_new".into());
+        for state in [missing, left_over] {
+            let config = Config::default();
+            assert_eq!(difference(&state, &config).unwrap(), plan(&state, &config).unwrap());
+        }
+    }
+
+    #[test]
+    fn what_another_distribution_steers_is_left_to_it() {
+        let state =
+            State { steered_by_others: Some(Found { ifindex: 7, hook: Hook::Tcx, program: 99 }), ..fresh() };
+        for plan in [plan, difference] {
+            let error = plan(&state, &Config::default()).unwrap_err();
+            assert_eq!(exit_of(&error), Exit::OtherDistribution);
+            assert!(error.to_string().contains("program 99, tcx"), "{error}");
+        }
     }
 
     #[test]
