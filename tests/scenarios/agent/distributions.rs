@@ -11,9 +11,8 @@ use wsl_mirror_lab::{
 use crate::guest::{Agent, answers, delivery, ok, on_hook, proxied, sh, soon, status, status_in};
 
 /// What happens to a distribution when it is terminated: its processes end, and so does its bpffs.
-fn terminate(other: Namespace) -> Result<()> {
-    other.run("umount", ["/sys/fs/bpf"])?;
-    Ok(())
+fn terminate(other: &Namespace) -> Result<()> {
+    other.run("umount", ["/sys/fs/bpf"]).map(drop)
 }
 
 #[test]
@@ -73,7 +72,7 @@ fn when_the_distribution_that_steers_is_terminated_the_one_that_waits_takes_over
         let machine = delivery(&lab)?;
         let second = Agent::start(&lab, "standing aside")?;
         first.kill()?;
-        terminate(other)?;
+        terminate(&other)?;
         assert_eq!(delivery(&lab)?, machine, "nobody has taken away what belongs to the network");
         second.says("steering loopback0").with_context(|| format!("{configuration:?}"))?;
         assert_eq!(status(&lab)?.1, 0);
@@ -97,7 +96,7 @@ fn a_filter_that_a_terminated_distribution_left_is_taken_over_or_taken_away() ->
         let other = lab.another_distribution()?;
         other.enter(|| fs::write("/etc/wsl-mirror.toml", configuration))?;
         run(&mut lab.wsl_mirror_command_in(&other, &["load"])?, COMMAND_LIMIT)?.success()?;
-        terminate(other)?;
+        terminate(&other)?;
         assert_eq!(on_hook_of(&lab, configuration)?, 1, "a filter outlives its pins");
         // The hooks on the cgroup go a little later.
         soon("its hooks to be gone", || Ok(status(&lab)?.0["left_behind"].is_array()))?;

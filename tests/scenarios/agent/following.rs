@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_lab::Lab;
 
-use crate::guest::{Agent, PROXY, answers, delivery, on_hook, process, proxied, sh, soon, status};
+use crate::guest::{Agent, PROXY, answers, delivery, ok, on_hook, process, proxied, sh, soon, status};
 
 const RULE: &str = "from all to 127.0.0.1 fwmark 0x1000/0x1000 iif lo lookup local proto 119";
 
@@ -184,5 +184,17 @@ fn two_proxies_come_and_go_and_only_theirs_are_steered() -> Result<()> {
     again.serve("0.0.0.0:8080")?;
     assert!(answers(&lab, 8080));
     assert_eq!(on_hook(&lab)?, 1);
+    Ok(())
+}
+
+#[test]
+fn in_virtioproxy_mode_what_is_for_127_0_0_1_is_steered_too_and_all_else_passes() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().build()?)?;
+    let _agent = Agent::start(&lab, "steering loopback0")?;
+    assert_eq!(status(&lab)?.0["networking"], "mirrored");
+    sh(&lab, "ip addr add 169.254.73.2/24 dev loopback0 noprefixroute")?;
+    assert_eq!(status(&lab)?.0["networking"], "virtioproxy");
+    ensure!(ok(&lab, &["status"])?.contains("\nmode     virtioproxy: "), "people too");
+    assert!(answers(&lab, 8080));
     Ok(())
 }

@@ -182,7 +182,7 @@ fn at_rest_it_costs_next_to_nothing() -> Result<()> {
     // One of the looks that it takes twice a minute, at the least.
     let seconds = if pace::is_soak() { 60 } else { 31 };
     thread::sleep(Duration::from_secs(seconds));
-    let share = (agent.cpu_time()? - cpu).as_secs_f64() / since.elapsed().as_secs_f64();
+    let share = agent.cpu_time()?.saturating_sub(cpu).as_secs_f64() / since.elapsed().as_secs_f64();
     let (resident, peak) = (agent.memory("VmRSS")?, agent.memory("VmHWM")?);
     println!("{:.4} % of a core over {seconds} s; resident {resident} kB, at most {peak} kB", share * 100.0);
     ensure!(pace::is_emulated() || share <= 0.001, "{:.3} % of a core", share * 100.0);

@@ -13,6 +13,7 @@ use crate::datapath::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap
 use crate::datapath::pins::Pins;
 use crate::datapath::state::{self, Attachment};
 use crate::exit::Exit;
+use crate::host::networking::Networking;
 use crate::host::{delivery, interface, lock::Lock, require_root};
 use crate::output::{self, BAD, GOOD, HEADING};
 
@@ -74,6 +75,9 @@ struct Details {
     attachment: &'static str,
     interface: String,
     ifindex: u32,
+    /// `mirrored` or `virtioproxy`, by whether the interface has an address; nothing if it is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    networking: Option<&'static str>,
     /// `tcx` or `cls_bpf`.
     hook: &'static str,
     program: Option<Program>,
@@ -185,6 +189,9 @@ impl Report {
         let delivery = Delivery::new(&settings, &state::delivery_state(&state::our_programs(&pins)?)?);
         let mut details =
             Details::new(&settings, attachment, program, delivery, exempt_ports, &verdicts, &ports);
+        if attachment.is_alive() {
+            details.networking = Some(Networking::of(settings.ifindex)?.name());
+        }
         details.owners = owners.iter().map(|(owner, policy)| OwnerRule::new(*owner, *policy)).collect();
         let elsewhere = elsewhere(&pins)?;
         Ok(Self {
@@ -255,6 +262,7 @@ impl Details {
             },
             interface: settings.interface_name().to_owned(),
             ifindex: settings.ifindex,
+            networking: None,
             hook: Hook::from_number(settings.hook).map_or("unknown", Hook::name),
             program,
             mark: settings.mark,
@@ -291,6 +299,9 @@ impl Details {
             format!("{BAD}not steering{BAD:#}: {why}; `wsl-mirror load` attaches the program again")
         };
         let mut text = vec![state];
+        if self.networking == Some(Networking::VirtioProxy.name()) {
+            text.push(format!("mode     virtioproxy: {} has an address of its own", self.interface));
+        }
         if let Some(program) = &self.program {
             text.push(format!("program  {} id {} tag {}", program.name, program.id, program.tag));
         }

@@ -8,6 +8,7 @@ pub mod interface;
 pub mod lock;
 pub mod marks;
 pub mod netlink;
+pub mod networking;
 pub mod sockets;
 pub mod tool;
 
