@@ -179,12 +179,21 @@ fn at_rest_it_costs_next_to_nothing() -> Result<()> {
     // Its own sysctls and rule are news to it too.
     thread::sleep(Duration::from_millis(500));
     let (cpu, since) = (agent.cpu_time()?, Instant::now());
-    // One of the looks that it takes twice a minute, at the least.
-    let seconds = if pace::is_soak() { 60 } else { 31 };
+    let seconds = if pace::is_soak() { 60 } else { 4 };
     thread::sleep(Duration::from_secs(seconds));
-    let share = agent.cpu_time()?.saturating_sub(cpu).as_secs_f64() / since.elapsed().as_secs_f64();
+    let mut share = agent.cpu_time()?.saturating_sub(cpu).as_secs_f64() / since.elapsed().as_secs_f64();
+    if !pace::is_soak() {
+        // Too short for the look that it takes twice a minute: so one is asked for, which reads even more.
+        let cpu = agent.cpu_time()?;
+        agent.0.signal(rustix::process::Signal::HUP)?;
+        thread::sleep(Duration::from_secs(1));
+        share += agent.cpu_time()?.saturating_sub(cpu).as_secs_f64() / 30.0;
+    }
     let (resident, peak) = (agent.memory("VmRSS")?, agent.memory("VmHWM")?);
-    println!("{:.4} % of a core over {seconds} s; resident {resident} kB, at most {peak} kB", share * 100.0);
+    println!(
+        "{:.4} % of a core at rest ({seconds} s); resident {resident} kB, at most {peak} kB",
+        share * 100.0
+    );
     ensure!(pace::is_emulated() || share <= 0.001, "{:.3} % of a core", share * 100.0);
     ensure!(resident <= 16 << 10, "{resident} kB resident");
     Ok(())
