@@ -18,21 +18,27 @@ use crate::host::{bpffs, delivery, interface};
 
 /// Reads everything that a plan for the interface `name` depends on; it has to be there.
 pub fn read(name: &str, choice: HookChoice) -> Result<State> {
-    interface::require_index(name)?;
-    read_with(name, choice, firewall::read())
+    let index = interface::require_index(name)?;
+    read_at(name, index, choice, firewall::read())
 }
 
 /// The same whether the interface is there or not, with packet filters that were read before.
 pub fn read_with(name: &str, choice: HookChoice, firewall: Firewall) -> Result<State> {
+    let index = interface::find(name)?.unwrap_or(0);
+    read_at(name, index, choice, firewall)
+}
+
+/// `index` is 0 if there is no such interface.
+fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Firewall) -> Result<State> {
     let pins = Pins::read()?;
     pins.require_our_layout()?;
     let settings = if pins.has("SETTINGS") { Some(SettingsMap::pinned()?.get()?) } else { None };
     let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
     let owners = if pins.has("OWNERS") { OwnersMap::pinned()?.all()? } else { BTreeMap::new() };
     let by_rule = if pins.has("PORT_DELIVERY") { DeliveryMap::pinned()?.ports() } else { BTreeSet::new() };
-    let (index, tcx_programs) = match interface::index(name) {
-        Some(index) => (index, hook::tcx_programs(name)?),
-        None => (0, hook::tcx_programs("lo")?.map(|_| Vec::new())),
+    let tcx_programs = match index {
+        0 => hook::tcx_programs("lo")?.map(|_| Vec::new()),
+        _ => hook::tcx_programs(name)?,
     };
     let asks_for_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
     let clsact = if asks_for_filter && index != 0 { hook::clsact(index)? } else { hook::Clsact::default() };

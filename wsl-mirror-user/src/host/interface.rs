@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use anyhow::Result;
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 
 use crate::exit::{Exit, OrExit as _};
@@ -17,6 +18,15 @@ fn any_socket() -> rustix::io::Result<OwnedFd> {
 /// The index of the interface of this name, if there is one now.
 pub fn index(name: &str) -> Option<u32> {
     netdevice::name_to_index(any_socket().ok()?, name).ok()
+}
+
+/// The same; that it cannot be found out is an error.
+pub fn find(name: &str) -> Result<Option<u32>> {
+    match any_socket().and_then(|socket| netdevice::name_to_index(socket, name)) {
+        Ok(index) => Ok(Some(index)),
+        Err(Errno::NODEV) => Ok(None),
+        Err(error) => Err(error).or_exit(Exit::Kernel, || format!("cannot look for the interface {name}")),
+    }
 }
 
 /// The name of the interface of this index, if there is one now: interfaces can be renamed, an index never
