@@ -42,6 +42,7 @@ fn json_has_the_documented_shape() -> Result<()> {
         "attachment",
         "interface",
         "ifindex",
+        "networking",
         "hook",
         "program",
         "mark",
