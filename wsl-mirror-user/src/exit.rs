@@ -41,6 +41,12 @@ pub enum Exit {
     OtherInterface = 15,
     /// The kernel refused a program, map, link or filter.
     Kernel = 16,
+    /// `install`, `mode`: this is not WSL.
+    NotWsl = 17,
+    /// `mode`: WSL, but in a networking mode that has no `loopback0`.
+    NotMirrored = 18,
+    /// `install`, `uninstall`: something is there that is not understood, or somebody else's.
+    NotUnderstood = 19,
 }
 
 impl Exit {
@@ -63,6 +69,12 @@ impl Exit {
         (Self::Busy, "another wsl-mirror is at work and does not finish"),
         (Self::OtherInterface, "loaded already, on another interface or by another hook"),
         (Self::Kernel, "the kernel refused a program, map, link or filter"),
+        (Self::NotWsl, "install, mode: this is not WSL"),
+        (Self::NotMirrored, "mode: WSL, in a networking mode that has no loopback0"),
+        (
+            Self::NotUnderstood,
+            "install, uninstall: something is there that is not understood, or somebody else's",
+        ),
     ];
 
     /// The table as text, for `--help`.

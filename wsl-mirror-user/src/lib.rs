@@ -9,6 +9,7 @@ mod exit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod host;
+mod install;
 mod output;
 mod policy;
 

@@ -10,6 +10,7 @@ pub mod marks;
 pub mod netlink;
 pub mod sockets;
 pub mod tool;
+pub mod wsl;
 
 use anyhow::Result;
 
