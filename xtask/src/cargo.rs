@@ -75,6 +75,30 @@ pub(crate) fn build(package: &str, profile: Profile) -> Result<PathBuf> {
     binary.with_context(|| format!("cargo built {package} and did not say where it put the binary"))
 }
 
+/// Builds `wsl-mirror` with everything linked in, and returns where cargo put it.
+///
+/// With glibc, as no musl is to be had everywhere: it asks neither for users nor for names of hosts, which are what glibc
+/// would load libraries for.
+pub(crate) fn build_static() -> Result<PathBuf> {
+    let host = host()?;
+    let mut cargo = command("build");
+    // With a target named, the flags are not for build scripts, which may be linked as they like.
+    cargo.args(["--release", "--package", "wsl-mirror", "--target", &host]);
+    cargo.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    let binary =
+        executables("wsl-mirror", &mut cargo)?.into_iter().rfind(|path| path.ends_with("wsl-mirror"));
+    binary.context("cargo built wsl-mirror and did not say where it put the binary")
+}
+
+/// What rustc builds for unless told.
+pub(crate) fn host() -> Result<String> {
+    let output =
+        with_our_toolchain(Command::new("rustc")).arg("-vV").output().context("asking rustc for its host")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not say its host")?.to_owned())
+}
+
 /// Builds the test binaries of a package, and returns them with the names of their targets.
 pub(crate) fn build_tests(package: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = command("test");

@@ -6,7 +6,7 @@ mod apply;
 mod plan;
 mod state;
 mod unit;
-mod wsl_conf;
+pub mod wsl_conf;
 
 pub use apply::apply;
 pub use plan::{Plan, install, uninstall};
