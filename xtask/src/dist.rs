@@ -44,8 +44,7 @@ pub(crate) fn make() -> Result<Made> {
     let cargo_deb = cargo_deb()?;
     let binary = cargo::build_static()?;
     let release = binary.parent().context("the program lies in no folder")?;
-    // <target>/<triple>/release
-    let folder = release.ancestors().nth(2).context("no target directory")?.join("dist");
+    let folder = release.parent().context("no target directory")?.join("dist");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let assets = release.join("assets");
     let generator = cargo::build("xtask-assets", Profile::Release)?;
@@ -74,15 +73,7 @@ fn package(cargo_deb: &Path, version: &str, folder: &Path) -> Result<PathBuf> {
     let mut command = cargo::with_our_toolchain(Command::new(cargo_deb));
     command
         .current_dir(cargo::workspace())
-        .args([
-            "--no-build",
-            "--no-strip",
-            "--locked",
-            "--package",
-            "wsl-mirror",
-            "--target",
-            &cargo::host()?,
-        ])
+        .args(["--no-build", "--no-strip", "--locked", "--package", "wsl-mirror"])
         .args(["--deb-version", version, "--output"])
         .arg(&deb);
     run(&format!("make {}", deb.display()), &mut command, folder)?;

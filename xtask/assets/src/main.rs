@@ -21,5 +21,8 @@ fn main() -> Result<()> {
         generate_to(shell, &mut command, "wsl-mirror", &completions)
             .with_context(|| format!("writing completions for {shell}"))?;
     }
+    // `help` is no page of its own.
+    let command = wsl_mirror::command().disable_help_subcommand(true);
+    let command = command.mut_subcommands(|command| command.disable_help_subcommand(true));
     clap_mangen::generate_to(command, &man).context("writing man pages")
 }

@@ -111,6 +111,8 @@ fn installed<'a>(lab: &'a Lab, mode: &str) -> Result<Root<'a>> {
         DROP_IN.replace('\n', "\\n")
     );
     root.ok(&["sh", "-ec", &prepare])?;
+    // docker-proxy is among the processes of somebody else's, so nobody can say whose its sockets are.
+    root.ok(&["sh", "-c", "echo 'default = \"steer\"' >/etc/wsl-mirror.toml"])?;
     Ok(root)
 }
 
