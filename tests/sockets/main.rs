@@ -6,6 +6,7 @@
 //! | `group FOLDER` | goes to live in that cgroup |
 //! | `name NAME` | is called so from now on |
 //! | `user ID` | its real user is this one; the effective one stays root |
+//! | `leave-root ID` | is that user in everything, and its files below /proc are; `user` takes it back |
 //! | `bind KEY tcp\|udp ADDRESS [reuseport] [v6only] [later]` | binds, and listens unless `later` |
 //! | `port KEY` | says the port, without asking the socket: that would change its tag |
 //! | `unbound KEY` | a UDP socket that the kernel binds when it first sends |
@@ -34,7 +35,7 @@ use aya::maps::{Map, MapData, MapError, SkStorage};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::{FdFlags, fcntl_setfd},
-    process::Uid,
+    process::{DumpableBehavior, Uid, set_dumpable_behavior},
     thread::{set_name, set_thread_res_uid},
 };
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -88,6 +89,12 @@ impl Process {
                 (*name).clone_into(&mut self.name);
             }
             ["user", id] => set_thread_res_uid(Uid::from_raw(id.parse()?), Uid::ROOT, Uid::ROOT)?,
+            // Until `user`, its files below /proc are that user's, as if the user had started it.
+            ["leave-root", id] => {
+                let id = Uid::from_raw(id.parse()?);
+                set_thread_res_uid(id, id, Uid::ROOT)?;
+                set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+            }
             ["bind", key, protocol, address, options @ ..] => {
                 let socket = bind(protocol, address.parse()?, options)?;
                 self.sockets.insert((*key).to_owned(), socket);

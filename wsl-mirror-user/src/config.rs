@@ -1,5 +1,7 @@
 //! `/etc/wsl-mirror.toml`.
 
+mod problems;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use wsl_mirror_ebpf::abi::{BUILT_IN_OWNERS, Owner, OwnerPolicy, Policy, PortKey}
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::interface;
 use crate::policy::{PortSpec, SYNTAX};
+
+pub use problems::{Invalid, Problem};
 
 /// Where the configuration is unless `--config` says otherwise. It need not exist.
 pub const PATH: &str = "/etc/wsl-mirror.toml";
@@ -275,9 +279,13 @@ impl Config {
         }
     }
 
-    /// Reads a text. Errors name line and column.
-    pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
+    /// Reads a text. Errors name line and column; all unknown keys are named at once.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let unknown = problems::unknown_keys(text);
+        if !unknown.is_empty() {
+            return Err(Invalid(unknown));
+        }
+        toml::from_str(text).map_err(|error| Invalid(vec![Problem::found(text, &error)]))
     }
 
     /// Everything that is written about owners: what is built in, unless the file says something else of it.
@@ -347,10 +355,16 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_an_error_with_line_and_column() {
-        let error = error("mark = 0x1000\nexemt = [22]\n");
-        assert!(error.contains("line 2, column 1"), "{error}");
-        assert!(error.contains("exemt") && error.contains("`exempt`"), "{error}");
+    fn an_unknown_key_is_an_error_with_line_column_and_the_nearest_known_key() {
+        assert_eq!(
+            error("mark = 0x1000\nexemt = [22]\n"),
+            "line 2, column 1: there is no key \"exemt\"; the nearest is `exempt`"
+        );
+    }
+
+    #[test]
+    fn what_is_no_toml_is_an_error_with_line_and_column() {
+        assert!(error("mark = \n").contains("line 1, column 8"), "{}", error("mark = \n"));
     }
 
     #[test]

@@ -41,8 +41,14 @@ pub enum Exit {
     OtherInterface = 15,
     /// The kernel refused a program, map, link or filter.
     Kernel = 16,
+    /// `install`, `mode`: this is not WSL.
+    NotWsl = 17,
+    /// `mode`: WSL, but in a networking mode that has no `loopback0`.
+    NotMirrored = 18,
+    /// `install`, `uninstall`: something is there that is not understood, or somebody else's.
+    NotUnderstood = 19,
     /// Another distribution's wsl-mirror steers the interface.
-    OtherDistribution = 17,
+    OtherDistribution = 20,
 }
 
 impl Exit {
@@ -65,6 +71,12 @@ impl Exit {
         (Self::Busy, "another wsl-mirror is at work and does not finish"),
         (Self::OtherInterface, "loaded already, on another interface or by another hook"),
         (Self::Kernel, "the kernel refused a program, map, link or filter"),
+        (Self::NotWsl, "install, mode: this is not WSL"),
+        (Self::NotMirrored, "mode: WSL, in a networking mode that has no loopback0"),
+        (
+            Self::NotUnderstood,
+            "install, uninstall: something is there that is not understood, or somebody else's",
+        ),
         (Self::OtherDistribution, "another distribution's wsl-mirror steers the interface already"),
     ];
 

@@ -15,13 +15,14 @@ use crate::{
         relocate::{Targets, relocate},
     },
     host::{bpffs, delivery, firewall},
+    install::wsl_conf,
 };
 
 /// What a fuzzer calls, by its name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them; each has a folder of inputs in `tests/fuzz/corpus`.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("config", config),
     ("btf", btf),
     ("object", damaged_object),
@@ -29,6 +30,7 @@ pub const TARGETS: [Target; 7] = [
     ("netlink", netlink),
     ("nft", nft),
     ("iptables", iptables),
+    ("wsl_conf", wsl_conf),
 ];
 
 /// A configuration file. What is refused has its place in the file; what is accepted can be used.
@@ -37,8 +39,9 @@ pub fn config(data: &[u8]) {
     match Config::parse(text) {
         Ok(config) => drop(config.exempt_keys()),
         Err(error) => {
+            assert!(!error.0.is_empty(), "refused, and nothing is wrong");
             assert!(
-                error.span().is_none_or(|span| span.end <= text.len()),
+                error.0.iter().all(|problem| problem.span.end <= text.len()),
                 "a place beyond the end: {error}"
             );
         }
@@ -104,6 +107,23 @@ pub fn iptables(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(ruleset) = firewall::parse_iptables(text, "iptables-legacy") {
         ask(ruleset);
+    }
+}
+
+/// `/etc/wsl.conf`. What is installed in it is undone byte for byte, and installing twice is installing once.
+pub fn wsl_conf(data: &[u8]) {
+    const US: &str = "/usr/sbin/wsl-mirror";
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (undone, installed) = (wsl_conf::without_ours(text), wsl_conf::with_ours(Some(text), US));
+    // Who writes what we write may get anything but a panic.
+    if text.contains("wsl-mirror") {
+        return;
+    }
+    if let (Ok(undone), Ok(installed)) = (undone, installed) {
+        let unchanged = wsl_conf::Edited::Text(text.to_owned());
+        assert_eq!(undone, unchanged, "nothing of ours was in it");
+        assert_eq!(wsl_conf::without_ours(&installed).as_ref(), Ok(&unchanged), "{installed:?}");
+        assert_eq!(wsl_conf::with_ours(Some(&installed), US).as_ref(), Ok(&installed));
     }
 }
 

@@ -1,6 +1,7 @@
 //! `wsl-mirror`: Windows' 127.0.0.1 reaches published container ports in WSL2's mirrored mode.
 //!
-//! A library only so that fuzz targets (`tests/fuzz`) can reach what reads what others wrote.
+//! A library only so that fuzz targets (`tests/fuzz`) can reach what reads what others wrote, and `xtask/assets` the
+//! command line's description.
 
 mod agent;
 mod commands;
@@ -10,13 +11,14 @@ mod exit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod host;
+mod install;
 mod output;
 mod policy;
 mod wanted;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 
 use crate::commands::Command;
 use crate::exit::{Exit, exit_of};
@@ -29,6 +31,11 @@ use crate::exit::{Exit, exit_of};
 struct Args {
     #[command(subcommand)]
     command: Command,
+}
+
+/// The command line, for completions and man pages.
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// The whole program.

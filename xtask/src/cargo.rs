@@ -20,6 +20,9 @@ pub(crate) enum Profile {
     Release,
 }
 
+/// Has cargo say what it made; people still read what the compiler says.
+const MESSAGES: &str = "--message-format=json-render-diagnostics";
+
 /// The root of the repository, wherever in it the task was started.
 pub(crate) fn workspace() -> &'static Path {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -67,7 +70,7 @@ pub(crate) fn build_product(profile: Profile) -> Result<PathBuf> {
 /// Builds a package whose one program has its name, and returns where cargo put that.
 pub(crate) fn build(package: &str, profile: Profile) -> Result<PathBuf> {
     let mut cargo = command("build");
-    cargo.args(["--package", package]);
+    cargo.args(["--package", package, MESSAGES]);
     if profile == Profile::Release {
         cargo.arg("--release");
     }
@@ -75,10 +78,34 @@ pub(crate) fn build(package: &str, profile: Profile) -> Result<PathBuf> {
     binary.with_context(|| format!("cargo built {package} and did not say where it put the binary"))
 }
 
+/// Builds `wsl-mirror` with everything linked in, and returns where cargo put it.
+///
+/// With glibc, as no musl is to be had everywhere: it asks neither for users nor for names of hosts, which are what glibc
+/// would load libraries for.
+pub(crate) fn build_static() -> Result<PathBuf> {
+    // Only the program's own link differs: all that it is made of is what every release build has. So this takes the
+    // place of the other one, until that is built again.
+    let mut cargo = command("rustc");
+    cargo.args(["--release", "--package", "wsl-mirror", "--bin", "wsl-mirror", MESSAGES]);
+    cargo.args(["--", "-Ctarget-feature=+crt-static"]);
+    let binary =
+        executables("wsl-mirror", &mut cargo)?.into_iter().rfind(|path| path.ends_with("wsl-mirror"));
+    binary.context("cargo built wsl-mirror and did not say where it put the binary")
+}
+
+/// What rustc builds for unless told.
+pub(crate) fn host() -> Result<String> {
+    let output =
+        with_our_toolchain(Command::new("rustc")).arg("-vV").output().context("asking rustc for its host")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not say its host")?.to_owned())
+}
+
 /// Builds the test binaries of a package, and returns them with the names of their targets.
 pub(crate) fn build_tests(package: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = command("test");
-    cargo.args(["--release", "--package", package, "--tests", "--no-run"]);
+    cargo.args(["--release", "--package", package, "--tests", "--no-run", MESSAGES]);
     let library = package.replace('-', "_");
     let tests = executables(package, &mut cargo)?.into_iter().filter_map(|path| {
         // <target>-<hash>; beside the tests cargo builds the package's programs, which have no hash, and its
@@ -90,9 +117,8 @@ pub(crate) fn build_tests(package: &str) -> Result<Vec<(String, PathBuf)>> {
     Ok(tests.collect())
 }
 
-/// Runs a cargo that builds, and returns the programs that it made.
+/// Runs a cargo that builds, told to say so in JSON ([`MESSAGES`]), and returns the programs that it made.
 fn executables(package: &str, cargo: &mut Command) -> Result<Vec<PathBuf>> {
-    cargo.args(["--message-format", "json-render-diagnostics"]);
     let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting cargo")?;
     let mut found = Vec::new();
     for line in BufReader::new(child.stdout.take().context("cargo's output is piped")?).lines() {

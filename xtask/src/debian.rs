@@ -23,3 +23,14 @@ pub(crate) fn mirror(hint: &str) -> Result<String> {
         None => bail!("apt has no Debian mirror in its sources: {hint}"),
     }
 }
+
+/// How this machine's apt gets to its mirror; mmdebstrap's apt reads none of its files.
+pub(crate) fn transport() -> Result<Vec<String>> {
+    let output = Command::new("apt-config")
+        .args(["dump", "--format", "%F \"%v\";%n", "Acquire::http", "Acquire::https"])
+        .output()
+        .context("asking apt-config how the mirror is reached")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // A line for each group of settings has no value.
+    Ok(text.lines().filter(|line| !line.ends_with(" \"\";")).map(str::to_owned).collect())
+}

@@ -3,6 +3,7 @@
 mod cargo;
 mod commands;
 mod debian;
+mod dist;
 mod engines;
 mod exit_code;
 mod fuzz;
@@ -34,6 +35,7 @@ enum Task {
     Test(commands::Test),
     Vm(commands::Vm),
     Bench(commands::Bench),
+    Dist(commands::Dist),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Task::Test(test) => test.exec(),
         Task::Vm(vm) => vm.exec(),
         Task::Bench(bench) => bench.exec(),
+        Task::Dist(dist) => dist.exec(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -26,7 +26,7 @@ fn a_second_distribution_sees_that_it_is_steered_already_and_stands_aside() -> R
         let machine = delivery(&lab)?;
 
         let load = run(&mut lab.wsl_mirror_command_in(&other, &["load"])?, COMMAND_LIMIT)?;
-        assert_eq!(load.status.code(), Some(17), "{load}");
+        assert_eq!(load.status.code(), Some(20), "{load}");
         ensure!(load.stderr.contains("steered already, by wsl-mirror of another distribution"), "{load}");
         let (seen, code) = status_in(&lab, &other)?;
         assert_eq!(

@@ -60,7 +60,7 @@ fn of_loads_from_two_distributions_the_first_one_steers_and_the_second_one_says_
     ensure!(started.elapsed() > Duration::from_millis(200), "it did not wait: {second}");
     first.finish(COMMAND_LIMIT)?.success()?;
     // The second one finds that there is nothing to be done, and does nothing.
-    assert_eq!(second.status.code(), Some(17), "{second}");
+    assert_eq!(second.status.code(), Some(20), "{second}");
     run(other.command(&binary).arg("unload"), COMMAND_LIMIT)?.success()?;
     assert_eq!(lab.wsl_mirror(&["status"])?.status.code(), Some(0));
     ok(&lab, &["unload"])?;

@@ -9,6 +9,7 @@ mod guest;
 mod loading;
 mod lock;
 mod output;
+mod packages;
 mod refusals;
 mod regressions;
 mod upgrade;

@@ -1,8 +1,11 @@
 //! The subcommands, one file each.
 
+mod config;
 mod exempt;
+mod install;
 mod load;
 mod log;
+mod mode;
 mod run;
 mod status;
 mod unload;
@@ -26,6 +29,15 @@ pub enum Command {
     /// Leave ports alone
     #[command(subcommand)]
     Exempt(exempt::Exempt),
+    /// Look after the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Have the agent started at boot: by systemd, or by WSL's `[boot] command`; shows what it changes
+    Install(install::Install),
+    /// Take back what install did
+    Uninstall(install::Uninstall),
+    /// Show WSL's networking mode; exit code 0 unless there cannot be a loopback0
+    Mode(mode::Mode),
     /// Show what the program logs, until Ctrl-C (needs `log = "debug"` when it was loaded)
     Log(log::Log),
 }
@@ -39,6 +51,10 @@ impl Command {
             Self::Unload(unload) => unload.exec(),
             Self::Status(status) => status.exec(),
             Self::Exempt(exempt) => exempt.exec(),
+            Self::Config(config) => config.exec(),
+            Self::Install(install) => install.exec(),
+            Self::Uninstall(uninstall) => uninstall.exec(),
+            Self::Mode(mode) => mode.exec(),
             Self::Log(log) => log.exec(),
         }
     }

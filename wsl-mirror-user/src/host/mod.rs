@@ -11,6 +11,7 @@ pub mod netlink;
 pub mod networking;
 pub mod sockets;
 pub mod tool;
+pub mod wsl;
 
 use anyhow::Result;
 

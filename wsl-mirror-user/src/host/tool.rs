@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,15 +37,25 @@ pub enum Unread {
 
 /// Where a program is.
 pub fn find(name: &str) -> Option<PathBuf> {
-    DIRECTORIES.iter().map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+    find_in(Path::new("/"), name)
+}
+
+/// The same below a folder.
+pub fn find_in(root: &Path, name: &str) -> Option<PathBuf> {
+    let below = |directory: &&str| root.join(directory.trim_start_matches('/')).join(name);
+    DIRECTORIES.iter().map(below).find(|path| path.is_file())
 }
 
 /// Runs a program to its end and gives what it printed.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String, Unread> {
-    let path = find(program).ok_or(Unread::NotInstalled)?;
-    let failed = |what: String| Unread::Failed(format!("{program} {what}"));
+    run_path(&find(program).ok_or(Unread::NotInstalled)?, program, arguments)
+}
+
+/// The same of a program at this path, by this name.
+pub fn run_path(path: &Path, name: &str, arguments: &[&str]) -> Result<String, Unread> {
+    let failed = |what: String| Unread::Failed(format!("{name} {what}"));
     let mut command = Command::new(path);
-    command.args(arguments).env_clear().env("LC_ALL", "C").env("PATH", DIRECTORIES.join(":"));
+    command.arg0(name).args(arguments).env_clear().env("LC_ALL", "C").env("PATH", DIRECTORIES.join(":"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|error| failed(format!("does not start: {error}")))?;
     watch(child, Instant::now() + PATIENCE, LONGEST).map_err(failed)

@@ -13,7 +13,7 @@ use clap::Args;
 
 use crate::{
     cargo::{self, Profile},
-    engines,
+    dist, engines,
     exit_code::ExitCode,
     fuzz, libtest,
     report::{self, Group, Verdict},
@@ -60,6 +60,9 @@ pub(crate) struct Test {
     /// Only fuzz what reads what others wrote, each target for a minute
     #[arg(long)]
     fuzz: bool,
+    /// Only the package and the tarball: made, installed, tried and upgraded in folders of Debian's releases
+    #[arg(long)]
+    dist: bool,
     /// Many more rounds of what may go wrong once in a while
     #[arg(long)]
     soak: bool,
@@ -71,17 +74,17 @@ pub(crate) struct Test {
 impl Test {
     pub(crate) fn exec(self) -> Result<ExitCode> {
         // A minute each is too much for every time, and too little to find what years have not: fuzzing is extra.
-        let all = !(self.host || self.lab || self.engines || self.vm || self.fuzz);
+        let all = !(self.host || self.lab || self.engines || self.vm || self.fuzz || self.dist);
         let (host, lab, vm) = (self.host || all, self.lab || all, self.vm || all);
         let engines = self.engines || all;
-        if (lab || engines) && !is_root() {
+        if (lab || engines || self.dist) && !is_root() {
             bail!(
                 "the lab builds network namespaces and loads BPF programs, which takes root, and this is not \
                  root. Run this as root (`sudo -E env \"PATH=$PATH\" cargo xtask test`), or run the tests that \
                  need no root: `cargo xtask test --host`"
             );
         }
-        let needs = match (lab || engines, vm) {
+        let needs = match (lab || engines || self.dist, vm) {
             (_, true) => Needs::Vm,
             (true, false) => Needs::Lab,
             (false, false) => Needs::Build,
@@ -143,6 +146,12 @@ impl Test {
         if self.fuzz {
             groups.extend(fuzz());
         }
+        if self.dist {
+            groups.push(match &binary {
+                Ok(binary) => self.dist(binary)?,
+                Err(_) => Group::without_tests("dist", Verdict::NotRun, Duration::ZERO),
+            });
+        }
         if let Some(rows) = matrix {
             print!("\n{}", engines::table(&rows));
         }
@@ -174,6 +183,23 @@ impl Test {
             println!("written: {}", engines::write(&rows)?.display());
         }
         Ok((Group { time: started.elapsed(), ..group }, rows))
+    }
+
+    /// Makes what is given to others, and tries it.
+    fn dist(&self, product: &Path) -> Result<Group> {
+        let started = Instant::now();
+        heading("dist");
+        let made = match dist::make_for_tests() {
+            Ok(made) => made,
+            Err(error) => {
+                eprintln!("xtask: {error:#}");
+                return Ok(Group::without_tests("dist", Verdict::Failed, started.elapsed()));
+            }
+        };
+        let mut cargo = lab_tests(product, self.soak);
+        cargo.args(["--test", dist::BINARY]).env(dist::OVERRIDE, &made.folder);
+        let group = self.run("dist", &mut cargo, &["--ignored", dist::TESTS])?;
+        Ok(Group { time: started.elapsed(), ..group })
     }
 
     /// Runs the lab's tests on other kernels. What fails before they can run is one failure more, and takes

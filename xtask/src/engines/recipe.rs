@@ -89,7 +89,7 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     for option in ["Acquire::Check-Valid-Until \"false\"", "Acquire::Languages \"none\""] {
         mmdebstrap.arg(format!("--aptopt={option}"));
     }
-    for option in transport()? {
+    for option in debian::transport()? {
         mmdebstrap.arg(format!("--aptopt={option}"));
     }
     mmdebstrap.arg(suite.name).arg(&root);
@@ -106,17 +106,6 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     let whole = folder.join(suite.name);
     remove(&whole)?;
     fs::rename(&partial, &whole).with_context(|| format!("renaming {}", partial.display()))
-}
-
-/// How this machine's apt gets to its mirror; mmdebstrap's apt reads none of its files.
-fn transport() -> Result<Vec<String>> {
-    let output = Command::new("apt-config")
-        .args(["dump", "--format", "%F \"%v\";%n", "Acquire::http", "Acquire::https"])
-        .output()
-        .context("asking apt-config how the mirror is reached")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    // A line for each group of settings has no value.
-    Ok(text.lines().filter(|line| !line.ends_with(" \"\";")).map(str::to_owned).collect())
 }
 
 fn remove(folder: &Path) -> Result<()> {

@@ -22,7 +22,7 @@ pub(super) struct Tool {
 
 /// What the lab runs: a real engine, the tools that look at what it did, and a static busybox to put into
 /// containers, which have no libraries.
-pub(super) const LAB: [Tool; 11] = [
+pub(super) const LAB: [Tool; 12] = [
     Tool { program: "dockerd", package: "docker.io" },
     // Part of docker.io up to bookworm, a package of its own from trixie on.
     Tool { program: "docker", package: "docker-cli" },
@@ -34,6 +34,8 @@ pub(super) const LAB: [Tool; 11] = [
     Tool { program: "bpftool", package: "bpftool" },
     Tool { program: "sysctl", package: "procps" },
     Tool { program: "strace", package: "strace" },
+    // It judges our unit; nothing of systemd is started.
+    Tool { program: "systemd-analyze", package: "systemd" },
     BUSYBOX,
 ];
 

@@ -1,0 +1,235 @@
+//! `install`, `uninstall` and `mode`, on folders that look like distributions.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use wsl_mirror_lab::{Lab, Namespace, SCRATCH, process::Finished};
+
+/// Where the program will be in the distribution.
+const BINARY: &str = "/usr/local/sbin/wsl-mirror";
+
+/// A distribution's folder in the guest.
+struct Distribution<'a> {
+    lab: &'a Lab,
+    root: String,
+}
+
+impl<'a> Distribution<'a> {
+    /// On WSL, in this networking mode.
+    fn new(lab: &'a Lab, name: &str, mode: &str) -> Result<Self> {
+        let distribution = Self { lab, root: format!("{SCRATCH}/{name}") };
+        distribution.write("proc/sys/kernel/osrelease", "6.6.87.2-microsoft-standard-WSL2\n")?;
+        distribution.script("bin/wslinfo", mode)?;
+        distribution.make("etc")?;
+        Ok(distribution)
+    }
+
+    fn guest(&self) -> &Namespace {
+        self.lab.guest()
+    }
+
+    fn make(&self, path: &str) -> Result<()> {
+        Ok(self.guest().enter(|| fs::create_dir_all(Path::new(&self.root).join(path)))?)
+    }
+
+    fn write(&self, path: &str, text: &str) -> Result<()> {
+        let path = Path::new(&self.root).join(path);
+        self.guest().enter(|| {
+            fs::create_dir_all(path.parent().context("no folder")?)?;
+            fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+        })
+    }
+
+    /// What WSL's program does when it is asked by this name.
+    fn script(&self, path: &str, mode: &str) -> Result<()> {
+        self.write(path, &format!("#!/bin/sh\n[ \"$1\" = --networking-mode ] && echo {mode}\n"))?;
+        let path = Path::new(&self.root).join(path);
+        Ok(self.guest().enter(|| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))?)
+    }
+
+    fn run(&self, command: &str, more: &[&str]) -> Result<Finished> {
+        let mut arguments = vec![command, "--root", &self.root];
+        if command == "install" {
+            arguments.extend(["--binary", BINARY]);
+        }
+        arguments.extend(more);
+        self.lab.wsl_mirror(&arguments)
+    }
+
+    /// Every file below etc and link, with what is in it.
+    fn files(&self) -> Result<String> {
+        let script = format!(
+            "cd {}/etc; find . -type l -printf '%p -> %l\\n' -o -type f -printf '%p %m\\n' -exec cat {{}} \\; | sort",
+            self.root
+        );
+        Ok(self.guest().run("sh", ["-ec", &script])?.stdout)
+    }
+}
+
+#[test]
+fn without_systemd_the_boot_command_is_edited_and_uninstall_leaves_the_file_as_it_was() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let distribution = Distribution::new(&lab, "old", "mirrored")?;
+    distribution
+        .write("etc/wsl.conf", "# mine\r\n[boot]\r\ncommand = \"service docker start\" # first\r\n")?;
+    let before = distribution.files()?;
+    let dry = distribution.run("install", &["--dry-run"])?.success()?;
+    assert_eq!(distribution.files()?, before, "only printed");
+    let done = distribution.run("install", &[])?.success()?;
+    assert_eq!(done.stdout, dry.stdout);
+    ensure!(done.stdout.contains("-command = \"service docker start\" # first"), "{done}");
+    ensure!(done.stderr.contains("wsl --shutdown"), "{done}");
+    let installed = distribution.files()?;
+    let again = distribution.run("install", &[])?.success()?;
+    ensure!(again.stdout.is_empty() && again.stderr.contains("installed already"), "{again}");
+    assert_eq!(distribution.files()?, installed);
+    distribution.run("uninstall", &[])?.success()?;
+    assert_eq!(distribution.files()?, before);
+    let again = distribution.run("uninstall", &[])?.success()?;
+    ensure!(again.stdout.is_empty() && again.stderr.contains("not installed"), "{again}");
+    Ok(())
+}
+
+#[test]
+fn the_boot_command_starts_the_agent_in_the_background_and_then_what_was_there() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let distribution = Distribution::new(&lab, "runs", "mirrored")?;
+    let agent = format!("{}/agent/wsl-mirror", distribution.root);
+    // An agent that is there for a minute, and one that finds out that there is nothing to do.
+    for (mode, runs) in [("exit 0", true), ("exit 18", false)] {
+        let _ = lab.guest().run("rm", ["-f", "/run/agent", "/run/theirs", "/run/wsl-mirror.log"]);
+        let fake = format!(
+            "#!/bin/sh\ncase $1 in mode) echo the mode; {mode};; run) echo $$ >/run/agent; exec sleep 60;; esac\n"
+        );
+        distribution.write("agent/wsl-mirror", &fake)?;
+        lab.guest().run("chmod", ["755", &agent])?;
+        distribution.write("etc/wsl.conf", "[boot]\ncommand = \"echo theirs >/run/theirs\"\n")?;
+        lab.wsl_mirror(&["install", "--root", &distribution.root, "--binary", &agent])?.success()?;
+        let conf = lab.guest().enter(|| fs::read_to_string(format!("{}/etc/wsl.conf", distribution.root)))?;
+        let command = conf.lines().find_map(|line| line.strip_prefix("command = ")).context("no command")?;
+        // What WSL does with it: the quotes are gone.
+        let started = lab.guest().run("sh", ["-c", &command.replace('"', "")])?;
+        ensure!(started.took.as_secs() < 20, "it holds the boot up: {started}");
+        let wait = format!(
+            "for i in $(seq 300); do [ -s /run/wsl-mirror.log ] && [ {runs} = false -o -s /run/agent ] \
+                            && break; sleep 0.1; done; cat /run/theirs /run/wsl-mirror.log; test -s /run/agent && \
+                            kill $(cat /run/agent) && echo ran; true"
+        );
+        let said = lab.guest().run("sh", ["-c", &wait])?.stdout;
+        let expected = if runs { "theirs\nthe mode\nran\n" } else { "theirs\nthe mode\n" };
+        assert_eq!(said, expected, "{command}");
+    }
+    Ok(())
+}
+
+#[test]
+fn with_systemd_the_unit_is_written_and_linked_and_both_go_again() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let distribution = Distribution::new(&lab, "new", "mirrored")?;
+    distribution.write("etc/wsl.conf", "[boot]\nsystemd=true\n")?;
+    let before = distribution.files()?;
+    let done = distribution.run("install", &[])?.success()?;
+    ensure!(done.stdout.contains("+ExecStart=/usr/local/sbin/wsl-mirror run\n"), "{done}");
+    let installed = distribution.files()?;
+    for wanted in [
+        "./systemd/system/multi-user.target.wants/wsl-mirror.service -> /etc/systemd/system/wsl-mirror.service",
+        "ExecStart=/usr/local/sbin/wsl-mirror run",
+        "./systemd/system/wsl-mirror.service 644",
+    ] {
+        ensure!(installed.lines().any(|line| line == wanted), "no {wanted:?} in\n{installed}");
+    }
+    ensure!(distribution.run("install", &[])?.success()?.stdout.is_empty());
+    distribution.run("uninstall", &[])?.success()?;
+    assert_eq!(distribution.files()?, before);
+    Ok(())
+}
+
+#[test]
+fn another_networking_mode_is_said() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let nat = Distribution::new(&lab, "nat", "nat")?;
+    let said = nat.run("install", &["--dry-run"])?.success()?.stderr;
+    ensure!(said.contains("nat") && said.contains("networkingMode=mirrored"), "{said}");
+    // Without the name `wslinfo`, what it is a name of answers if it can.
+    lab.guest().run("rm", [format!("{}/bin/wslinfo", nat.root)])?;
+    let said = nat.run("install", &["--dry-run"])?.success()?.stderr;
+    ensure!(said.contains("does not say its networking mode"), "{said}");
+    nat.script("init", "$(basename \"$0\")")?;
+    nat.write("run/WSL/1_interop", "")?;
+    let said = nat.run("install", &["--dry-run"])?.success()?.stderr;
+    ensure!(said.contains("wslinfo says"), "{said}");
+    Ok(())
+}
+
+/// What makes a distribution one that is refused.
+type Prepare = Box<dyn Fn(&Distribution<'_>) -> Result<()>>;
+
+#[test]
+fn what_is_not_understood_is_refused_and_nothing_is_changed() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let conf = |text: &'static str| move |d: &Distribution<'_>| d.write("etc/wsl.conf", text);
+    let cases: Vec<(&str, Prepare, i32, &str)> = vec![
+        ("syntax", Box::new(conf("[boot]\ncommand \"x\"\n")), 19, "line 2"),
+        ("twice", Box::new(conf("[boot]\ncommand = a\ncommand = b\n")), 19, "the first is in line 2"),
+        ("load", Box::new(conf("[boot]\ncommand = wsl-mirror load\n")), 19, "runs wsl-mirror already"),
+        (
+            "link",
+            Box::new(|d| {
+                let conf = format!("{}/etc/wsl.conf", d.root);
+                d.guest().run("ln", ["-s", "/nix/store/x", &conf]).map(drop)
+            }),
+            19,
+            "is a link to /nix/store/x",
+        ),
+        (
+            "bytes",
+            Box::new(|d| {
+                let script = format!("printf '[boot]\\n# \\377\\n' >{}/etc/wsl.conf", d.root);
+                d.guest().run("sh", ["-c", &script]).map(drop)
+            }),
+            19,
+            "no text",
+        ),
+        (
+            "unit",
+            Box::new(|d| {
+                d.write("etc/wsl.conf", "[boot]\nsystemd=true\n")?;
+                d.write("etc/systemd/system/wsl-mirror.service", "[Service]\nExecStart=/usr/bin/other\n")
+            }),
+            19,
+            "systemctl edit",
+        ),
+        ("elsewhere", Box::new(|d| d.write("proc/sys/kernel/osrelease", "6.1.0-37-amd64\n")), 17, "not WSL"),
+    ];
+    for (name, prepare, code, word) in cases {
+        let distribution = Distribution::new(&lab, name, "mirrored")?;
+        prepare(&distribution)?;
+        let before = distribution.files()?;
+        let refused = distribution.run("install", &[])?;
+        ensure!(refused.status.code() == Some(code) && refused.stderr.contains(word), "{name}: {refused}");
+        ensure!(refused.stdout.is_empty(), "{name}: {refused}");
+        assert_eq!(distribution.files()?, before, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_program_that_others_could_replace_is_not_started_at_boot() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    lab.guest().run("mkdir", ["-m", "777", "/run/open"])?;
+    lab.guest().run("touch", ["/run/open/wsl-mirror"])?;
+    // On the machine itself, of which only the kernel is no WSL's: so it is not even asked for.
+    let release = "mount --bind /run/release /proc/sys/kernel/osrelease";
+    let as_wsl = format!("echo 6.6.87.2-microsoft-standard-WSL2 >/run/release; {release}; exec \"$@\"");
+    let inner = lab.wsl_mirror_command(&["install", "--dry-run", "--binary", "/run/open/wsl-mirror"])?;
+    let mut command = lab.guest().command("unshare");
+    command.args(["-m", "sh", "-ec", &as_wsl, "sh"]).arg(inner.get_program()).args(inner.get_args());
+    let refused = wsl_mirror_lab::process::run(&mut command, wsl_mirror_lab::process::COMMAND_LIMIT)?;
+    ensure!(refused.status.code() == Some(19), "{refused}");
+    ensure!(
+        refused.stderr.contains("/run/open is writable for others")
+            && refused.stderr.contains("sudo install"),
+        "{refused}"
+    );
+    Ok(())
+}

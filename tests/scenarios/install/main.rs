@@ -1,0 +1,6 @@
+//! Being started at boot, and what is read before: `install`, `uninstall`, `mode`, `config check`, and the unit.
+
+mod boot;
+mod configuration;
+mod sandbox;
+mod unit;

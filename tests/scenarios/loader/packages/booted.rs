@@ -1,0 +1,156 @@
+//! The unit, started by a systemd that believes to be in WSL: a folder of Debian with the package in it, booted in the
+//! guest's network with mounts and processes of its own. `load` stands for the agent; all else is the unit's.
+
+use std::{fs, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use wsl_mirror_lab::{
+    Lab,
+    process::{Background, COMMAND_LIMIT, Finished, run, wait_for},
+};
+
+use super::{Root, newest};
+use crate::guest::{is_steered, published};
+
+/// Makes the folder ($1) the root of mounts of its own, as WSL's init leaves them to systemd, and becomes that. /proc/sys is
+/// this machine's but for the network's, and is not to be written to; WSL mounts no bpffs.
+const BOOT: &str = r#"
+cd "$1"
+mount --make-rprivate /
+umount -R dev sys proc
+mount --bind . . && cd "$1"
+for folder in run tmp dev; do mount -t tmpfs tmpfs $folder; done
+mount -t proc proc proc
+mkdir run/proc && mount -t proc proc run/proc
+mount --bind proc/sys proc/sys && mount -o remount,ro,bind proc/sys
+mount --bind run/proc/sys/net proc/sys/net && umount run/proc
+echo 6.6.87.2-microsoft-standard-WSL2 >run/osrelease
+mount --bind run/osrelease proc/sys/kernel/osrelease
+mount -t sysfs sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+for node in null zero full random urandom tty; do touch dev/$node; mount --bind /dev/$node dev/$node; done
+mkdir dev/pts dev/shm && mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts && ln -s pts/ptmx dev/ptmx
+mkdir -p old && pivot_root . old && umount -l /old
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --log-target=journal --show-status=no
+"#;
+
+/// What the tests change of the unit. The sandbox, its conditions and its order stay.
+const DROP_IN: &str = "[Service]\nType=oneshot\nRemainAfterExit=yes\nWatchdogSec=0\nRestart=no\nExecStart=\n\
+                       ExecStart=/usr/sbin/wsl-mirror load\n";
+
+/// A distribution that runs.
+struct Booted {
+    _unshare: Background,
+    /// systemd's process.
+    init: String,
+}
+
+impl Booted {
+    fn new(lab: &Lab, root: &Root<'_>) -> Result<Self> {
+        let group = lab.group("")?;
+        let script = format!("echo $$ >{}/cgroup.procs; exec \"$@\"", group.display());
+        let mut command = lab.guest().command("sh");
+        command.args([
+            "-ec",
+            &script,
+            "sh",
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount",
+            "--uts",
+        ]);
+        command.args(["--ipc", "--cgroup", "sh", "-ec", BOOT, "sh", &root.path]);
+        let unshare = Background::spawn(&mut command)?;
+        let children = format!("/proc/{0}/task/{0}/children", unshare.pid());
+        let init = wait_for("systemd's process", COMMAND_LIMIT, || {
+            let children = fs::read_to_string(&children).with_context(|| unshare.output())?;
+            let Some(child) = children.split_whitespace().next() else { return Ok(None) };
+            let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+            Ok((name.trim() == "systemd").then(|| child.to_owned()))
+        })?;
+        let booted = Self { _unshare: unshare, init };
+        wait_for("the end of the boot", Duration::from_mins(1), || {
+            let state = booted.run(&["systemctl", "is-system-running"])?.stdout;
+            // Degraded: some of its services have nothing to do here.
+            Ok(["running", "degraded"].contains(&state.trim()).then_some(()))
+        })?;
+        Ok(booted)
+    }
+
+    /// Runs a program in it.
+    fn run(&self, arguments: &[&str]) -> Result<Finished> {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.init, "--mount", "--pid", "--net", "--cgroup", "--uts", "--ipc"]);
+        command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        run(&mut command, COMMAND_LIMIT)
+    }
+
+    /// What systemd knows of the unit.
+    fn unit(&self, property: &str) -> Result<String> {
+        let shown =
+            self.run(&["systemctl", "show", "--value", "--property", property, "wsl-mirror"])?.success()?;
+        Ok(shown.stdout.trim().to_owned())
+    }
+
+    fn journal(&self) -> Result<String> {
+        Ok(self.run(&["journalctl", "--no-pager", "--unit", "wsl-mirror", "--output", "cat"])?.stdout)
+    }
+}
+
+/// A folder with the package installed, in this networking mode.
+fn installed<'a>(lab: &'a Lab, mode: &str) -> Result<Root<'a>> {
+    let root = Root::of_suite(lab, "bookworm")?;
+    root.copy(&newest()?, "/package.deb")?;
+    root.ok(&["dpkg", "-i", "/package.deb"])?;
+    let prepare = format!(
+        "printf '#!/bin/sh\\necho {mode}\\n' >/usr/bin/wslinfo; chmod 755 /usr/bin/wslinfo; cd /etc/systemd/system; \
+         mkdir -p wsl-mirror.service.d; printf '{}' >wsl-mirror.service.d/lab.conf; \
+         for unit in systemd-networkd systemd-resolved systemd-timesyncd; do ln -sf /dev/null $unit.service; done",
+        DROP_IN.replace('\n', "\\n")
+    );
+    root.ok(&["sh", "-ec", &prepare])?;
+    // docker-proxy is among the processes of somebody else's, so nobody can say whose its sockets are.
+    root.ok(&["sh", "-c", "echo 'default = \"steer\"' >/etc/wsl-mirror.toml"])?;
+    Ok(root)
+}
+
+#[test]
+#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() -> Result<()> {
+    let lab = published()?;
+    let root = installed(&lab, "mirrored")?;
+    ensure!(!is_steered(&lab, 8080), "steered before the boot");
+    let booted = Booted::new(&lab, &root)?;
+    let state = booted.unit("ActiveState")?;
+    ensure!(state == "active", "{state}: {}", booted.journal()?);
+    ensure!(is_steered(&lab, 8080), "{}", booted.journal()?);
+    // Pins are there for who is not in the sandbox.
+    let status = booted.run(&["wsl-mirror", "status"])?.success()?.stdout;
+    ensure!(status.starts_with("steering loopback0") && status.contains("delivery by lo"), "{status}");
+    // Another boot's worth of it: nothing is in its own way.
+    booted.run(&["systemctl", "restart", "wsl-mirror"])?.success()?;
+    ensure!(is_steered(&lab, 8080), "{}", booted.journal()?);
+    let installed = booted.run(&["wsl-mirror", "install"])?.success()?;
+    ensure!(installed.stderr.contains("installed already"), "the package has: {installed}");
+    booted.run(&["wsl-mirror", "unload"])?.success()?;
+    let mounts = booted.run(&["cat", "/proc/mounts"])?.stdout;
+    ensure!(!mounts.contains(" /sys/fs/bpf "), "the bpffs that it made is left:\n{mounts}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+fn packages_unit_does_nothing_in_another_networking_mode_and_says_so() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let root = installed(&lab, "nat")?;
+    let booted = Booted::new(&lab, &root)?;
+    assert_eq!(
+        (booted.unit("ActiveState")?, booted.unit("Result")?),
+        ("inactive".into(), "exec-condition".into())
+    );
+    ensure!(booted.journal()?.contains("nat: there is no loopback0"), "{}", booted.journal()?);
+    assert_eq!(lab.wsl_mirror(&["status"])?.status.code(), Some(3));
+    Ok(())
+}

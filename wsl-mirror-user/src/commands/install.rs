@@ -1,0 +1,76 @@
+//! `wsl-mirror install` and `wsl-mirror uninstall`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::exit::Exit;
+use crate::host::require_root;
+use crate::install::{self, Plan, State};
+use crate::output;
+
+/// Arguments of `install`.
+#[derive(Debug, Args)]
+pub struct Install {
+    #[command(flatten)]
+    common: Common,
+    /// The program that is to be started, as the distribution will see it [default: this one]
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
+}
+
+/// Arguments of `uninstall`.
+#[derive(Debug, Args)]
+pub struct Uninstall {
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Only print what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// The folder of a distribution that does not run; no systemd is told
+    #[arg(long, value_name = "FOLDER", default_value = "/")]
+    root: PathBuf,
+}
+
+impl Install {
+    /// Has the agent started at boot.
+    pub fn exec(self) -> Result<Exit> {
+        let state = State::read(&self.common.root, self.binary.as_deref())?;
+        self.common.exec(&install::install(&state)?, "it is installed already")
+    }
+}
+
+impl Uninstall {
+    /// Takes back what `install` did.
+    pub fn exec(self) -> Result<Exit> {
+        let state = State::read(&self.common.root, None)?;
+        self.common.exec(&install::uninstall(&state)?, "it is not installed")
+    }
+}
+
+impl Common {
+    fn exec(&self, plan: &Plan, nothing: &str) -> Result<Exit> {
+        if !self.dry_run && self.root == Path::new("/") {
+            require_root("change what is started at boot")?;
+        }
+        // Before anything is changed.
+        for step in &plan.steps {
+            output::line(&step.to_string())?;
+        }
+        if plan.steps.is_empty() {
+            output::note(nothing);
+        }
+        if !self.dry_run {
+            install::apply(plan, &self.root)?;
+        }
+        for note in &plan.notes {
+            output::note(note);
+        }
+        Ok(Exit::Success)
+    }
+}

@@ -1,0 +1,13 @@
+//! Being started at boot: what the distribution has, what has to change in it, and changing it.
+//!
+//! A unit where systemd is init, else our part of `/etc/wsl.conf`'s `[boot] command`; never both.
+
+mod apply;
+mod plan;
+mod state;
+mod unit;
+pub mod wsl_conf;
+
+pub use apply::apply;
+pub use plan::{Plan, install, uninstall};
+pub use state::State;
