@@ -11,7 +11,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use rustix::process::Signal;
 use serde_json::Value;
 use wsl_mirror_lab::{
-    Lab, Namespace, Sockets, loopback,
+    Lab, Namespace, Sockets, loopback, pace,
     process::{Background, COMMAND_LIMIT, run, wait_for},
     tcp,
 };
@@ -46,7 +46,7 @@ pub fn process(lab: &Lab, name: &str) -> Result<Sockets> {
 
 /// Whether Windows gets docker-proxy's answer from this port.
 pub fn answers(lab: &Lab, port: u16) -> bool {
-    answers_within(lab, port, Duration::from_millis(700))
+    answers_within(lab, port, pace::limit(Duration::from_millis(700)))
 }
 
 /// The same with more or less patience.

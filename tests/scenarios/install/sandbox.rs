@@ -1,5 +1,5 @@
 //! What the unit leaves to the program is enough, and none of it too much: without systemd, as there is none in the lab
-//! that runs. `load` stands for the agent, which does what it does.
+//! that runs.
 
 use std::{collections::BTreeSet, fs, process::Command};
 
@@ -156,9 +156,11 @@ fn no_system_call_is_made_that_the_unit_forbids() -> Result<()> {
     let trace = format!("{SCRATCH}/trace");
     let strace = ["strace", "-f", "-qq", "-o", &trace, "-e", "signal=none"].map(str::to_owned);
     let mut used = BTreeSet::new();
-    // Made anew, and replaced.
-    for _ in 0..2 {
-        wrapped(lab, &strace, &["load"])?.success()?;
+    // Made anew, and replaced; and by the agent, until it is told to end.
+    let for_a_while = ["timeout", "--preserve-status", "--signal=TERM", "4"].map(str::to_owned);
+    let agent = [&strace[..], &for_a_while].concat();
+    for (wrapper, command) in [(&strace[..], "load"), (&strace, "load"), (&agent, "run")] {
+        wrapped(lab, wrapper, &[command])?.success()?;
         let text = lab.guest().enter(|| fs::read_to_string(&trace))?;
         // `1234  openat(…`, or `1234  <... futex resumed>`.
         let calls = text.lines().filter_map(|line| line.split_whitespace().nth(1)?.split_once('('));

@@ -1,5 +1,5 @@
 //! The unit, started by a systemd that believes to be in WSL: a folder of Debian with the package in it, booted in the
-//! guest's network with mounts and processes of its own. `load` stands for the agent; all else is the unit's.
+//! guest's network with mounts and processes of its own.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -33,10 +33,6 @@ mkdir dev/pts dev/shm && mount -t devpts -o newinstance,ptmxmode=0666 devpts dev
 mkdir -p old && pivot_root . old && umount -l /old
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --log-target=journal --show-status=no
 "#;
-
-/// What the tests change of the unit. The sandbox, its conditions and its order stay.
-const DROP_IN: &str = "[Service]\nType=oneshot\nRemainAfterExit=yes\nWatchdogSec=0\nRestart=no\nExecStart=\n\
-                       ExecStart=/usr/sbin/wsl-mirror load\n";
 
 /// A distribution that runs.
 struct Booted {
@@ -106,9 +102,7 @@ fn installed<'a>(lab: &'a Lab, mode: &str) -> Result<Root<'a>> {
     root.ok(&["dpkg", "-i", "/package.deb"])?;
     let prepare = format!(
         "printf '#!/bin/sh\\necho {mode}\\n' >/usr/bin/wslinfo; chmod 755 /usr/bin/wslinfo; cd /etc/systemd/system; \
-         mkdir -p wsl-mirror.service.d; printf '{}' >wsl-mirror.service.d/lab.conf; \
-         for unit in systemd-networkd systemd-resolved systemd-timesyncd; do ln -sf /dev/null $unit.service; done",
-        DROP_IN.replace('\n', "\\n")
+         for unit in systemd-networkd systemd-resolved systemd-timesyncd; do ln -sf /dev/null $unit.service; done"
     );
     root.ok(&["sh", "-ec", &prepare])?;
     // docker-proxy is among the processes of somebody else's, so nobody can say whose its sockets are.
@@ -129,9 +123,26 @@ fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() -> R
     // Pins are there for who is not in the sandbox.
     let status = booted.run(&["wsl-mirror", "status"])?.success()?.stdout;
     ensure!(status.starts_with("steering loopback0") && status.contains("delivery by lo"), "{status}");
+    ensure!(status.contains("agent "), "{status}");
+    let says = booted.unit("StatusText")?;
+    ensure!(says.starts_with("steering loopback0"), "{says}");
     // Another boot's worth of it: nothing is in its own way.
-    booted.run(&["systemctl", "restart", "wsl-mirror"])?.success()?;
-    ensure!(is_steered(&lab, 8080), "{}", booted.journal()?);
+    for verb in ["restart", "reload"] {
+        booted.run(&["systemctl", verb, "wsl-mirror"])?.success()?;
+        ensure!(is_steered(&lab, 8080), "{verb}: {}", booted.journal()?);
+    }
+    // What changes meanwhile it puts right from its sandbox, too.
+    let rules = || -> Result<String> { Ok(booted.run(&["ip", "-4", "rule"])?.success()?.stdout) };
+    let ours = rules()?.lines().find(|line| line.contains("proto 119")).is_some();
+    ensure!(ours, "{}", rules()?);
+    lab.guest().run("ip", ["-4", "rule", "del", "proto", "119"])?;
+    lab.guest().set_sysctls([("net/ipv4/conf/lo/route_localnet", "0")])?;
+    wait_for("the policy rule to come back", COMMAND_LIMIT, || {
+        Ok(rules()?.contains("proto 119").then_some(()))
+    })
+    .with_context(|| booted.journal().unwrap_or_default())?;
+    booted.run(&["systemctl", "stop", "wsl-mirror"])?.success()?;
+    ensure!(is_steered(&lab, 8080), "stopped, and it goes on: {}", booted.journal()?);
     let installed = booted.run(&["wsl-mirror", "install"])?.success()?;
     ensure!(installed.stderr.contains("installed already"), "the package has: {installed}");
     booted.run(&["wsl-mirror", "unload"])?.success()?;
