@@ -25,6 +25,7 @@ use crate::{
         root::OtherRoot,
     },
     namespace::HELPER_PATH,
+    pace,
     process::{COMMAND_LIMIT, Finished, run, wait_for},
 };
 
@@ -164,7 +165,15 @@ impl Docker {
 
     fn start_daemon(&mut self) -> Result<()> {
         self.init = Some(self.spawn_init()?);
-        self.wait_until_up().map_err(|error| self.with_log(&error))
+        let mut up = self.wait_until_up();
+        // dockerd gives its containerd 15 seconds to come up, on whatever machine. Emulated CPUs may need more for the
+        // first time, and less when everything was read once.
+        if up.is_err() && pace::is_emulated() && self.log().contains("timeout waiting for containerd") {
+            self.kill();
+            self.init = Some(self.spawn_init()?);
+            up = self.wait_until_up();
+        }
+        up.map_err(|error| self.with_log(&error))
     }
 
     fn spawn_init(&self) -> Result<Child> {
