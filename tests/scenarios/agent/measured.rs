@@ -103,7 +103,8 @@ fn an_interface_that_comes_and_goes_is_steered_each_time_and_nothing_leaks() -> 
     }
     let machine = delivery(&lab)?;
     let before = (objects(&lab)?, agent.descriptors()?, sh(&lab, "ls /sys/fs/bpf/wsl-mirror/v1")?);
-    let memory = agent.memory("VmRSS")?;
+    let rounds = pace::rounds(500);
+    let mut memory = 0;
     // Requests all the while, whatever becomes of them.
     let done = AtomicBool::new(false);
     let times = thread::scope(|scope| {
@@ -112,7 +113,14 @@ fn an_interface_that_comes_and_goes_is_steered_each_time_and_nothing_leaks() -> 
                 answers_within(&lab, 8080, Duration::from_millis(20));
             }
         });
-        let times = (0..pace::rounds(50)).map(|_| round()).collect::<Result<Vec<_>>>();
+        let times = (0..rounds).map(|count| {
+            // What an allocator keeps for the next time is as much as it gets by now; what leaks goes on.
+            if count == rounds / 5 {
+                memory = agent.memory("VmRSS")?;
+            }
+            round()
+        });
+        let times = times.collect::<Result<Vec<_>>>();
         done.store(true, Ordering::Relaxed);
         times
     })?;
@@ -122,10 +130,15 @@ fn an_interface_that_comes_and_goes_is_steered_each_time_and_nothing_leaks() -> 
     assert_eq!(delivery(&lab)?, machine);
     let after = (objects(&lab)?, agent.descriptors()?, sh(&lab, "ls /sys/fs/bpf/wsl-mirror/v1")?);
     assert_eq!(after, before);
-    let grown = agent.memory("VmRSS")?.saturating_sub(memory);
-    println!("programs and links {:?}, {} descriptors, {memory} kB and {grown} more", after.0, after.1);
-    ensure!(grown < 1024, "{grown} kB more, after {memory} kB");
-    Ok(())
+    println!("programs and links {:?}, {} descriptors", after.0, after.1);
+    // In the middle of a round it needs more.
+    let mut grown = u64::MAX;
+    let is_as_before = soon("the agent to take no more memory than before", || {
+        grown = agent.memory("VmRSS")?.saturating_sub(memory);
+        Ok(grown < 256)
+    });
+    println!("{memory} kB, and {grown} more");
+    is_as_before.with_context(|| format!("{grown} kB more, after {memory} kB"))
 }
 
 #[test]
