@@ -10,7 +10,7 @@ use crate::world::{HANG, HELLO, load, services, windows, windows_udp};
 #[test]
 fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted() -> Result<()> {
     let lab = services()?;
-    let client = windows(&lab, 8080).from_port(50_000).limit(pace::limit(Duration::from_secs(10)));
+    let client = windows(&lab, 8080).from_port(40_000).limit(pace::limit(Duration::from_secs(10)));
     let before = nat::dnat_packets(lab.guest(), "tcp", 8080)?;
     thread::scope(|scope| {
         let connecting = scope.spawn(|| client.echo(HELLO));

@@ -112,7 +112,7 @@ impl<'a> OneWay<'a> {
 fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a_stray_syn() -> Result<()> {
     let lab = services_in(Lab::builder(), false)?;
     let busy = windows(&lab, 8080).keep_alive(PAUSE)?;
-    let mut calm = windows(&lab, 8080).from_port(50_000).connect()?;
+    let mut calm = windows(&lab, 8080).from_port(40_000).connect()?;
     let datagrams = windows_udp(&lab, 8081).connect()?;
     udp::exchange(&datagrams, HELLO)?;
     let one_way = OneWay::start(&lab, 8017)?;
@@ -121,7 +121,7 @@ fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a
         assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()), "UDP {when}");
         one_way.goes_on(when)?;
         assert_eq!(tcp::exchange(&mut calm, HELLO), Ok(HELLO.to_vec()), "TCP {when}");
-        windows_nic.send(&frame_from_windows(&syn(50_000, 8080, 0x1234_5678)))?;
+        windows_nic.send(&frame_from_windows(&syn(40_000, 8080, 0x1234_5678)))?;
         thread::sleep(SILENCE);
         assert_eq!(tcp::exchange(&mut calm, HELLO), Ok(HELLO.to_vec()), "TCP after a stray SYN {when}");
         thread::sleep(SILENCE);
@@ -185,7 +185,7 @@ fn established_flows_that_a_rule_redirects_to_another_port_stay_there() -> Resul
         servers::tcp_echo(lab.guest(), (Ipv4Addr::LOCALHOST, 8200))?,
         servers::udp_echo(lab.guest(), (Ipv4Addr::LOCALHOST, 8200))?,
     ];
-    let mut connection = windows(&lab, 8100).from_port(50_000).connect()?;
+    let mut connection = windows(&lab, 8100).from_port(40_000).connect()?;
     let datagrams = windows_udp(&lab, 8100).connect()?;
     let mut go_on = |when: &str| {
         assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()), "UDP {when}");
@@ -194,7 +194,7 @@ fn established_flows_that_a_rule_redirects_to_another_port_stay_there() -> Resul
     go_on("before the load");
     load_for_all(&lab)?;
     go_on("after the load");
-    RawSocket::open(lab.windows(), "winlo0")?.send(&frame_from_windows(&syn(50_000, 8100, 0x1234_5678)))?;
+    RawSocket::open(lab.windows(), "winlo0")?.send(&frame_from_windows(&syn(40_000, 8100, 0x1234_5678)))?;
     thread::sleep(Duration::from_millis(50));
     go_on("after a stray SYN");
     assert!(lab.packets("pass_engine_nat")? >= 3);

@@ -12,7 +12,7 @@ use crate::world::{
 fn an_exemption_acts_on_the_next_flow_and_leaves_established_ones_alone() -> Result<()> {
     let lab = services()?;
     let probe = Probe::new(&lab)?;
-    for port in [50_000, 50_001] {
+    for port in [40_000, 40_001] {
         probe.add(&format!("seen_{port}"), &format!("th sport {port} th dport 8080"))?;
         probe.add(
             &format!("unmarked_{port}"),
@@ -20,14 +20,14 @@ fn an_exemption_acts_on_the_next_flow_and_leaves_established_ones_alone() -> Res
         )?;
     }
     load(&lab)?;
-    let mut connection = windows(&lab, 8080).from_port(50_000).connect()?;
-    let datagrams = windows_udp(&lab, 8080).from_port(50_001).connect()?;
+    let mut connection = windows(&lab, 8080).from_port(40_000).connect()?;
+    let datagrams = windows_udp(&lab, 8080).from_port(40_001).connect()?;
     let mut go_on = |when: &str| -> Result<()> {
         for _ in 0..3 {
             assert_eq!(tcp::exchange(&mut connection, HELLO), Ok(HELLO.to_vec()), "TCP {when}");
             assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()), "UDP {when}");
         }
-        for port in [50_000, 50_001] {
+        for port in [40_000, 40_001] {
             assert!(probe.packets(&format!("seen_{port}"))? >= 3);
             let unmarked = probe.packets(&format!("unmarked_{port}"))?;
             assert_eq!(unmarked, 0, "packets from {port} {when}");
@@ -114,7 +114,7 @@ fn an_exempt_flow_from_the_port_of_a_steered_one_is_not_taken_for_it() -> Result
     let probe = Probe::new(&lab)?;
     probe.add("marked", "th dport 8100 meta mark & 0x1000 != 0")?;
     load_for_all(&lab)?;
-    let ports = 50_000..50_050;
+    let ports = 40_000..40_050;
     let everything = || -> Result<()> {
         for port in ports.clone() {
             let mut connection = windows(&lab, 8100).from_port(port).connect()?;

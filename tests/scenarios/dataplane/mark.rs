@@ -104,7 +104,7 @@ fn bits_that_were_set_before_stay() -> Result<()> {
         context[8..12].copy_from_slice(&OTHERS.to_ne_bytes());
         context[36..40].copy_from_slice(&ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
-        let frame = wsl_mirror_lab::raw::frame_from_windows(&syn(50_000, port, 1));
+        let frame = wsl_mirror_lab::raw::frame_from_windows(&syn(40_000, port, 1));
         lab.guest().enter(|| {
             std::fs::write(format!("{SCRATCH}/frame"), frame)?;
             std::fs::write(format!("{SCRATCH}/context"), context)

@@ -46,8 +46,8 @@ fn fragments_in_any_order_are_steered() -> Result<()> {
         [[5, 4, 3, 2, 1, 0], [1, 2, 3, 4, 5, 0], [3, 0, 5, 1, 4, 2], [0, 5, 1, 4, 2, 3]];
     let before = nat::dnat_packets(lab.guest(), "udp", 8080)?;
     for (id, order) in (1..).zip(orders) {
-        let socket = windows_udp(&lab, 8080).from_port(50_000 + id).connect()?;
-        let datagram = udp_datagram(50_000 + id, 8080, &eight_kb());
+        let socket = windows_udp(&lab, 8080).from_port(40_000 + id).connect()?;
+        let datagram = udp_datagram(40_000 + id, 8080, &eight_kb());
         send_in_fragments(&nic, &datagram, id, order)?;
         let mut reply = vec![0; EIGHT_KB + 1];
         let length = socket.recv(&mut reply).with_context(|| format!("order {order:?}"))?;

@@ -71,9 +71,9 @@ fn a_udp_socket_that_is_connected_to_its_client_is_a_listener() -> Result<()> {
     let lab = Lab::builder().build()?;
     engine_rule(&lab, "udp", 8100)?;
     let server = lab.guest().enter(|| UdpSocket::bind(loopback(8100)))?;
-    server.connect(loopback(50_000))?;
+    server.connect(loopback(40_000))?;
     server.set_read_timeout(Some(HANG))?;
-    let client = windows_udp(&lab, 8100).from_port(50_000).connect()?;
+    let client = windows_udp(&lab, 8100).from_port(40_000).connect()?;
     let mut buffer = [0; 16];
     client.send(HELLO)?;
     assert!(server.recv(&mut buffer).is_err(), "without wsl-mirror");

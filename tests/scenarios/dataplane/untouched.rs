@@ -41,7 +41,7 @@ impl Road {
     fn client_port(self) -> u16 {
         match self {
             Self::LinuxToLinux | Self::LinuxToWindows => 45_000,
-            Self::WindowsToLinux => 50_000,
+            Self::WindowsToLinux => 40_000,
         }
     }
 }

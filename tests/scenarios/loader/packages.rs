@@ -141,10 +141,19 @@ fn packages_put_everything_in_its_place_and_take_it_away_again() -> Result<()> {
     }
     let example = "/usr/share/doc/wsl-mirror/examples/wsl-mirror.toml";
     root.ok(&["wsl-mirror", "config", "check", "--config", example])?;
-    root.load("wsl-mirror")?;
+    // The agent, as WSL's boot command starts it: nobody but the package knows of it.
+    let cgroup = lab.group("")?;
+    let start = format!(
+        "wsl-mirror run --cgroup {} >/run/wsl-mirror.log 2>&1 & \
+         for try in 1 2 3 4 5 6 7 8 9; do wsl-mirror status | grep '^agent .*steering' && exit 0; sleep 1; done; \
+         cat /run/wsl-mirror.log; exit 1",
+        cgroup.display()
+    );
+    root.ok(&["sh", "-c", &start])?;
     assert_eq!(lab.status()?["steering"], true);
     root.ok(&["dpkg", "--purge", "wsl-mirror"])?;
     assert_eq!(lab.wsl_mirror(&["status"])?.status.code(), Some(3), "removed, and still loaded");
+    ensure!(!root.exists("/run/wsl-mirror"), "the agent runs on");
     for path in ["/usr/sbin/wsl-mirror", "/etc/systemd/system/multi-user.target.wants/wsl-mirror.service"] {
         ensure!(!root.exists(path), "{path} is left");
     }

@@ -56,7 +56,7 @@ fn under_the_rule_fragments_in_any_order_are_answered() -> Result<()> {
     let nic = RawSocket::open(lab.windows(), "winlo0")?;
     let before = nat::dnat_packets(lab.guest(), "udp", 8080)?;
     for (index, (name, order)) in (0..).zip(ORDERS) {
-        let from = 50_000 + index;
+        let from = 40_000 + index;
         let socket = socket(&lab, from, 8080)?;
         // The first of a flow, and one within it.
         for id in [2 * index + 1, 2 * index + 2] {
@@ -79,15 +79,15 @@ fn fragments_are_not_misled_by_a_datagram_of_the_same_number_that_went_by_lo() -
     load(&lab)?;
     let ways = Ways::new(&lab, &[8080, 8017])?;
     let nic = RawSocket::open(lab.windows(), "winlo0")?;
-    let (by_lo, plain) = (socket(&lab, 50_100, 8080)?, socket(&lab, 50_101, 8017)?);
+    let (by_lo, plain) = (socket(&lab, 40_100, 8080)?, socket(&lab, 40_101, 8017)?);
     for (id, (name, order)) in (100..).zip(ORDERS) {
         for round in 0..3 {
-            send(&nic, 50_100, 8080, id, ORDERS[0].1)?;
+            send(&nic, 40_100, 8080, id, ORDERS[0].1)?;
             comes_back(&by_lo).with_context(|| format!("by lo, {name}, round {round}"))?;
-            send(&nic, 50_101, 8017, id, order)?;
+            send(&nic, 40_101, 8017, id, order)?;
             comes_back(&plain).with_context(|| format!("plain, {name}, round {round}"))?;
             // And the other way round.
-            send(&nic, 50_100, 8080, id, order)?;
+            send(&nic, 40_100, 8080, id, order)?;
             comes_back(&by_lo).with_context(|| format!("by lo again, {name}, round {round}"))?;
         }
     }
@@ -113,7 +113,7 @@ fn fragments_to_a_port_that_is_not_steered_are_not_misled_either() -> Result<()>
     load(&lab)?;
     exempt(&lab, "add", "8311")?;
     let nic = RawSocket::open(lab.windows(), "winlo0")?;
-    let (by_lo, exempt) = (socket(&lab, 50_200, 8310)?, socket(&lab, 50_201, 8311)?);
+    let (by_lo, exempt) = (socket(&lab, 40_200, 8310)?, socket(&lab, 40_201, 8311)?);
     let answered = |socket: &UdpSocket| -> Result<()> {
         let mut name = [0; 64];
         let length = socket.recv(&mut name)?;
@@ -122,9 +122,9 @@ fn fragments_to_a_port_that_is_not_steered_are_not_misled_either() -> Result<()>
     };
     let (_, in_order) = ORDERS[0];
     for round in 0..10 {
-        send(&nic, 50_200, 8310, 200, in_order)?;
+        send(&nic, 40_200, 8310, 200, in_order)?;
         answered(&by_lo).with_context(|| format!("by lo, round {round}"))?;
-        send(&nic, 50_201, 8311, 200, in_order)?;
+        send(&nic, 40_201, 8311, 200, in_order)?;
         answered(&exempt).with_context(|| format!("exempt, round {round}"))?;
     }
     Ok(())
