@@ -266,7 +266,7 @@ fn a_configuration_with_a_mistake_is_refused_with_its_place() -> Result<()> {
         ("mark = 0x1000\nexemt = [22]\n", ["line 2, column 1", "exemt"]),
         ("exempt = [\n  22,\n  70000,\n]\n", ["line 3, column 3", "70000 is no port"]),
         ("exempt = [\"80/sctp\"]\n", ["line 1, column 11", "no protocol"]),
-        ("exempt = [22\n", ["line 1, column", "TOML"]),
+        ("exempt = [22\n", ["line 1, column 13", "unclosed array"]),
         ("mark = 0\n", ["line 1, column 8", "at least one bit"]),
         ("hook = \"xdp\"\n", ["line 1, column 8", "cls_bpf"]),
     ] {
