@@ -9,6 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use wsl_mirror_toolchain::tools_dir;
+
+use crate::{progress, setup::program};
 
 /// The package whose tests load the program and build networks.
 pub(crate) const LAB_PACKAGE: &str = "wsl-mirror-lab";
@@ -91,6 +94,24 @@ pub(crate) fn build_static() -> Result<PathBuf> {
     let binary =
         executables("wsl-mirror", &mut cargo)?.into_iter().rfind(|path| path.ends_with("wsl-mirror"));
     binary.context("cargo built wsl-mirror and did not say where it put the binary")
+}
+
+/// A program that is installed by cargo: the user's own, or one beside the other tools, built if it is not there. `group`
+/// is what it is wanted for.
+pub(crate) fn tool(group: &str, name: &str, release: &str) -> Result<PathBuf> {
+    if let Some(path) = program(name) {
+        return Ok(path);
+    }
+    let tools = tools_dir()
+        .with_context(|| format!("no folder to install {name} into: HOME is not set, nor XDG_CACHE_HOME"))?;
+    let path = tools.join("bin").join(name);
+    if !path.is_file() {
+        let mut install = command("install");
+        install.args([name, "--version", release, "--locked", "--root"]).arg(&tools);
+        let step = format!("install {name} {release}");
+        progress::step(group, &step, &mut install, &tools.join("../setup.log"))?;
+    }
+    Ok(path)
 }
 
 /// What rustc builds for unless told.

@@ -8,13 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use wsl_mirror_toolchain::tools_dir;
 
 use crate::{
     cargo::{self, Profile},
     debian::{self, KEYRING},
     progress,
-    setup::{self, Needs, Outcome, program},
+    setup::{self, Needs, Outcome},
 };
 
 /// The release of cargo-deb that is installed where there is none.
@@ -41,7 +40,7 @@ pub(crate) struct Made {
 
 /// Builds and packs.
 pub(crate) fn make() -> Result<Made> {
-    let cargo_deb = cargo_deb()?;
+    let cargo_deb = cargo::tool("dist", "cargo-deb", RELEASE)?;
     let binary = cargo::build_static()?;
     let release = binary.parent().context("the program lies in no folder")?;
     let folder = release.parent().context("no target directory")?.join("dist");
@@ -61,7 +60,7 @@ pub(crate) fn make_for_tests() -> Result<Made> {
         bail!("the folders to try packages in cannot be had without what is named above");
     }
     let made = make()?;
-    package(&cargo_deb()?, PREVIOUS, &made.folder)?;
+    package(&cargo::tool("dist", "cargo-deb", RELEASE)?, PREVIOUS, &made.folder)?;
     for (suite, packages) in SUITES {
         root(&made.folder.join("roots"), suite, packages)?;
     }
@@ -129,21 +128,4 @@ fn root(folder: &Path, suite: &str, packages: &str) -> Result<()> {
 
 fn run(name: &str, command: &mut Command, folder: &Path) -> Result<()> {
     progress::step("dist", name, command, &folder.join("dist.log"))
-}
-
-/// The user's own, or one beside the other tools, built if it is not there.
-fn cargo_deb() -> Result<PathBuf> {
-    if let Some(path) = program("cargo-deb") {
-        return Ok(path);
-    }
-    let tools =
-        tools_dir().context("no folder to install cargo-deb into: HOME is not set, nor XDG_CACHE_HOME")?;
-    let path = tools.join("bin/cargo-deb");
-    if !path.is_file() {
-        let mut install = cargo::command("install");
-        install.args(["cargo-deb", "--version", RELEASE, "--locked", "--root"]).arg(&tools);
-        let name = format!("install cargo-deb {RELEASE}");
-        progress::step("dist", &name, &mut install, &tools.join("../setup.log"))?;
-    }
-    Ok(path)
 }

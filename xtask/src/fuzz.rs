@@ -2,20 +2,17 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use wsl_mirror_toolchain::tools_dir;
 
 use crate::{
     cargo,
     libtest::Count,
-    progress,
     report::{Group, Verdict},
-    setup::program,
 };
 
 /// Where the targets are, from the root of the repository.
@@ -30,7 +27,7 @@ const RELEASE: &str = "0.13.2";
 /// Fuzzes every target, and returns what each came to. An input that breaks one is kept in the target's folder below
 /// `tests/fuzz/artifacts`, and named.
 pub(crate) fn run() -> Result<Vec<Group>> {
-    let cargo_fuzz = cargo_fuzz()?;
+    let cargo_fuzz = cargo::tool("fuzz", "cargo-fuzz", RELEASE)?;
     let folder = cargo::workspace().join(FOLDER);
     targets(&folder)?.iter().map(|target| fuzz(&cargo_fuzz, &folder, target)).collect()
 }
@@ -79,25 +76,4 @@ fn command(cargo_fuzz: &Path) -> Command {
     let mut command = cargo::with_our_toolchain(Command::new(cargo_fuzz));
     command.arg("fuzz").current_dir(cargo::workspace());
     command
-}
-
-/// The user's own, or one beside the other tools, built if it is not there.
-fn cargo_fuzz() -> Result<PathBuf> {
-    if let Some(path) = program("cargo-fuzz") {
-        return Ok(path);
-    }
-    let tools =
-        tools_dir().context("no folder to install cargo-fuzz into: HOME is not set, nor XDG_CACHE_HOME")?;
-    let path = tools.join("bin/cargo-fuzz");
-    if !path.is_file() {
-        let mut install = cargo::command("install");
-        install.args(["cargo-fuzz", "--version", RELEASE, "--locked", "--root"]).arg(&tools);
-        progress::step(
-            "fuzz",
-            &format!("install cargo-fuzz {RELEASE}"),
-            &mut install,
-            &tools.join("../setup.log"),
-        )?;
-    }
-    Ok(path)
 }

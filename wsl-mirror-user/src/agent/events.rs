@@ -18,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{Exit, OrExit as _};
+use crate::host::delivery::sysctls;
 
 /// Groups of rtnetlink (`enum rtnetlink_groups`): interfaces, tc filters, IPv4's policy rules and per-interface sysctls.
 const ROUTE_GROUPS: u32 = group(1) | group(4) | group(8) | group(24);
@@ -29,19 +30,6 @@ const BURST: usize = 1000;
 const fn group(number: u32) -> u32 {
     1 << (number - 1)
 }
-
-/// The sysctls of which netlink says nothing when they change: `RTNLGRP_IPV4_NETCONF` covers only some
-/// (`devinet_conf_proc`). inotify sees those who write by the same mount of /proc, which other distributions do not.
-const SYSCTLS: [&str; 8] = [
-    "conf/lo/route_localnet",
-    "conf/lo/accept_local",
-    "conf/lo/rp_filter",
-    "conf/all/route_localnet",
-    "conf/all/accept_local",
-    "conf/all/rp_filter",
-    "tcp_fwmark_accept",
-    "fwmark_reflect",
-];
 
 /// Something has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,9 +139,10 @@ impl Files {
         let folder = config.parent().filter(|parent| !parent.as_os_str().is_empty());
         let folder = folder.map_or_else(|| PathBuf::from("."), Path::to_owned);
         let folder = inotify::add_watch(&inotify, &folder, written | WatchFlags::ONLYDIR)?;
-        for name in SYSCTLS {
+        // Netlink tells of some of them only (`devinet_conf_proc`). inotify sees those who write by the same mount of
+        // /proc, which other distributions do not.
+        for path in sysctls::files() {
             // Where there is none, none can change.
-            let path = format!("/proc/sys/net/ipv4/{name}");
             let _ = inotify::add_watch(&inotify, path.as_str(), WatchFlags::MODIFY);
         }
         let name = config.file_name().unwrap_or_default().to_owned();

@@ -9,8 +9,9 @@ use anyhow::Result;
 use super::schedule::Changes;
 use crate::config::Config;
 use crate::datapath::apply::{self, Target};
+use crate::datapath::maps::SocketOwners;
 use crate::datapath::plan::{self, State, Step};
-use crate::datapath::{object, owners, state, untagged};
+use crate::datapath::{object, owners, state};
 use crate::host::firewall::{self, Firewall};
 use crate::host::{cgroup, lock::Lock};
 use crate::wanted::Wanted;
@@ -159,8 +160,8 @@ impl Keeper {
             apply::apply(&steps, target)?;
         }
         if changes.untold {
-            let failures = untagged::tag(&mut self.sockets, &self.config.owner_policies())?;
-            owners::say_of_whom_nothing_is_known(&failures);
+            let owners = self.config.owner_policies();
+            owners::tag_sockets(&mut SocketOwners::pinned()?, &owners, &mut self.sockets);
         }
         let was_loaded = std::mem::replace(&mut self.is_loaded, true);
         let is_repair = |step: &Step| matches!(step, Step::PrepareDelivery(_));

@@ -11,4 +11,3 @@ pub mod plan;
 pub mod relocate;
 pub mod state;
 pub mod unload;
-pub mod untagged;

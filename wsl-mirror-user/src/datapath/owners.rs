@@ -1,6 +1,6 @@
 //! Who serves a socket: the hooks that write it down, and the tags of sockets that were there before the hooks.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -108,26 +108,17 @@ pub fn wait_until_gone(links: &HashSet<u32>) -> Result<()> {
 }
 
 /// Tags the sockets that serve and carry no tag yet. The hooks are there by now: whatever is bound meanwhile they
-/// tag themselves, and what they wrote is left.
+/// tag themselves, and what they wrote is left. `known` are those that were looked at before, by their inodes: who holds a
+/// socket takes a look at every process, which is spared where there is no new one.
 ///
-/// Gives why some could not be tagged: those count as nobody's, which is no reason not to steer the others.
-pub fn tag_sockets(map: &mut SocketOwners, owners: &BTreeMap<Owner, OwnerPolicy>) -> Vec<anyhow::Error> {
+/// Says why some could not be tagged: those count as nobody's, which is no reason not to steer the others.
+pub fn tag_sockets(map: &mut SocketOwners, owners: &BTreeMap<Owner, OwnerPolicy>, known: &mut HashSet<u32>) {
     let (served, mut failures) = sockets::served();
-    let inodes = served.into_iter().map(|socket| socket.inode).collect();
-    failures.extend(tag(map, owners, &inodes));
-    failures
-}
-
-/// Tags those of these sockets that carry no tag yet. Gives why some could not be tagged.
-pub fn tag(
-    map: &mut SocketOwners,
-    owners: &BTreeMap<Owner, OwnerPolicy>,
-    inodes: &HashSet<u32>,
-) -> Vec<anyhow::Error> {
-    let holders = match sockets::holders(inodes) {
-        Ok(holders) => holders,
-        Err(error) => return vec![error],
-    };
+    let now: HashSet<u32> = served.into_iter().map(|socket| socket.inode).collect();
+    let holders = sockets::holders(&now.difference(known).copied().collect()).unwrap_or_else(|error| {
+        failures.push(error);
+        HashMap::new()
+    });
     let mut tag = |inode: u32, holders: &[sockets::Holder]| -> Result<()> {
         if let Some(server) = sockets::server(holders, owners)
             && let Some(socket) = sockets::borrow(server, inode)?
@@ -136,11 +127,12 @@ pub fn tag(
         }
         Ok(())
     };
-    holders.iter().filter_map(|(inode, holders)| tag(*inode, holders).err()).collect()
+    failures.extend(holders.iter().filter_map(|(inode, holders)| tag(*inode, holders).err()));
+    *known = now;
+    say_of_whom_nothing_is_known(&failures);
 }
 
-/// Says why sockets could not be tagged, if some could not.
-pub fn say_of_whom_nothing_is_known(failures: &[anyhow::Error]) {
+fn say_of_whom_nothing_is_known(failures: &[anyhow::Error]) {
     let Some(first) = failures.first() else { return };
     let others = match failures.len() - 1 {
         0 => String::new(),

@@ -29,7 +29,7 @@ impl Switch {
     }
 
     fn path(self) -> String {
-        format!("{DIRECTORY}/conf/lo/{}", self.name())
+        path(&of_interface("lo", self.name()))
     }
 
     /// Sets it for `lo`.
@@ -46,6 +46,24 @@ impl Switch {
 
 /// The namespace is the reader's own, whoever mounted this.
 const DIRECTORY: &str = "/proc/sys/net/ipv4";
+const RP_FILTER: &str = "rp_filter";
+const TCP_FWMARK_ACCEPT: &str = "tcp_fwmark_accept";
+const FWMARK_REFLECT: &str = "fwmark_reflect";
+
+/// The files that [`Sysctls::read`] reads.
+pub fn files() -> impl Iterator<Item = String> {
+    let each = SWITCHES.map(Switch::name).into_iter().chain([RP_FILTER]);
+    let of_interfaces = each.flat_map(|name| ["all", "lo"].map(|interface| of_interface(interface, name)));
+    of_interfaces.chain([TCP_FWMARK_ACCEPT, FWMARK_REFLECT].map(str::to_owned)).map(|name| path(&name))
+}
+
+fn of_interface(interface: &str, name: &str) -> String {
+    format!("conf/{interface}/{name}")
+}
+
+fn path(name: &str) -> String {
+    format!("{DIRECTORY}/{name}")
+}
 
 /// A sysctl that interfaces have each for themselves, and all together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,9 +98,9 @@ impl Sysctls {
                 PerInterface::read(Switch::AcceptLocal.name())?,
             ],
             read_only: SWITCHES.map(|switch| fs::File::options().write(true).open(switch.path()).is_err()),
-            rp_filter: PerInterface::read("rp_filter")?,
-            tcp_fwmark_accept: read("tcp_fwmark_accept")?,
-            fwmark_reflect: read("fwmark_reflect")?,
+            rp_filter: PerInterface::read(RP_FILTER)?,
+            tcp_fwmark_accept: read(TCP_FWMARK_ACCEPT)?,
+            fwmark_reflect: read(FWMARK_REFLECT)?,
         })
     }
 
@@ -105,12 +123,12 @@ impl Sysctls {
 
 impl PerInterface {
     fn read(name: &str) -> Result<Self> {
-        Ok(Self { all: read(&format!("conf/all/{name}"))?, lo: read(&format!("conf/lo/{name}"))? })
+        Ok(Self { all: read(&of_interface("all", name))?, lo: read(&of_interface("lo", name))? })
     }
 }
 
 fn read(name: &str) -> Result<i32> {
-    let path = format!("{DIRECTORY}/{name}");
+    let path = path(name);
     let text = fs::read_to_string(&path).or_exit(Exit::Kernel, || format!("cannot read {path}"))?;
     text.trim()
         .parse()
