@@ -207,10 +207,8 @@ impl Wish {
     const REPLACES: u64 = 1 << 10;
     /// A flow goes on with its entry; only the way is in question.
     const GOES_ON: u64 = 1 << 11;
-    /// A flow goes on whose entry is lost. Neither this nor the one above: a flow begins.
-    const RESUMES: u64 = 1 << 12;
     /// Of one that goes on: the SYN that a rule may have eaten comes once more.
-    const LOST: u64 = 1 << 13;
+    const LOST: u64 = 1 << 12;
 
     const fn new(reason: Reason, bits: u64) -> Self {
         Self(reason as u64 | bits)
@@ -239,8 +237,8 @@ impl Wish {
     /// Its port is not to be steered.
     #[inline(always)]
     fn refused<K: Kernel>(self, packet: &Packet, reason: Reason, kernel: &mut K) -> Decision {
-        let is_steered_already = self.has(Self::RESUMES) || matches!(self.reason(), Reason::Established);
-        if !is_steered_already {
+        let may_begin = matches!(packet.role, Role::Syn | Role::Datagram);
+        if may_begin && !matches!(self.reason(), Reason::Established) {
             // What we remember of an earlier flow on the same addresses is not true of this one.
             kernel.forget(packet);
         }
@@ -262,11 +260,11 @@ fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<Wish, Dec
             }
             let flow = kernel.remembered(packet);
             if !matches!(flow.carrier, Some(Carrier::Listener)) {
-                return Ok(Wish::new(Reason::PickedUp, Wish::RESUMES));
+                return Ok(Wish::new(Reason::PickedUp, 0));
             }
             // It goes on as it began, whatever is written by now.
             let by_lo = flow.by_lo && !matches!(kernel.way(packet), Way::Plain);
-            Ok(Wish::granted(Reason::PickedUp, by_lo, Wish::RESUMES))
+            Ok(Wish::granted(Reason::PickedUp, by_lo, 0))
         }
         Role::Other => Err(along_with_its_flow(packet, Reason::Stray, kernel)),
     }
@@ -301,7 +299,7 @@ fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Resul
             return Err(Decision::plain(Reason::EngineNat));
         }
         let by_lo = flow.by_lo && !matches!(kernel.way(packet), Way::Plain);
-        return Ok(Wish::granted(reason, by_lo, Wish::RESUMES | Wish::REPLACES));
+        return Ok(Wish::granted(reason, by_lo, Wish::REPLACES));
     }
     if entry.is_reply {
         // Of a translated flow these are replies indeed.

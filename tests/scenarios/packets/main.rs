@@ -50,6 +50,8 @@ const STEER: &str = "default = \"steer\"\n";
 /// no further than the hook live 5 seconds, and the model knows no time.
 const BATCH: usize = 1_000;
 const BATCH_LIMIT: Duration = Duration::from_secs(2);
+/// The program believes for 30 s what it knows of a fragment, the model for ever.
+const FRAGMENTS_LIMIT: Duration = Duration::from_secs(15);
 
 /// Entries that others have made, where generated frames come by.
 const FOREIGN: [Foreign; 9] = {
@@ -181,6 +183,7 @@ impl World {
     ) -> Result<Verdicts> {
         let mut seen = Verdicts::default();
         let mut started = Instant::now();
+        let mut fragments_since = Instant::now();
         for (index, sample) in samples.enumerate() {
             if index % BATCH == 0 || started.elapsed() > BATCH_LIMIT {
                 self.renew_conntrack()?;
@@ -190,6 +193,11 @@ impl World {
                 // From here on it is not remembered who carries the flows that began before.
                 program.forget_flows()?;
                 self.model.forget_flows();
+            }
+            if fragments_since.elapsed() > FRAGMENTS_LIMIT {
+                program.forget_fragments()?;
+                self.model.forget_fragments();
+                fragments_since = Instant::now();
             }
             let expected = self.model.judge(&sample);
             let before = program.counted()?;

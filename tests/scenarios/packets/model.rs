@@ -167,6 +167,11 @@ impl Model {
     pub fn forget_flows(&mut self) {
         self.flows.clear();
     }
+
+    /// The same of the one of fragments.
+    pub fn forget_fragments(&mut self) {
+        self.fragments.clear();
+    }
 }
 
 fn port(packet: &Packet) -> PortKey {

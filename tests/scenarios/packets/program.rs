@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
+    Pod,
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
@@ -111,11 +112,12 @@ impl Program {
 
     /// Forgets which flows are steered.
     pub fn forget_flows(&mut self) -> Result<()> {
-        let flows: Vec<_> = self.flows.keys().collect::<Result<_, _>>()?;
-        for flow in flows {
-            self.flows.remove(&flow)?;
-        }
-        Ok(())
+        empty(&mut self.flows)
+    }
+
+    /// Forgets which datagrams' first fragments went by `lo`.
+    pub fn forget_fragments(&mut self) -> Result<()> {
+        empty(&mut self.fragments)
     }
 
     /// Allows delivery by `lo`.
@@ -143,6 +145,11 @@ impl Program {
     pub fn write_policy(&mut self, port: PortKey, policy: PortPolicy) -> Result<()> {
         Ok(self.policies.insert(port, policy, 0)?)
     }
+}
+
+fn empty<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
+    let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+    keys.iter().try_for_each(|key| Ok(map.remove(key)?))
 }
 
 fn map(name: &str) -> Result<MapData> {

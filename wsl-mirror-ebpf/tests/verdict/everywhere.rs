@@ -137,7 +137,7 @@ fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours(
         let within_linux = reason == Reason::NotOurs && calls.has(Call::WrittenPolicy) && !world.admits();
         assert_eq!(
             calls.has(Call::Forget),
-            (left && is_start(packet)) || within_linux,
+            (left || within_linux) && is_start(packet),
             "{packet:?} {world:?}"
         );
     });
