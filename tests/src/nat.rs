@@ -32,6 +32,16 @@ pub fn conntrack_flush(namespace: &Namespace) -> Result<()> {
     netfilter::flush_conntrack(namespace)
 }
 
+/// What an engine does to published ports, without an engine: a DNAT of 8000 to 8999 to a container which nobody will
+/// ask for an answer. Nothing gets to a listener but what is steered.
+pub fn trap(namespace: &Namespace) -> Result<()> {
+    const TRAP: &str = "add table ip engine
+        add chain ip engine pre { type nat hook prerouting priority dstnat; }
+        add rule ip engine pre fib daddr type local tcp dport 8000-8999 dnat to 192.0.2.7:80
+        add rule ip engine pre fib daddr type local udp dport 8000-8999 dnat to 192.0.2.7:80";
+    namespace.run("nft", [TRAP]).map(drop)
+}
+
 /// A DNAT rule of Docker's nat chain and what it has counted. nat chains see the first packet of a
 /// connection only: `packets` counts connections.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -54,6 +55,33 @@ impl Lab {
         Ok(command)
     }
 
+    /// The same by another program: `strace …`, `setpriv …`.
+    pub fn wsl_mirror_wrapped(&self, wrapper: &[impl AsRef<OsStr>], arguments: &[&str]) -> Result<Command> {
+        let inner = self.wsl_mirror_command(arguments)?;
+        let (program, rest) = wrapper.split_first().context("no wrapper")?;
+        let mut command = self.guest().command(program);
+        command.args(rest).arg(inner.get_program()).args(inner.get_args());
+        Ok(command)
+    }
+
+    /// Runs it in another distribution to its end.
+    pub fn wsl_mirror_in(&self, distribution: &Namespace, arguments: &[&str]) -> Result<Finished> {
+        run(&mut self.wsl_mirror_command_in(distribution, arguments)?, COMMAND_LIMIT)
+    }
+
+    /// What `status` says there, and its exit code.
+    pub fn status_in(&self, distribution: &Namespace) -> Result<(serde_json::Value, i32)> {
+        let finished = self.wsl_mirror_in(distribution, &["status", "--json"])?;
+        let value = serde_json::from_str(&finished.stdout).with_context(|| format!("no JSON: {finished}"))?;
+        Ok((value, finished.status.code().context("killed")?))
+    }
+
+    /// How many filters of ours are on `loopback0`. Programs that hang there by tcx are none.
+    pub fn filters(&self) -> Result<usize> {
+        let filters = self.guest().run("tc", ["filter", "show", "dev", "loopback0", "ingress"])?.stdout;
+        Ok(filters.matches("handle 0x77736d wsl_mirror ").count())
+    }
+
     /// What `wsl-mirror status` says.
     pub fn status(&self) -> Result<serde_json::Value> {
         let status = self.wsl_mirror(&["status", "--json"])?.success()?;
@@ -73,6 +101,6 @@ impl Lab {
     /// Runs `wsl-mirror` in the guest to its end. That it fails is not an error here: see
     /// [`Finished::success`].
     pub fn wsl_mirror(&self, arguments: &[&str]) -> Result<Finished> {
-        run(&mut self.wsl_mirror_command(arguments)?, COMMAND_LIMIT)
+        self.wsl_mirror_in(self.guest(), arguments)
     }
 }

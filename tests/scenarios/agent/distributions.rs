@@ -3,12 +3,23 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use wsl_mirror_lab::{
-    Lab, Namespace,
-    process::{COMMAND_LIMIT, run},
-};
+use wsl_mirror_lab::{Lab, Namespace, Sockets};
 
-use crate::guest::{Agent, answers, delivery, ok, on_hook, proxied, sh, soon, status, status_in};
+use crate::guest::{Agent, answers, delivery, ok, on_hook, proxied, soon, status};
+
+/// Two distributions with this configuration; in the first one a docker-proxy of ours.
+fn two_of_them(configuration: &str) -> Result<(Lab, Sockets, Namespace)> {
+    let (lab, proxy) = proxied(Lab::builder().configuration(configuration).build()?)?;
+    let other = another(&lab, configuration)?;
+    Ok((lab, proxy, other))
+}
+
+/// One more of them.
+fn another(lab: &Lab, configuration: &str) -> Result<Namespace> {
+    let other = lab.another_distribution()?;
+    other.enter(|| fs::write("/etc/wsl-mirror.toml", configuration))?;
+    Ok(other)
+}
 
 /// What happens to a distribution when it is terminated: its processes end, and so does its bpffs.
 fn terminate(other: &Namespace) -> Result<()> {
@@ -18,24 +29,22 @@ fn terminate(other: &Namespace) -> Result<()> {
 #[test]
 fn a_second_distribution_sees_that_it_is_steered_already_and_stands_aside() -> Result<()> {
     for configuration in ["", "hook = \"cls_bpf\"\n"] {
-        let (lab, _proxy) = proxied(Lab::builder().configuration(configuration).build()?)?;
-        let other = lab.another_distribution()?;
-        other.enter(|| fs::write("/etc/wsl-mirror.toml", configuration))?;
+        let (lab, _proxy, other) = two_of_them(configuration)?;
         let agent = Agent::start(&lab, "steering loopback0")?;
         let (first, _) = status(&lab)?;
         let machine = delivery(&lab)?;
 
-        let load = run(&mut lab.wsl_mirror_command_in(&other, &["load"])?, COMMAND_LIMIT)?;
+        let load = lab.wsl_mirror_in(&other, &["load"])?;
         assert_eq!(load.status.code(), Some(20), "{load}");
         ensure!(load.stderr.contains("steered already, by wsl-mirror of another distribution"), "{load}");
-        let (seen, code) = status_in(&lab, &other)?;
+        let (seen, code) = lab.status_in(&other)?;
         assert_eq!(
             (seen["loaded"].as_bool(), seen["steering"].as_bool(), code),
             (Some(false), Some(true), 0)
         );
         assert_eq!(seen["elsewhere"][0]["program"], first["program"]["id"]);
         assert_eq!(seen["elsewhere"][0]["interface"], "loopback0");
-        let text = run(&mut lab.wsl_mirror_command_in(&other, &["status"])?, COMMAND_LIMIT)?.stdout;
+        let text = lab.wsl_mirror_in(&other, &["status"])?.stdout;
         ensure!(text.contains("from another distribution") && !text.contains("not loaded"), "{text}");
 
         let second = Agent::started(&mut lab.wsl_mirror_command_in(&other, &["run"])?, "standing aside")?;
@@ -50,7 +59,7 @@ fn a_second_distribution_sees_that_it_is_steered_already_and_stands_aside() -> R
         agent.end()?;
         soon("the machine as it was", || Ok(delivery(&lab)? == machine))?;
         ok(&lab, &["unload"])?;
-        assert_eq!(status_in(&lab, &other)?.1, 3);
+        assert_eq!(lab.status_in(&other)?.1, 3);
     }
     Ok(())
 }
@@ -59,15 +68,13 @@ fn on_hook_of(lab: &Lab, configuration: &str) -> Result<usize> {
     if configuration.is_empty() {
         return on_hook(lab);
     }
-    Ok(sh(lab, "tc filter show dev loopback0 ingress")?.matches("handle 0x77736d wsl_mirror ").count())
+    lab.filters()
 }
 
 #[test]
 fn when_the_distribution_that_steers_is_terminated_the_one_that_waits_takes_over() -> Result<()> {
     for configuration in ["", "hook = \"cls_bpf\"\n"] {
-        let (lab, _proxy) = proxied(Lab::builder().configuration(configuration).build()?)?;
-        let other = lab.another_distribution()?;
-        other.enter(|| fs::write("/etc/wsl-mirror.toml", configuration))?;
+        let (lab, _proxy, other) = two_of_them(configuration)?;
         let first = Agent::started(&mut lab.wsl_mirror_command_in(&other, &["run"])?, "steering loopback0")?;
         let machine = delivery(&lab)?;
         let second = Agent::start(&lab, "standing aside")?;
@@ -93,9 +100,8 @@ fn a_filter_that_a_terminated_distribution_left_is_taken_over_or_taken_away() ->
     let (lab, _proxy) = proxied(Lab::builder().configuration(configuration).build()?)?;
     let before = delivery(&lab)?;
     for take_over in [true, false] {
-        let other = lab.another_distribution()?;
-        other.enter(|| fs::write("/etc/wsl-mirror.toml", configuration))?;
-        run(&mut lab.wsl_mirror_command_in(&other, &["load"])?, COMMAND_LIMIT)?.success()?;
+        let other = another(&lab, configuration)?;
+        lab.wsl_mirror_in(&other, &["load"])?.success()?;
         terminate(&other)?;
         assert_eq!(on_hook_of(&lab, configuration)?, 1, "a filter outlives its pins");
         // The hooks on the cgroup go a little later.

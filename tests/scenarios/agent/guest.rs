@@ -11,8 +11,8 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use rustix::process::Signal;
 use serde_json::Value;
 use wsl_mirror_lab::{
-    Lab, Namespace, Sockets, loopback, pace,
-    process::{Background, COMMAND_LIMIT, run, wait_for},
+    Lab, Sockets, loopback, nat, pace,
+    process::{Background, wait_for},
     tcp,
 };
 
@@ -21,19 +21,9 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 /// Whose ports are steered without a word in the configuration.
 pub const PROXY: &str = "docker-proxy";
 
-/// What an engine does to published ports, without an engine: a DNAT to a container that nobody asks for an answer.
-pub fn trap(lab: &Lab) -> Result<()> {
-    sh(
-        lab,
-        "nft 'add table ip engine; add chain ip engine pre { type nat hook prerouting priority dstnat; }; \
-         add rule ip engine pre fib daddr type local tcp dport 8000-8999 dnat to 192.0.2.7:80'",
-    )
-    .map(drop)
-}
-
-/// A lab with the trap, and a docker-proxy of ours on 8080.
+/// A lab with an engine's trap ([`nat::trap`]), and a docker-proxy of ours on 8080.
 pub fn proxied(lab: Lab) -> Result<(Lab, Sockets)> {
-    trap(&lab)?;
+    nat::trap(lab.guest())?;
     let mut proxy = process(&lab, PROXY)?;
     proxy.serve("0.0.0.0:8080")?;
     Ok((lab, proxy))
@@ -136,15 +126,7 @@ pub fn ok(lab: &Lab, arguments: &[&str]) -> Result<String> {
 
 /// `status --json`, and its exit code.
 pub fn status(lab: &Lab) -> Result<(Value, i32)> {
-    status_in(lab, lab.guest())
-}
-
-/// The same of another distribution.
-pub fn status_in(lab: &Lab, distribution: &Namespace) -> Result<(Value, i32)> {
-    let mut command = lab.wsl_mirror_command_in(distribution, &["status", "--json"])?;
-    let finished = run(&mut command, COMMAND_LIMIT)?;
-    let value = serde_json::from_str(&finished.stdout).with_context(|| format!("no JSON: {finished}"))?;
-    Ok((value, finished.status.code().context("killed")?))
+    lab.status_in(lab.guest())
 }
 
 /// Runs a shell command in the guest and wants it to succeed.
@@ -171,8 +153,7 @@ pub fn on_hook(lab: &Lab) -> Result<usize> {
     if has_tcx(lab)? {
         return lab.guest().enter(tcx);
     }
-    let filters = sh(lab, "tc filter show dev loopback0 ingress")?;
-    Ok(filters.matches("handle 0x77736d wsl_mirror ").count())
+    lab.filters()
 }
 
 /// The same by tcx, in the namespace of who calls.

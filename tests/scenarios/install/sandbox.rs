@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 use wsl_mirror_lab::{
     Lab, SCRATCH, Sockets, pace,
@@ -14,11 +14,7 @@ use crate::unit::{has_judge, values};
 
 /// Runs `wsl-mirror` in the guest by another program.
 fn wrapped(lab: &Lab, wrapper: &[String], arguments: &[&str]) -> Result<Finished> {
-    let inner = lab.wsl_mirror_command(arguments)?;
-    let (program, rest) = wrapper.split_first().context("no wrapper")?;
-    let mut command: Command = lab.guest().command(program);
-    command.args(rest).arg(inner.get_program()).args(inner.get_args());
-    run(&mut command, COMMAND_LIMIT)
+    run(&mut lab.wsl_mirror_wrapped(wrapper, arguments)?, COMMAND_LIMIT)
 }
 
 fn capabilities() -> Vec<String> {

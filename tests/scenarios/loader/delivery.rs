@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use wsl_mirror_lab::{
-    Lab, Namespace, loopback,
-    process::{COMMAND_LIMIT, run},
-    servers, tcp,
-};
+use wsl_mirror_lab::{Lab, Namespace, loopback, servers, tcp};
 
 use crate::{
     bpf,
@@ -30,12 +26,6 @@ fn way(lab: &Lab) -> Result<(String, Vec<String>)> {
 fn by_lo(lab: &Lab) -> Result<()> {
     assert_eq!(way(lab)?, ("lo".to_owned(), Vec::new()));
     Ok(())
-}
-
-/// A command of `wsl-mirror` in another distribution.
-fn elsewhere(lab: &Lab, other: &Namespace, command: &str) -> Result<()> {
-    let binary = lab.wsl_mirror_command(&[])?.get_program().to_owned();
-    run(other.command(&binary).arg(command), COMMAND_LIMIT)?.success().map(drop)
 }
 
 /// What happens to a distribution's bpffs when it is terminated. The kernel lets go of the link a little later.
@@ -114,7 +104,7 @@ fn what_a_terminated_distribution_left_is_adopted_or_taken_away() -> Result<()> 
     let before = delivery(lab.guest())?;
     for adopt in [true, false] {
         let other = lab.another_distribution()?;
-        elsewhere(&lab, &other, "load")?;
+        lab.wsl_mirror_in(&other, &["load"])?.success()?;
         let loaded = delivery(lab.guest())?;
         ensure!(loaded.contains(RULE) && loaded.contains(RECORD), "{loaded}");
         terminate(&lab, other)?;
@@ -146,7 +136,7 @@ fn what_another_distribution_still_needs_stays() -> Result<()> {
     let other = lab.another_distribution()?;
     // On another interface: loopback0 is for one of them.
     other.enter(|| std::fs::write("/etc/wsl-mirror.toml", "interface = \"eth0\"\n"))?;
-    elsewhere(&lab, &other, "load")?;
+    lab.wsl_mirror_in(&other, &["load"])?.success()?;
     let loaded = delivery(lab.guest())?;
     ok(&lab, &["load"])?;
     assert_eq!(delivery(lab.guest())?, loaded);
@@ -158,7 +148,7 @@ fn what_another_distribution_still_needs_stays() -> Result<()> {
     ok(&lab, &["unload"])?;
     ensure!(delivery(lab.guest())?.contains(RULE), "the other one's packets need it");
     assert_eq!(status(&lab)?.0["left_behind"], Value::Null, "it is not left behind");
-    elsewhere(&lab, &other, "unload")?;
+    lab.wsl_mirror_in(&other, &["unload"])?.success()?;
     assert_eq!(delivery(lab.guest())?, before);
     Ok(())
 }
@@ -489,7 +479,7 @@ fn a_filter_of_another_distribution_needs_it_too() -> Result<()> {
     let other = lab.another_distribution()?;
     let before = delivery(lab.guest())?;
     other.enter(|| std::fs::write("/etc/wsl-mirror.toml", "hook = \"cls_bpf\"\n"))?;
-    elsewhere(&lab, &other, "load")?;
+    lab.wsl_mirror_in(&other, &["load"])?.success()?;
     let loaded = delivery(lab.guest())?;
     // Somebody who has loaded nothing has nothing to take away.
     assert_eq!(ok(&lab, &["unload"])?.stderr, "wsl-mirror: nothing is loaded\n");
@@ -497,7 +487,7 @@ fn a_filter_of_another_distribution_needs_it_too() -> Result<()> {
     let (seen, code) = status(&lab)?;
     assert_eq!((&seen["loaded"], &seen["steering"], code), (&false.into(), &true.into(), 0), "{seen}");
     assert_eq!(seen["elsewhere"][0]["hook"], "cls_bpf");
-    elsewhere(&lab, &other, "unload")?;
+    lab.wsl_mirror_in(&other, &["unload"])?.success()?;
     assert_eq!(delivery(lab.guest())?, before);
     Ok(())
 }

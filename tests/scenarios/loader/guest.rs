@@ -5,7 +5,6 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -63,25 +62,14 @@ pub fn refused(lab: &Lab, arguments: &[&str], code: i32) -> Result<String> {
     Ok(finished.stderr)
 }
 
-/// Runs it wrapped into another program: `strace …`, `setpriv …`.
-pub fn wrapped(guest: &Namespace, lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Result<Command> {
-    let inner = lab.wsl_mirror_command(arguments)?;
-    let (program, rest) = wrapper.split_first().context("no wrapper")?;
-    let mut command = guest.command(program);
-    command.args(rest).arg(inner.get_program()).args(inner.get_args());
-    Ok(command)
-}
-
-/// Runs [`wrapped`] to its end.
+/// Runs it by another program: `strace …`, `setpriv …`.
 pub fn run_wrapped(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Result<Finished> {
-    run(&mut wrapped(lab.guest(), lab, wrapper, arguments)?, COMMAND_LIMIT)
+    run(&mut lab.wsl_mirror_wrapped(wrapper, arguments)?, COMMAND_LIMIT)
 }
 
 /// `status --json`, and its exit code.
 pub fn status(lab: &Lab) -> Result<(Value, i32)> {
-    let finished = lab.wsl_mirror(&["status", "--json"])?;
-    let value = serde_json::from_str(&finished.stdout).with_context(|| format!("no JSON: {finished}"))?;
-    Ok((value, finished.status.code().context("killed")?))
+    lab.status_in(lab.guest())
 }
 
 /// `exempt list --json` as `PORT/PROTOCOL` or `PORT-PORT/PROTOCOL`.

@@ -13,7 +13,7 @@ use wsl_mirror_lab::{
     process::{Background, COMMAND_LIMIT, run},
 };
 
-use crate::guest::{everything, ok, refused, run_wrapped, unchanged, wrapped};
+use crate::guest::{everything, ok, refused, run_wrapped, unchanged};
 
 /// Where the lock is in a distribution that has mounted sysfs, as all have.
 const FILE: &str = "/sys/bus/platform/drivers_probe";
@@ -52,7 +52,7 @@ fn of_loads_from_two_distributions_the_first_one_steers_and_the_second_one_says_
     let slow = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=bpf"];
     let delay = ["-e", "inject=bpf:delay_enter=500000:when=6"];
     let first =
-        Background::spawn(&mut wrapped(lab.guest(), &lab, &[slow.as_slice(), &delay].concat(), &["load"])?)?;
+        Background::spawn(&mut lab.wsl_mirror_wrapped(&[slow.as_slice(), &delay].concat(), &["load"])?)?;
     std::thread::sleep(Duration::from_millis(250));
     let started = Instant::now();
     let binary = lab.wsl_mirror_command(&[])?.get_program().to_owned();

@@ -17,7 +17,7 @@ use wsl_mirror_lab::{
 
 use crate::{
     bpf,
-    guest::{BPFFS, DOWNLOAD, PINS, config, exempt, from_windows, ok, ours, ours_of, published, sh, status},
+    guest::{BPFFS, DOWNLOAD, PINS, config, exempt, from_windows, ok, ours, ours_of, published, status},
 };
 
 /// Does `work` while a connection exchanges requests and another one downloads, both from Windows through
@@ -125,11 +125,7 @@ fn names(lab: &Lab, directory: &str) -> Result<Vec<OsString>> {
 fn is_whole(lab: &Lab) -> Result<()> {
     let (status, code) = status(lab)?;
     let has_tcx = bpf::has_tcx(lab)?;
-    let on_hook = if has_tcx {
-        bpf::tcx(lab.guest())?.len()
-    } else {
-        sh(lab, "tc filter show dev loopback0 ingress")?.matches("handle 0x77736d ").count()
-    };
+    let on_hook = if has_tcx { bpf::tcx(lab.guest())?.len() } else { lab.filters()? };
     match code {
         0 => {
             let (program, _) = ours_of(lab, &status)?;

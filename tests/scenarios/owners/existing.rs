@@ -8,18 +8,18 @@ use std::{
 };
 
 use anyhow::Result;
-use wsl_mirror_lab::{Lab, Sockets, pace};
+use wsl_mirror_lab::{Lab, Sockets, nat, pace};
 
 use crate::{
     PROXY,
     clients::{answers, answers_udp},
-    load, process, trap,
+    load, process,
 };
 
 #[test]
 fn what_served_before_the_load_is_steered_by_who_serves_it() -> Result<()> {
     let lab = Lab::builder().build()?;
-    trap(&lab)?;
+    nat::trap(lab.guest())?;
     let mut proxy = process(&lab, PROXY)?;
     proxy.serve("0.0.0.0:8080")?;
     proxy.serve("[::]:8083")?;
@@ -49,7 +49,7 @@ fn what_served_before_the_load_is_steered_by_who_serves_it() -> Result<()> {
 #[test]
 fn no_socket_is_missed_that_is_bound_while_load_runs() -> Result<()> {
     let lab = Lab::builder().build()?;
-    trap(&lab)?;
+    nat::trap(lab.guest())?;
     let (before, during) = (pace::rounds(20), AtomicBool::new(true));
     let mut proxy = process(&lab, PROXY)?;
     for round in 0..before {
@@ -83,7 +83,7 @@ fn five_thousand_ports_at_once_are_tagged_and_bound_in_reasonable_time() -> Resu
     let count = if pace::is_emulated() { 500 } else { 5_000 };
     let lab = Lab::builder().build()?;
     lab.guest().set_sysctls([("net/ipv4/ip_local_port_range", "9000 65000")])?;
-    trap(&lab)?;
+    nat::trap(lab.guest())?;
     // Descriptors are limited per process; engines start a proxy for each port.
     let mut proxies: Vec<Sockets> = Vec::new();
     let per_process = 500;

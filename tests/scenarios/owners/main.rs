@@ -1,6 +1,6 @@
 //! A port is steered because of who serves it: whose socket it is that the stack is going to choose.
 //!
-//! Windows' packets to any of these ports are caught by an engine's rule, without an engine ([`trap`]): so a port
+//! Windows' packets to any of these ports are caught by an engine's rule, without an engine ([`nat::trap`]): so a port
 //! answers exactly if it is steered, and says who answered. [`Sockets`] play who serves.
 
 mod clients;
@@ -9,23 +9,10 @@ mod hooks;
 mod served;
 
 use anyhow::Result;
-use wsl_mirror_lab::{Lab, Namespace, Sockets};
+use wsl_mirror_lab::{Lab, Namespace, Sockets, nat};
 
 /// Whose ports are steered without a word in the configuration.
 const PROXY: &str = "docker-proxy";
-
-/// What an engine does to published ports, without an engine: a DNAT of 8000 to 8999 to a container which nobody will
-/// ask for an answer. Nothing gets to a listener but what is steered.
-fn trap(lab: &Lab) -> Result<()> {
-    lab.guest()
-        .run(
-            "nft",
-            ["add table ip engine; add chain ip engine pre { type nat hook prerouting priority dstnat; }; \
-              add rule ip engine pre fib daddr type local tcp dport 8000-8999 dnat to 192.0.2.7:80; \
-              add rule ip engine pre fib daddr type local udp dport 8000-8999 dnat to 192.0.2.7:80"],
-        )
-        .map(drop)
-}
 
 /// A process of this name in the guest.
 fn process(lab: &Lab, name: &str) -> Result<Sockets> {
@@ -40,7 +27,7 @@ fn process_in(lab: &Lab, namespace: &Namespace, name: &str) -> Result<Sockets> {
 /// A lab with the trap, and wsl-mirror loaded.
 fn loaded() -> Result<Lab> {
     let lab = Lab::builder().build()?;
-    trap(&lab)?;
+    nat::trap(lab.guest())?;
     load(&lab)?;
     Ok(lab)
 }

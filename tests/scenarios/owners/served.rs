@@ -1,18 +1,18 @@
 //! Who serves, in every way in which sockets come to be served.
 
 use anyhow::Result;
-use wsl_mirror_lab::{Lab, pace};
+use wsl_mirror_lab::{Lab, nat, pace};
 
 use crate::{
     PROXY,
     clients::{answers, answers_udp},
-    load, loaded, process, process_in, trap,
+    load, loaded, process, process_in,
 };
 
 #[test]
 fn the_engines_proxy_is_steered_and_a_host_service_never_meets_us() -> Result<()> {
     let lab = Lab::builder().build()?;
-    trap(&lab)?;
+    nat::trap(lab.guest())?;
     load(&lab)?;
     let mut proxy = process(&lab, PROXY)?;
     proxy.serve("0.0.0.0:8080")?;
@@ -207,7 +207,7 @@ fn a_socket_on_the_same_port_in_another_network_namespace_is_another_socket() ->
 #[test]
 fn the_configuration_names_other_owners_and_the_user_is_above_all_of_them() -> Result<()> {
     let lab = Lab::builder().build()?;
-    trap(&lab)?;
+    nat::trap(lab.guest())?;
     let configure = |text: &str| -> Result<()> {
         let path = "/etc/wsl-mirror.toml";
         lab.guest().enter(|| std::fs::write(path, text))?;
