@@ -31,6 +31,7 @@ use wsl_mirror_ebpf::abi::{
     Carrier, FlowKey, FlowState, FragmentKey, LAYOUT, PORTS, Policy, PortDelivery, PortKey, PortPolicy,
     PortRule, PortStats, Protocol, Reason, Settings, Verdict, Verdicts,
 };
+use wsl_mirror_ebpf::fragments::{self, Datagrams};
 use wsl_mirror_ebpf::packet::{self, MAX_HEADERS, Packet};
 use wsl_mirror_ebpf::verdict::{Conntrack, Decision, Kernel, Listener, Remembered, Way, decide};
 
@@ -73,10 +74,6 @@ static PORT_DELIVERY: Array<PortDelivery, PORTS, MMAPABLE> = Array::new();
 /// Datagrams whose fragments are delivered by `lo`, and when the first one was (`bpf_ktime_get_ns`).
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, u64, 4096> = LruHashMap::new();
-
-/// How long a datagram's fragments are remembered, in ns: as long as the kernel waits for the rest of one
-/// (`IP_FRAG_TIME`, 30 s).
-const FRAGMENTS_LAST: u64 = 30_000_000_000;
 
 /// The program.
 #[classifier]
@@ -128,28 +125,19 @@ fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0).filter(|settings| settings.layout == LAYOUT)
 }
 
-/// A fragment without ports goes the way of the one that has them; if that has not come yet, the plain one, which is
-/// as good: a datagram counts as received where its last fragment was.
 #[inline(always)]
 fn later_fragment(skb: &mut Skb) -> i32 {
-    let settings = settings().filter(|settings| settings.lo_ifindex != 0);
-    let (Some(settings), Some(key)) = (settings, packet::fragment(skb)) else {
+    let (Some(settings), Some(datagram)) = (settings(), packet::fragment(skb)) else {
         count(Reason::LaterFragment);
         return NEXT;
     };
-    // A fragment that overtakes its first one may find what is remembered of an earlier datagram of this number.
-    let is_by_lo = FRAGMENTS.get_ptr(key).is_some_and(|since| {
-        // SAFETY: the element stays readable until the program ends (RCU), and an aligned u64 is read whole.
-        let since = unsafe { *since };
-        // SAFETY: no pointers are handed over.
-        unsafe { bpf_ktime_get_ns() }.wrapping_sub(since) < FRAGMENTS_LAST
-    });
-    if !is_by_lo {
-        count(Reason::LaterFragment);
+    let decision = fragments::later(datagram, &mut Here { skb, settings });
+    if !decision.by_lo {
+        count(decision.reason);
         return NEXT;
     }
     skb.add_mark(settings.mark);
-    deliver(skb, settings, Reason::Fragment).0
+    deliver(skb, settings, decision.reason).0
 }
 
 /// Has a packet go on as if it had been received on `lo`. Says what the program returns, and what it counts.
@@ -178,11 +166,7 @@ fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
     if matches!(decision.reason.verdict(), Verdict::Steer) {
         skb.add_mark(settings.mark);
     }
-    if settings.lo_ifindex != 0
-        && let Some(id) = packet.first_fragment
-    {
-        remember_fragments(packet, id, decision.by_lo);
-    }
+    fragments::first(packet, decision, &mut Here { skb, settings });
     let (action, reason) = if decision.by_lo {
         deliver(skb, settings, decision.reason)
     } else {
@@ -208,19 +192,7 @@ fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
     action
 }
 
-#[inline(always)]
-fn remember_fragments(packet: &Packet, id: u16, by_lo: bool) {
-    let key = FragmentKey::new(packet.protocol, packet.client, id);
-    // No room: then the others take the plain way, and the datagram is judged by where the last one came in.
-    let _ = if by_lo {
-        // SAFETY: no pointers are handed over.
-        FRAGMENTS.insert(key, unsafe { bpf_ktime_get_ns() }, u64::from(BPF_ANY))
-    } else {
-        FRAGMENTS.remove(key)
-    };
-}
-
-/// The packet's surroundings, for [`decide`].
+/// The packet's surroundings, for [`decide`] and [`fragments`].
 struct Here<'a> {
     skb: &'a mut Skb,
     settings: &'a Settings,
@@ -316,6 +288,36 @@ impl Kernel for Here<'_> {
     fn forget(&mut self, packet: &Packet) {
         // That there is nothing to be forgotten is the usual case.
         let _ = FLOWS.remove(packet.flow());
+    }
+}
+
+impl Datagrams for Here<'_> {
+    #[inline(always)]
+    fn now(&mut self) -> u64 {
+        // SAFETY: no pointers are handed over.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn first_was(&mut self, datagram: FragmentKey) -> Option<u64> {
+        if self.settings.lo_ifindex == 0 {
+            return None;
+        }
+        // SAFETY: the element stays readable until the program ends (RCU), and an aligned u64 is read whole.
+        FRAGMENTS.get_ptr(datagram).map(|then| unsafe { *then })
+    }
+
+    #[inline(always)]
+    fn remember(&mut self, datagram: FragmentKey, now: u64) {
+        // No room: then the others take the plain way, and the datagram is judged by where the last one came in.
+        let _ = FRAGMENTS.insert(datagram, now, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn forget(&mut self, datagram: FragmentKey) {
+        if self.settings.lo_ifindex != 0 {
+            let _ = FRAGMENTS.remove(datagram);
+        }
     }
 }
 

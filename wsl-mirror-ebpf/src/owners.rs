@@ -12,12 +12,17 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
 use aya_ebpf::macros::{btf_map, cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
-use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Policy, SocketDelivery};
+use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Policy, Protocol, SocketDelivery};
 
 use crate::NO_PREALLOC;
 
 /// What the hooks return, whatever happens: 0 would make bind(2) fail, on the whole machine.
 const GO_ON: i32 = 1;
+
+const TCP: u32 = Protocol::Tcp as u32;
+const UDP: u32 = Protocol::Udp as u32;
+/// `BPF_TCP_LISTEN` (`include/uapi/linux/bpf.h`).
+const TCP_LISTEN: u32 = 10;
 
 #[btf_map]
 static SOCKET_OWNER: SkStorage<Owner> = SkStorage::new();
@@ -66,14 +71,33 @@ fn bound(ctx: &SockContext) -> i32 {
 fn asked(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
-    // Only what has a tag gets another one: accepted and connecting sockets, whose address everybody asks for, have
-    // none, and nobody asks for theirs.
+    let Some(mut owner) = current() else { return GO_ON };
+    // Accepted and connecting sockets, whose address everybody asks for, have no tag, and nobody asks for theirs. What
+    // serves and has none was bound before the hooks came, and nobody has looked at it yet.
+    let (first, flags) = if serves(socket) {
+        (&raw mut owner, u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+    } else {
+        (ptr::null_mut(), 0)
+    };
     // SAFETY: the socket that is asked about.
-    let tag = unsafe { storage(socket.cast(), ptr::null_mut(), 0) };
-    if let Some(owner) = current() {
-        write(tag, owner);
-    }
+    let tag = unsafe { storage(socket.cast(), first, flags) };
+    write(tag, owner);
     GO_ON
+}
+
+/// Whether flows can begin at this socket: a TCP listener, or bound for UDP and to nobody in particular.
+#[inline(always)]
+fn serves(socket: *const bpf_sock) -> bool {
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the socket that is asked about, which is held.
+    let socket = unsafe { &*socket };
+    match socket.protocol {
+        TCP => socket.state == TCP_LISTEN,
+        UDP => socket.src_port != 0 && socket.dst_port == 0,
+        _ => false,
+    }
 }
 
 /// The process that runs.

@@ -112,7 +112,9 @@ pub struct Decision {
 }
 
 impl Decision {
-    const fn plain(reason: Reason) -> Self {
+    /// The kernel goes on with it as with any other.
+    #[must_use]
+    pub const fn plain(reason: Reason) -> Self {
         Self { reason, by_lo: false }
     }
 }

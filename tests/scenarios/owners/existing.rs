@@ -45,6 +45,29 @@ fn what_served_before_the_load_is_steered_by_who_serves_it() -> Result<()> {
     Ok(())
 }
 
+/// dockerd binds, writes its rules, listens, and only then starts the proxy: a load may come at any of these points.
+#[test]
+fn what_was_bound_before_the_load_and_listens_after_it_is_steered_once_its_server_asks_for_its_address()
+-> Result<()> {
+    let lab = Lab::builder().build()?;
+    nat::trap(lab.guest())?;
+    let mut daemon = process(&lab, "dockerd")?;
+    daemon.tell("bind port tcp 0.0.0.0:8080 later")?;
+    load(&lab)?;
+    daemon.tell("ask port")?;
+    assert_eq!(daemon.tell("tag port")?, "none", "nobody can say who is going to serve it");
+    daemon.tell("listen port")?;
+    assert_eq!(daemon.tell("tag port")?, "none");
+    assert_eq!(answers(&lab, 8080), None);
+    daemon.tell("hand port docker-proxy ask serve")?;
+    assert_eq!(answers(&lab, 8080).as_deref(), Some(PROXY));
+    // What nobody can connect to gets none: everybody asks for the address of such.
+    daemon.tell("unbound client")?;
+    daemon.tell("ask client")?;
+    assert_eq!(daemon.tell("tag client")?, "none");
+    Ok(())
+}
+
 /// Binding goes on while hooks and tags come and go, and afterwards each socket that lives has its tag.
 #[test]
 fn no_socket_is_missed_that_is_bound_while_load_runs() -> Result<()> {

@@ -50,7 +50,7 @@ const STEER: &str = "default = \"steer\"\n";
 /// no further than the hook live 5 seconds, and the model knows no time.
 const BATCH: usize = 1_000;
 const BATCH_LIMIT: Duration = Duration::from_secs(2);
-/// The program believes for 30 s what it knows of a fragment, the model for ever.
+/// Both believe for 30 s what they know of a fragment; which of two clocks comes to that first is not the question here.
 const FRAGMENTS_LIMIT: Duration = Duration::from_secs(15);
 
 /// Entries that others have made, where generated frames come by.

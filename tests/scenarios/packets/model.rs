@@ -4,10 +4,12 @@
 use std::{
     collections::{HashMap, HashSet},
     net::Ipv4Addr,
+    time::Instant,
 };
 
 use wsl_mirror_ebpf::{
     abi::{Carrier, FlowKey, FlowState, FragmentKey, Policy, PortKey, PortRule, Protocol, Reason},
+    fragments::{self, Datagrams},
     packet::{Packet, fragment, parse},
     verdict::{Conntrack, Decision, Entry, Kernel, Listener, Remembered, Way, decide, status},
 };
@@ -85,7 +87,9 @@ pub struct Model {
     /// Listeners that have learned it, and ports that have seen it.
     by_lo: HashSet<PortKey>,
     seen: HashSet<PortKey>,
-    fragments: HashSet<FragmentKey>,
+    /// When the first one was, by the clock since `made`.
+    fragments: HashMap<FragmentKey, u64>,
+    made: Instant,
     entries: HashMap<Tuple, Found>,
     flows: HashMap<FlowKey, FlowState>,
 }
@@ -102,7 +106,8 @@ impl Model {
             rules: HashMap::new(),
             by_lo: HashSet::new(),
             seen: HashSet::new(),
-            fragments: HashSet::new(),
+            fragments: HashMap::new(),
+            made: Instant::now(),
             entries: HashMap::new(),
             flows: HashMap::new(),
         }
@@ -113,24 +118,14 @@ impl Model {
         match parse(&sample.frame()) {
             Ok(packet) => {
                 let decision = decide(&packet, self);
-                if let Some(id) = packet.first_fragment
-                    && self.lo
-                {
-                    let key = FragmentKey::new(packet.protocol, packet.client, id);
-                    if decision.by_lo {
-                        self.fragments.insert(key)
-                    } else {
-                        self.fragments.remove(&key)
-                    };
-                }
+                fragments::first(&packet, decision, self);
                 decision
             }
-            Err(Reason::LaterFragment)
-                if self.lo && fragment(&sample.frame()).is_some_and(|key| self.fragments.contains(&key)) =>
-            {
-                Decision { reason: Reason::Fragment, by_lo: true }
-            }
-            Err(reason) => Decision { reason, by_lo: false },
+            Err(Reason::LaterFragment) => match fragment(&sample.frame()) {
+                Some(datagram) => fragments::later(datagram, self),
+                None => Decision::plain(Reason::LaterFragment),
+            },
+            Err(reason) => Decision::plain(reason),
         }
     }
 
@@ -171,6 +166,26 @@ impl Model {
     /// The same of the one of fragments.
     pub fn forget_fragments(&mut self) {
         self.fragments.clear();
+    }
+}
+
+impl Datagrams for Model {
+    fn now(&mut self) -> u64 {
+        u64::try_from(self.made.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn first_was(&mut self, datagram: FragmentKey) -> Option<u64> {
+        self.fragments.get(&datagram).copied()
+    }
+
+    fn remember(&mut self, datagram: FragmentKey, now: u64) {
+        if self.lo {
+            self.fragments.insert(datagram, now);
+        }
+    }
+
+    fn forget(&mut self, datagram: FragmentKey) {
+        self.fragments.remove(&datagram);
     }
 }
 

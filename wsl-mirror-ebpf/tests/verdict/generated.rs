@@ -6,8 +6,9 @@
 use std::{collections::HashMap, thread};
 
 use wsl_mirror_ebpf::{
-    abi::{Carrier, Policy, Reason, Verdict},
-    packet::Packet,
+    abi::{Carrier, FragmentKey, Policy, Reason, Verdict},
+    fragments::{self, Datagrams},
+    packet::{self, Packet},
     verdict::{Conntrack, Decision, Entry, Way, decide, status, tcp_state},
 };
 use wsl_mirror_packets::{BY_FORM, Sample, TO_US, anything, parse_as_the_program_does, samples_of};
@@ -18,13 +19,48 @@ const FRAMES: usize = 10_000_000;
 /// Each with a seed of its own, so that the frames are the same on however many cores.
 const PARTS: usize = 16;
 
+/// How long ago the first fragment of the frame's datagram was delivered by `lo`, in ns.
+const AGES: [Option<u64>; 5] =
+    [None, Some(0), Some(29_999_999_999), Some(30_000_000_000), Some(60_000_000_000)];
+
 /// What came of a frame.
 struct Case {
     sample: Sample,
     world: World,
+    datagram: Datagram,
     reason: Reason,
     by_lo: bool,
     calls: Calls,
+}
+
+/// What is remembered of the frame's datagram: how long ago its first fragment was delivered by `lo`, in ns.
+struct Datagram(Option<u64>);
+
+impl Datagram {
+    /// Later than any age here, and earlier than all of them: a clock that has come round would be noticed.
+    const NOW: u64 = 20_000_000_000;
+
+    fn is_remembered(&self) -> bool {
+        self.0.is_some_and(|ago| ago < 30_000_000_000)
+    }
+}
+
+impl Datagrams for Datagram {
+    fn now(&mut self) -> u64 {
+        Self::NOW
+    }
+
+    fn first_was(&mut self, _: FragmentKey) -> Option<u64> {
+        self.0.map(|ago| Self::NOW.wrapping_sub(ago))
+    }
+
+    fn remember(&mut self, _: FragmentKey, _: u64) {
+        self.0 = Some(0);
+    }
+
+    fn forget(&mut self, _: FragmentKey) {
+        self.0 = None;
+    }
 }
 
 /// The frame's headers as the standards lay them out, as far as they are there. No parser: the n-th byte of a frame,
@@ -54,6 +90,10 @@ impl Case {
         self.byte(14 + 6) & 0x1f != 0 || self.byte(14 + 7) != 0
     }
 
+    fn has_more_fragments(&self) -> bool {
+        self.byte(14 + 6) & 0x20 != 0
+    }
+
     fn ports(&self) -> [u16; 2] {
         let at = 14 + usize::from(self.byte(14) & 0xf) * 4;
         [at, at + 2].map(|at| u16::from_be_bytes([self.byte(at), self.byte(at + 1)]))
@@ -63,11 +103,16 @@ impl Case {
         self.reason.verdict() == Verdict::Steer
     }
 
+    /// The same by the verdict about its flow, and not since its first fragment was.
+    fn is_steered_by_its_flow(&self) -> bool {
+        self.is_steered() && self.reason != Reason::Fragment
+    }
+
     /// The packet was steered, and not because its flow had been before.
     fn began(&self) -> bool {
         let was_ours = self.is_tcp_ack() && self.world.carrier() == Some(Carrier::Listener);
         let goes_on = matches!(self.reason, Reason::Established | Reason::Local);
-        self.is_steered() && !goes_on && !was_ours
+        self.is_steered_by_its_flow() && !goes_on && !was_ours
     }
 
     fn is_tcp_ack(&self) -> bool {
@@ -84,14 +129,27 @@ fn owner(case: &Case) -> Option<Policy> {
 /// What must hold, in words and as a check.
 type Property = (&'static str, fn(&Case) -> bool);
 
-const PROPERTIES: [Property; 15] = [
+const PROPERTIES: [Property; 16] = [
     ("only IPv4 for us, without a VLAN tag, is steered", |case| !case.is_steered() || case.is_ipv4_for_us()),
     ("only TCP and UDP is steered", |case| !case.is_steered() || case.is_tcp_or_udp()),
     ("only what goes from 127/8 to 127.0.0.1 is steered", |case| {
         !case.is_steered() || case.is_from_loopback_to_localhost()
     }),
-    ("no later fragment is steered", |case| !case.is_steered() || !case.is_later_fragment()),
-    ("nothing from or to port 0 is steered", |case| !case.is_steered() || !case.ports().contains(&0)),
+    (
+        "a later fragment goes by lo if its first one went so not too long ago, and else is not steered",
+        |case| {
+            let is_by_lo = case.is_later_fragment() && case.datagram.is_remembered();
+            !case.is_later_fragment() || case.is_steered() == case.by_lo && (!case.by_lo || is_by_lo)
+        },
+    ),
+    ("a first fragment that goes by lo is remembered, and one that does not is forgotten", |case| {
+        // Of those that the parser lets through.
+        let is_first = case.calls.count != 0 && case.has_more_fragments();
+        !is_first || case.datagram.is_remembered() == case.by_lo
+    }),
+    ("nothing from or to port 0 is steered", |case| {
+        !case.is_steered_by_its_flow() || !case.ports().contains(&0)
+    }),
     ("no flow to an exempt port begins to be steered", |case| {
         !case.began() || case.world.written != Policy::Pass
     }),
@@ -104,10 +162,10 @@ const PROPERTIES: [Property; 15] = [
     }),
     ("no flow begins to be steered to nobody", |case| !case.began() || case.world.listener.is_some()),
     ("what the parser does not let through is passed before the kernel is asked anything", |case| {
-        BY_FORM.contains(&case.reason) == (case.calls.count == 0)
+        (BY_FORM.contains(&case.reason) || case.reason == Reason::Fragment) == (case.calls.count == 0)
     }),
     ("nothing is steered on a failed lookup, or when its entry could not be made", |case| {
-        !case.is_steered()
+        !case.is_steered_by_its_flow()
             || case.world.conntrack != Conntrack::Failed
                 && (case.world.create.is_ok()
                     || matches!(case.reason, Reason::Established | Reason::Local | Reason::Learned))
@@ -120,7 +178,7 @@ const PROPERTIES: [Property; 15] = [
     }),
     ("nothing that somebody else's DNAT carries is delivered by lo", |case| {
         let carried = case.world.entry().is_some_and(|entry| entry.status & status::DST_NAT != 0);
-        !case.by_lo || !carried || case.calls.has(Call::Create)
+        !case.by_lo || !carried || case.reason == Reason::Fragment || case.calls.has(Call::Create)
     }),
     (
         "a reply is never steered, unless it starts anew on what a finished flow has left, or its flow goes by lo",
@@ -128,7 +186,7 @@ const PROPERTIES: [Property; 15] = [
             let on_finished = case.world.entry().is_some_and(|entry| {
                 matches!(entry.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE) && case.byte(14 + 9) == 6
             });
-            !case.is_steered()
+            !case.is_steered_by_its_flow()
                 || on_finished
                 || case.world.entry().is_none_or(|entry| !entry.is_reply)
                 || (case.by_lo && case.world.remembered.by_lo)
@@ -178,17 +236,26 @@ fn run(part: usize) -> Result<HashMap<&'static str, u64>, String> {
         let mut visit = Visit::of(&world);
         // However much of a frame lies in the linear part of the buffer.
         let linear = usize::try_from(numbers.below(160)).unwrap_or(0);
+        // Where nothing can be delivered by `lo`, nothing was.
+        let age = AGES[usize::try_from(numbers.below(AGES.len() as u64)).unwrap_or(0)];
+        let mut datagram = Datagram(age.filter(|_| world.way != Way::Plain));
         let Decision { reason, by_lo } = match parse_as_the_program_does(&sample, linear) {
-            // One of two has the number that was remembered.
-            Ok(packet) if seed.is_multiple_of(2) => {
-                decide(&Packet { sequence: SEQUENCE, ..packet }, &mut visit)
+            Ok(packet) => {
+                // One of two has the number that was remembered.
+                let sequence = if seed.is_multiple_of(2) { SEQUENCE } else { packet.sequence };
+                let decision = decide(&Packet { sequence, ..packet }, &mut visit);
+                fragments::first(&packet, decision, &mut datagram);
+                decision
             }
-            Ok(packet) => decide(&packet, &mut visit),
-            Err(reason) => Decision { reason, by_lo: false },
+            Err(Reason::LaterFragment) => match packet::fragment(&sample.frame()) {
+                Some(key) => fragments::later(key, &mut datagram),
+                None => Decision::plain(Reason::LaterFragment),
+            },
+            Err(reason) => Decision::plain(reason),
         };
         let calls = visit.calls;
         *reasons.entry(reason.name()).or_insert(0) += 1;
-        let case = Case { sample, world, reason, by_lo, calls };
+        let case = Case { sample, world, datagram, reason, by_lo, calls };
         for (says, holds) in PROPERTIES {
             if !holds(&case) {
                 let Case { sample, world, reason, calls, .. } = case;
@@ -224,10 +291,7 @@ fn ten_million_generated_frames_break_no_property() {
     // A property that no frame comes near proves nothing.
     for reason in Reason::ALL {
         // Of the program itself, before or around the pure function.
-        if matches!(
-            reason,
-            Reason::NoSettings | Reason::PullFailed | Reason::DeliverFailed | Reason::Fragment
-        ) {
+        if matches!(reason, Reason::NoSettings | Reason::PullFailed | Reason::DeliverFailed) {
             continue;
         }
         let count = reasons.get(reason.name()).copied().unwrap_or(0);
