@@ -100,6 +100,17 @@ impl Way {
             Self::ByLo => true,
         }
     }
+
+    /// Whether a flow that goes on is delivered by `lo`: as before; but what went the plain way before a rule was known
+    /// that drops it there does not stay on it.
+    #[inline(always)]
+    const fn goes_on_by_lo(self, flow: Remembered) -> bool {
+        match self {
+            Self::Plain => false,
+            Self::Open | Self::Seen => flow.by_lo,
+            Self::ByLo => flow.by_lo || matches!(flow.carrier, Some(Carrier::Listener | Carrier::Linux)),
+        }
+    }
 }
 
 /// What becomes of a packet.
@@ -174,7 +185,7 @@ pub fn decide<K: Kernel>(packet: &Packet, kernel: &mut K) -> Decision {
     } else {
         match admit(packet, kernel) {
             Ok(listener) if wish.has(Wish::GOES_ON) => wish.has(Wish::BY_LO) || listener.by_lo,
-            Ok(listener) => kernel.way(packet).goes_by_lo(listener),
+            Ok(listener) => wish.has(Wish::BY_LO) || kernel.way(packet).goes_by_lo(listener),
             Err(reason) => return wish.refused(packet, reason, kernel),
         }
     };
@@ -251,8 +262,12 @@ impl Wish {
 #[inline(always)]
 fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<Wish, Decision> {
     match packet.role {
-        // Should the engine no longer carry it, the next datagram finds it caught, and heals it.
-        Role::Datagram if is_engines(packet, kernel) => Err(Decision::plain(Reason::EngineNat)),
+        // Should the engine no longer carry it, the next datagram finds it caught, and heals it; unless a rule drops it
+        // before anybody can catch it.
+        Role::Datagram if is_engines(packet, kernel) => match kernel.way(packet) {
+            Way::ByLo => Ok(Wish::new(Reason::New, Wish::BY_LO)),
+            _ => Err(Decision::plain(Reason::EngineNat)),
+        },
         Role::Syn | Role::Datagram => Ok(Wish::new(Reason::New, 0)),
         // The entry is lost (conntrack -F), or never was. Conntrack would take up the flow as a new one and
         // an engine's rule would catch it: with a socket of our own at this end that breaks it for certain.
@@ -265,8 +280,7 @@ fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<Wish, Dec
                 return Ok(Wish::new(Reason::PickedUp, 0));
             }
             // It goes on as it began, whatever is written by now.
-            let by_lo = flow.by_lo && !matches!(kernel.way(packet), Way::Plain);
-            Ok(Wish::granted(Reason::PickedUp, by_lo, 0))
+            Ok(Wish::granted(Reason::PickedUp, kernel.way(packet).goes_on_by_lo(flow), 0))
         }
         Role::Other => Err(along_with_its_flow(packet, Reason::Stray, kernel)),
     }
@@ -277,11 +291,12 @@ fn without_entry<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<Wish, Dec
 /// way of replies. If the flow is delivered by `lo`, a rule eats whatever is not.
 #[inline(always)]
 fn along_with_its_flow<K: Kernel>(packet: &Packet, plain: Reason, kernel: &mut K) -> Decision {
-    if matches!(kernel.way(packet), Way::Plain | Way::Open) {
+    let way = kernel.way(packet);
+    if matches!(way, Way::Plain | Way::Open) {
         return Decision::plain(plain);
     }
     let flow = kernel.remembered(packet);
-    if !flow.by_lo {
+    if !way.goes_on_by_lo(flow) {
         return Decision::plain(plain);
     }
     let is_within_linux = matches!(flow.carrier, Some(Carrier::Linux));
@@ -300,8 +315,7 @@ fn with_entry<K: Kernel>(packet: &Packet, entry: Entry, kernel: &mut K) -> Resul
         if !matches!(flow.carrier, Some(Carrier::Listener)) || !kernel.has_connection(packet) {
             return Err(Decision::plain(Reason::EngineNat));
         }
-        let by_lo = flow.by_lo && !matches!(kernel.way(packet), Way::Plain);
-        return Ok(Wish::granted(reason, by_lo, Wish::REPLACES));
+        return Ok(Wish::granted(reason, kernel.way(packet).goes_on_by_lo(flow), Wish::REPLACES));
     }
     if entry.is_reply {
         // Of a translated flow these are replies indeed.
@@ -342,8 +356,13 @@ fn look_closer<K: Kernel>(packet: &Packet, entry: Entry, way: Way, kernel: &mut 
     let plain = if is_ours { Reason::Established } else { Reason::NotOurs };
     let flow = kernel.remembered(packet);
     // Of a flow within Linux nobody sees the end, so what is remembered may be an earlier one's: only the very SYN
-    // that went by lo goes there again without a question.
-    let is_of_this_flow = is_ours || !matches!(packet.role, Role::Syn) || is_same_syn(packet, flow);
+    // that went by lo goes there again without a question, and only datagrams of a flow that has been answered.
+    let is_of_this_flow = is_ours
+        || match packet.role {
+            Role::Syn => is_same_syn(packet, flow),
+            Role::Datagram => entry.status & status::SEEN_REPLY != 0,
+            Role::Ack | Role::Other => true,
+        };
     if flow.by_lo && is_of_this_flow {
         let reason = if is_ours { Reason::Established } else { Reason::Local };
         return Err(Decision { reason, by_lo: true });
@@ -356,7 +375,13 @@ fn look_closer<K: Kernel>(packet: &Packet, entry: Entry, way: Way, kernel: &mut 
         Role::Datagram => is_ours,
     };
     if goes_on && flow.carrier.is_some() {
-        return Err(Decision::plain(plain));
+        if !matches!(way, Way::ByLo) {
+            return Err(Decision::plain(plain));
+        }
+        // By now a rule is known that drops what goes the plain way. No policy ends a connection.
+        if is_ours && matches!(packet.role, Role::Ack | Role::Other) {
+            return Ok(Wish::granted(plain, true, Wish::GOES_ON));
+        }
     }
     // Of ours, conntrack has seen no packet so far, and yet this is the second: between us and conntrack is nothing but
     // the raw table, and what hangs on the interface behind us. Of a flow within Linux, whose entry was made on its way
@@ -365,8 +390,9 @@ fn look_closer<K: Kernel>(packet: &Packet, entry: Entry, way: Way, kernel: &mut 
     let is_lost = matches!(packet.role, Role::Syn)
         && if is_ours { entry.tcp_state == tcp_state::NONE } else { is_same_syn(packet, flow) };
     let lost = if is_lost { Wish::LOST } else { 0 };
-    let by_rule = if matches!(way, Way::ByLo) { Wish::BY_LO } else { 0 };
-    Ok(Wish::new(plain, Wish::GOES_ON | lost | by_rule))
+    // An unanswered datagram may be of a flow by lo all the same.
+    let wants_lo = matches!(way, Way::ByLo) || flow.by_lo && matches!(packet.role, Role::Datagram);
+    Ok(Wish::new(plain, Wish::GOES_ON | lost | if wants_lo { Wish::BY_LO } else { 0 }))
 }
 
 /// Whether this SYN of a flow within Linux has come by before.

@@ -107,9 +107,12 @@ fn is_caught_midway(world: &World, entry: &Entry, packet: &Packet) -> bool {
         && world.connection
 }
 
-/// Its entry was lost, and an engine carried it before.
+/// Its entry was lost, and an engine carried it before; and no rule is known that drops it before the engine's does.
 fn is_the_engines(world: &World, packet: &Packet) -> bool {
-    packet.role == Role::Datagram && world.is_missing() && world.carrier() == Some(Carrier::Engine)
+    packet.role == Role::Datagram
+        && world.is_missing()
+        && world.carrier() == Some(Carrier::Engine)
+        && world.way != Way::ByLo
 }
 
 #[test]
@@ -117,7 +120,7 @@ fn a_udp_flow_that_an_engine_carries_is_left_to_it_when_its_entry_is_lost() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         if is_the_engines(world, packet) {
             assert_eq!(reason, Reason::EngineNat, "{packet:?} {world:?}");
-            assert_eq!(calls.last(), Some(Call::Remembered), "nothing is done: {calls:?}");
+            assert_eq!(calls.last(), Some(Call::Way), "nothing is done: {calls:?}");
         }
         // Known as the engine's from an entry that works, and noted once.
         let carried = packet.role == Role::Datagram && reason == Reason::EngineNat && !world.is_missing();
@@ -198,7 +201,15 @@ fn is_of_a_flow_by_lo(world: &World, packet: &Packet) -> bool {
         Some(entry) => entry.is_reply && entry.status & status::DST_NAT == 0 && !is_finished(&entry, packet),
         None => world.is_missing() && packet.role == Role::Other,
     };
-    uncounted && world.remembered.by_lo && matches!(world.way, Way::Seen | Way::ByLo)
+    uncounted
+        && match world.way {
+            Way::Plain | Way::Open => false,
+            Way::Seen => world.remembered.by_lo,
+            // What went the plain way would not get through any more.
+            Way::ByLo => {
+                world.remembered.by_lo || matches!(world.carrier(), Some(Carrier::Listener | Carrier::Linux))
+            }
+        }
 }
 
 #[test]
@@ -429,30 +440,42 @@ fn a_flow_that_begins_goes_by_lo_if_a_rule_is_known_or_its_listener_has_learned_
 }
 
 #[test]
-fn a_flow_that_goes_by_lo_stays_there_and_one_that_goes_the_plain_way_too() {
+fn a_flow_that_goes_by_lo_stays_there_and_one_on_the_plain_way_leaves_it_only_for_a_rule_that_is_known() {
     everywhere(|world, packet, Decision { reason, by_lo }, _| {
         let (flow, Some(entry)) = (world.remembered, world.entry()) else { return };
-        if flow.carrier.is_none() {
+        if flow.carrier.is_none() || entry.is_reply {
             return;
         }
         let goes_on = matches!(reason, Reason::Established | Reason::Local | Reason::NotOurs);
         if !goes_on || !matches!(world.way, Way::Seen | Way::ByLo) {
             return;
         }
-        // Of a UDP flow within Linux nothing is remembered: each datagram asks the rule.
-        let within_linux = !is_ours(&entry) && packet.role == Role::Datagram;
-        // Before conntrack has seen its SYN, and before a flow within Linux was answered, it has no way yet.
-        if packet.role != Role::Syn && (flow.by_lo || !within_linux) {
-            assert_eq!(by_lo, flow.by_lo, "{packet:?} {world:?}");
+        // Before conntrack has seen its SYN it has no way yet.
+        if packet.role != Role::Syn {
+            let rule = world.way == Way::ByLo;
+            // A datagram within Linux asks its listener, as long as nobody has answered.
+            let asks = !is_ours(&entry) && packet.role == Role::Datagram;
+            let stays = flow.by_lo && (!asks || entry.status & status::SEEN_REPLY != 0);
+            let is_saved = rule && is_ours(&entry) && packet.role != Role::Datagram;
+            let learned = world.listener.is_some_and(|listener| listener.by_lo);
+            let goes_there = (asks || rule) && world.admits() && (rule || flow.by_lo || learned);
+            assert_eq!(by_lo, stays || is_saved || goes_there, "{packet:?} {world:?}");
         }
-        assert!(by_lo || !flow.by_lo || is_of_an_earlier_flow(world, &entry, packet), "{packet:?} {world:?}");
+        let may_leave =
+            is_of_an_earlier_flow(world, &entry, packet) && (packet.role == Role::Syn || !world.admits());
+        assert!(by_lo || !flow.by_lo || may_leave, "{packet:?} {world:?}");
     });
 }
 
-/// A SYN within Linux that is not the one of which something is remembered.
+/// Within Linux, what is remembered may be of an earlier flow: a SYN that is not the one of it, a datagram that nobody
+/// has answered.
 fn is_of_an_earlier_flow(world: &World, entry: &Entry, packet: &Packet) -> bool {
-    let is_same = world.carrier() == Some(Carrier::Linux) && world.remembered.sequence == SEQUENCE;
-    packet.role == Role::Syn && !entry.is_reply && !is_ours(entry) && !is_same
+    let is_same = match packet.role {
+        Role::Syn => world.carrier() == Some(Carrier::Linux) && world.remembered.sequence == SEQUENCE,
+        Role::Datagram => entry.status & status::SEEN_REPLY != 0,
+        Role::Ack | Role::Other => true,
+    };
+    !entry.is_reply && !is_ours(entry) && !is_same
 }
 
 #[test]
@@ -464,7 +487,13 @@ fn a_flow_that_begins_within_linux_is_judged_by_its_listener_and_not_by_an_earli
         {
             return;
         }
-        let may = world.admits() && world.begins_by_lo();
+        // Of a datagram it is no more than likely: to stay there is as good. Where nothing went so far it does not ask.
+        let may = match packet.role {
+            Role::Datagram => world.begins_by_lo() || world.remembered.by_lo,
+            _ => world.begins_by_lo(),
+        };
+        let asks = packet.role == Role::Syn || world.way != Way::Open;
+        let may = world.admits() && world.way != Way::Plain && asks && may;
         assert_eq!(decision.by_lo, may, "{packet:?} {world:?}");
     });
 }

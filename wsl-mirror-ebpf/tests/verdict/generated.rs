@@ -138,8 +138,12 @@ const PROPERTIES: [Property; 16] = [
     (
         "a later fragment goes by lo if its first one went so not too long ago, and else is not steered",
         |case| {
-            let is_by_lo = case.is_later_fragment() && case.datagram.is_remembered();
-            !case.is_later_fragment() || case.is_steered() == case.by_lo && (!case.by_lo || is_by_lo)
+            let goes_with_first = case.datagram.is_remembered();
+            match case.reason {
+                Reason::LaterFragment => !goes_with_first,
+                _ if !case.is_later_fragment() => true,
+                _ => case.is_steered() == case.by_lo && (!case.by_lo || goes_with_first),
+            }
         },
     ),
     ("a first fragment that goes by lo is remembered, and one that does not is forgotten", |case| {
@@ -189,7 +193,7 @@ const PROPERTIES: [Property; 16] = [
             !case.is_steered_by_its_flow()
                 || on_finished
                 || case.world.entry().is_none_or(|entry| !entry.is_reply)
-                || (case.by_lo && case.world.remembered.by_lo)
+                || (case.by_lo && (case.world.remembered.by_lo || case.world.way == Way::ByLo))
         },
     ),
 ];
