@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, pace};
+use wsl_mirror_lab::{Lab, Sockets, loopback, nat, pace, udp};
 
 use super::{
     PROXY, Rule, Ways, answers_at_once, answers_udp_at_once, client, ends, is_eaten, is_eaten_udp, process,
-    server, server_udp,
+    server, server_udp, server_udp_to,
 };
 use crate::world::{AT_ONCE, HANG, HELLO, exempt, load, load_with, nft, services};
 
@@ -81,6 +81,66 @@ fn under_the_rule_exempt_ports_and_those_of_other_owners_are_left_to_it() -> Res
     assert_eq!(lab.packets("steer_learned")?, 0);
     exempt(&lab, "del", "8300")?;
     assert_eq!(server(lab.windows(), 8300, AT_ONCE).context("exempt no more")?, PROXY);
+    Ok(())
+}
+
+/// Nobody sees the end of a UDP flow, and a client's port comes round.
+#[test]
+fn a_datagram_within_linux_is_judged_by_who_serves_the_port_now() -> Result<()> {
+    const PORT: u16 = 8310;
+    let lab = Lab::builder().build()?;
+    let serve = |name: &str| -> Result<Sockets> {
+        let mut process = process(&lab, name)?;
+        process.tell(&format!("bind here udp 127.0.0.1:{PORT}"))?;
+        process.tell("serve here")?;
+        Ok(process)
+    };
+    let client = udp::Client::new(lab.guest(), loopback(PORT)).from_port(45_000).limit(pace::limit(AT_ONCE));
+    let served_by = || server_udp_to(&client);
+    let ways = Ways::new(&lab, &[PORT])?;
+    let rule = Rule::add(&lab, "udp", PORT)?;
+    load(&lab)?;
+    let proxy = serve(PROXY)?;
+    let (name, came) = ways.during(PORT, served_by)?;
+    assert_eq!(name, PROXY);
+    came.all_by_lo("under the rule");
+    // The container goes, and its rule; somebody else takes the port. The entry lasts for half a minute at least.
+    drop(proxy);
+    rule.remove()?;
+    load(&lab)?;
+    nat::conntrack_flush(lab.guest())?;
+    let _other = serve("resolver")?;
+    let (name, came) = ways.during(PORT, served_by)?;
+    assert_eq!(name, "resolver");
+    came.all_plain("who serves it is none of ours");
+    Ok(())
+}
+
+#[test]
+fn a_udp_flow_that_an_engine_carried_is_steered_under_a_rule_that_drops_it_before_the_engine() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let mut container = process(&lab, "container")?;
+    container.tell("bind there udp 127.0.0.1:8321")?;
+    container.tell("serve there")?;
+    let client = udp::Client::new(lab.windows(), loopback(8320)).from_port(40_320);
+    let served_by = |limit| server_udp_to(&client.clone().limit(limit));
+    nft(&lab, "add table ip engine; add chain ip engine pre { type nat hook prerouting priority dstnat; }")?;
+    nft(&lab, "add rule ip engine pre udp dport 8320 dnat to 127.0.0.1:8321")?;
+    load(&lab)?;
+    // Of the first datagram nothing is known yet.
+    for _ in 0..2 {
+        assert_eq!(served_by(pace::limit(AT_ONCE)).context("an engine without a proxy")?, "container");
+    }
+    assert!(lab.packets("pass_engine_nat")? >= 1);
+    nft(&lab, "delete table ip engine")?;
+    nat::conntrack_flush(lab.guest())?;
+    let mut proxy = process(&lab, PROXY)?;
+    proxy.tell("bind here udp 127.0.0.1:8320")?;
+    proxy.tell("serve here")?;
+    Rule::add(&lab, "udp", 8320)?;
+    assert!(served_by(HANG).is_err(), "the rule is not known yet");
+    load(&lab)?;
+    assert_eq!(served_by(pace::limit(AT_ONCE))?, PROXY);
     Ok(())
 }
 

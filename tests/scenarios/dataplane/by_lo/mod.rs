@@ -180,7 +180,12 @@ fn server(from: &Namespace, port: u16, limit: Duration) -> Result<String> {
 
 /// Who serves this UDP port.
 fn server_udp(from: &Namespace, port: u16, limit: Duration) -> Result<String> {
-    let socket: UdpSocket = udp::Client::new(from, loopback(port)).limit(pace::limit(limit)).connect()?;
+    server_udp_to(&udp::Client::new(from, loopback(port)).limit(pace::limit(limit)))
+}
+
+/// The same for this client.
+fn server_udp_to(client: &udp::Client) -> Result<String> {
+    let socket: UdpSocket = client.connect()?;
     socket.send(HELLO)?;
     let mut name = [0; 64];
     let length = socket.recv(&mut name)?;

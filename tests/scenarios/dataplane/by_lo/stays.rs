@@ -198,6 +198,53 @@ fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_
     Ok(())
 }
 
+/// As when a firewall throws everybody's rules away and an engine writes its own again: what began in between.
+#[test]
+fn flows_that_began_the_plain_way_go_by_lo_once_the_rule_that_eats_them_is_known() -> Result<()> {
+    let lab = services()?;
+    load(&lab)?;
+    let ways = Ways::new(&lab, &[8080])?;
+    let ask = |socket: &UdpSocket| -> Result<bool> {
+        socket.set_read_timeout(Some(pace::limit(AT_ONCE)))?;
+        socket.send(HELLO)?;
+        Ok(socket.recv(&mut [0; 16]).is_ok())
+    };
+    let mut flows = Vec::new();
+    for from in ends(&lab) {
+        let mut stream = client(from, 8080).connect()?;
+        let socket = udp::Client::new(from, loopback(8080)).connect()?;
+        assert!(still_talks(&mut stream, AT_ONCE)? && ask(&socket)?, "without the rule");
+        flows.push((from.name(), stream, socket));
+    }
+    ways.came(8080)?.all_plain("without the rule");
+    let rules = Rule::add_both(&lab, 8080)?;
+    for (from, stream, socket) in &mut flows {
+        assert!(
+            !still_talks(stream, AT_ONCE)? && !ask(socket)?,
+            "{from}: eaten by a rule that we have not seen"
+        );
+    }
+    load(&lab)?;
+    for (from, stream, _) in &mut flows {
+        stream.set_read_timeout(Some(pace::limit(Duration::from_secs(6))))?;
+        stream.read_exact(&mut [0; HELLO.len()]).with_context(|| format!("what {from} sent again"))?;
+    }
+    let ((), came) = ways.during(8080, || {
+        for (from, stream, socket) in &mut flows {
+            assert!(still_talks(stream, AT_ONCE)?, "{from}");
+            assert!(ask(socket)?, "{from}, UDP");
+        }
+        Ok(())
+    })?;
+    came.all_by_lo("since the rule is known");
+    for rule in rules {
+        rule.remove()?;
+    }
+    drop(flows);
+    lab.keep();
+    Ok(())
+}
+
 /// The flow's entries without what changes from second to second.
 fn entries(lab: &Lab, port: u16) -> Result<Vec<String>> {
     nat::conntrack_without_times(lab.guest(), &[&format!("dport={port}")])
