@@ -21,6 +21,8 @@ const FOLDER: &str = "tests/fuzz";
 const EACH: Duration = Duration::from_mins(1);
 /// A single input may not take longer; most take microseconds.
 const INPUT_LIMIT: Duration = Duration::from_secs(10);
+/// No input is longer, in bytes: of a longer seed libFuzzer reads the beginning alone.
+const LONGEST: u64 = 16 << 10;
 /// The release of cargo-fuzz that is installed where there is none.
 const RELEASE: &str = "0.13.2";
 
@@ -61,7 +63,8 @@ fn fuzz(cargo_fuzz: &Path, folder: &Path, target: &str) -> Result<Group> {
         .arg("--")
         .arg(format!("-max_total_time={}", EACH.as_secs()))
         .arg(format!("-timeout={}", INPUT_LIMIT.as_secs()))
-        .args(["-max_len=4096", "-print_final_stats=1", "-verbosity=0", "-print_funcs=0"])
+        .arg(format!("-max_len={LONGEST}"))
+        .args(["-print_final_stats=1", "-verbosity=0", "-print_funcs=0"])
         .stdin(Stdio::null())
         .status()
         .with_context(|| format!("starting {}", cargo_fuzz.display()))?;
@@ -76,4 +79,22 @@ fn command(cargo_fuzz: &Path) -> Command {
     let mut command = cargo::with_our_toolchain(Command::new(cargo_fuzz));
     command.arg("fuzz").current_dir(cargo::workspace());
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_seed_is_read_to_its_end() -> Result<()> {
+        let folder = cargo::workspace().join(FOLDER);
+        for target in targets(&folder)? {
+            let seeds = folder.join("corpus").join(&target);
+            for seed in fs::read_dir(&seeds).with_context(|| format!("listing {}", seeds.display()))? {
+                let seed = seed?;
+                assert!(seed.metadata()?.len() <= LONGEST, "{}", seed.path().display());
+            }
+        }
+        Ok(())
+    }
 }

@@ -88,14 +88,23 @@ pub(crate) fn print_failures(groups: &[Group]) {
     }
 }
 
-/// Prints the last line, and says it as an exit code.
-pub(crate) fn conclude(groups: &[Group]) -> ExitCode {
+/// Prints the last line, and says it as an exit code. `arguments` are those for the test binaries.
+pub(crate) fn conclude(groups: &[Group], arguments: &[String]) -> ExitCode {
     let mut sum = Count::default();
     for group in groups {
         sum += group.counted();
     }
     println!("\n{} passed, {} failed", sum.passed, sum.failed);
-    if sum.failed == 0 { ExitCode::Success } else { ExitCode::TestsFailed }
+    if sum.failed != 0 {
+        return ExitCode::TestsFailed;
+    }
+    let filters: Vec<&str> =
+        arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
+    if !filters.is_empty() && sum.passed == 0 {
+        eprintln!("xtask: no test that would run has a name like {}", filters.join(" or "));
+        return ExitCode::TestsFailed;
+    }
+    ExitCode::Success
 }
 
 #[cfg(test)]
@@ -115,7 +124,7 @@ mod tests {
         assert_eq!(group(Verdict::Failed, 3, 2).counted().failed, 2);
         assert_eq!(group(Verdict::NotRun, 0, 0).counted().failed, 1);
         assert_eq!(
-            conclude(&[group(Verdict::Ok, 1, 0), group(Verdict::Failed, 0, 0)]),
+            conclude(&[group(Verdict::Ok, 1, 0), group(Verdict::Failed, 0, 0)], &[]),
             ExitCode::TestsFailed
         );
     }
@@ -124,6 +133,15 @@ mod tests {
     fn what_is_not_installed_is_not_a_failure() {
         let groups =
             [group(Verdict::NotHere, 0, 0), group(Verdict::Findings, 0, 0), group(Verdict::Ok, 5, 0)];
-        assert_eq!(conclude(&groups), ExitCode::Success);
+        assert_eq!(conclude(&groups, &[]), ExitCode::Success);
+    }
+
+    #[test]
+    fn a_filter_that_fits_no_test_is_a_failure() {
+        let filter = ["--nocapture".to_owned(), "no_such_test".to_owned()];
+        let nothing = [group(Verdict::Ok, 0, 0), group(Verdict::NotHere, 0, 0)];
+        assert_eq!(conclude(&nothing, &filter), ExitCode::TestsFailed);
+        assert_eq!(conclude(&nothing, &filter[..1]), ExitCode::Success);
+        assert_eq!(conclude(&[group(Verdict::Ok, 1, 0)], &filter), ExitCode::Success);
     }
 }

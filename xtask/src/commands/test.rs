@@ -126,7 +126,7 @@ impl Test {
                 Err(_) => Group::without_tests("lab", Verdict::NotRun, Duration::ZERO),
             });
         }
-        let mut matrix = None;
+        let (mut matrix, mut machines) = (None, None);
         if engines {
             groups.push(match &binary {
                 Ok(binary) => {
@@ -139,7 +139,11 @@ impl Test {
         }
         if vm {
             match &binary {
-                Ok(binary) => groups.extend(self.in_machines(binary)),
+                Ok(binary) => {
+                    let (group, table) = self.in_machines(binary);
+                    groups.extend(group);
+                    machines = table;
+                }
                 Err(_) => groups.push(Group::without_tests("vm", Verdict::NotRun, Duration::ZERO)),
             }
         }
@@ -156,8 +160,11 @@ impl Test {
             print!("\n{}", engines::table(&rows));
         }
         report::print_failures(&groups);
+        if let Some(machines) = machines {
+            print!("\n{machines}");
+        }
         report::print_table(&groups);
-        Ok(report::conclude(&groups))
+        Ok(report::conclude(&groups, &self.args))
     }
 
     /// Runs the matrix of engines; returns what the tests came to, and what they found out.
@@ -202,9 +209,9 @@ impl Test {
         Ok(Group { time: started.elapsed(), ..group })
     }
 
-    /// Runs the lab's tests on other kernels. What fails before they can run is one failure more, and takes
-    /// nothing from what the others found.
-    fn in_machines(&self, binary: &Path) -> Vec<Group> {
+    /// Runs the lab's tests on other kernels; returns also a table of these. What fails before they can run is one
+    /// failure more, and takes nothing from what the others found.
+    fn in_machines(&self, binary: &Path) -> (Vec<Group>, Option<String>) {
         heading("vm");
         let started = Instant::now();
         let kernels = match vm::possible().and_then(|()| vm::kernels(&Selection::Default)) {
@@ -212,20 +219,26 @@ impl Test {
             // Where no machine can be had, and nobody has asked for one, the other tests say what they say.
             Err(error) if !self.vm && env::var_os("CI").is_none() => {
                 println!("no virtual machines here: {error:#}");
-                return vec![Group::without_tests("vm", Verdict::NotHere, started.elapsed())];
+                return (vec![Group::without_tests("vm", Verdict::NotHere, started.elapsed())], None);
             }
             Err(error) => {
                 eprintln!("xtask: {error:#}");
-                return vec![Group::without_tests("vm", Verdict::Failed, started.elapsed())];
+                return (vec![Group::without_tests("vm", Verdict::Failed, started.elapsed())], None);
             }
         };
         let run = || -> Result<Vec<Group>> {
             vm::run(&kernels, &vm::build(binary)?, &vm::Effort { soak: self.soak, arguments: &self.args })
         };
-        run().unwrap_or_else(|error| {
-            eprintln!("xtask: {error:#}");
-            vec![Group::without_tests("vm", Verdict::Failed, started.elapsed())]
-        })
+        match run() {
+            Ok(groups) => {
+                let table = vm::matrix(&kernels, &groups);
+                (groups, Some(table))
+            }
+            Err(error) => {
+                eprintln!("xtask: {error:#}");
+                (vec![Group::without_tests("vm", Verdict::Failed, started.elapsed())], None)
+            }
+        }
     }
 
     /// Runs tests, with `more` for their binaries, passes their output on and counts.

@@ -33,7 +33,7 @@ pub(crate) struct Vm {
     #[arg(long, conflicts_with_all = ["kernel", "all", "shell"])]
     list: bool,
     /// A prompt in a machine, with the lab up, instead of tests
-    #[arg(long, conflicts_with = "all")]
+    #[arg(long, conflicts_with_all = ["all", "soak", "args"])]
     shell: bool,
     /// Many more rounds of what may go wrong once in a while
     #[arg(long)]
@@ -71,9 +71,10 @@ impl Vm {
             return Ok(if well { ExitCode::Success } else { ExitCode::Failed });
         }
         let built = vm::build(&product)?;
-        let groups = vm::run(&kernels, &built, &Effort { soak: self.soak, arguments: &self.args })?;
+        let effort = Effort { soak: self.soak, arguments: &self.args };
+        let groups = vm::run(&kernels, &built, &effort)?;
         report::print_failures(&groups);
         print!("\n{}", vm::matrix(&kernels, &groups));
-        Ok(report::conclude(&groups))
+        Ok(report::conclude(&groups, &self.args))
     }
 }

@@ -140,11 +140,7 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
             });
         }
     });
-    let mut groups = done
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-        .into_iter()
-        .collect::<Result<Vec<Group>>>()?;
+    let mut groups = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     groups.sort_by_key(|group| {
         kernels.iter().position(|kernel| group.name.starts_with(&format!("{} ", kernel.name)))
     });
@@ -199,7 +195,7 @@ pub(crate) fn matrix(kernels: &[Kernel], groups: &[Group]) -> String {
     }
     let heading: Vec<String> =
         ["group".to_owned()].into_iter().chain(kernels.iter().map(|kernel| kernel.name.clone())).collect();
-    let rows: Vec<Vec<String>> = names
+    let mut rows: Vec<Vec<String>> = names
         .into_iter()
         .map(|name| {
             let cells = kernels.iter().map(|kernel| {
@@ -209,6 +205,12 @@ pub(crate) fn matrix(kernels: &[Kernel], groups: &[Group]) -> String {
             [name.to_owned()].into_iter().chain(cells).collect()
         })
         .collect();
+    let sums = kernels.iter().map(|kernel| {
+        let of_kernel = |group: &&Group| group.name.starts_with(&format!("{} ", kernel.name));
+        let seconds: u64 = groups.iter().filter(of_kernel).map(|group| group.time.as_secs()).sum();
+        format!("{seconds} s")
+    });
+    rows.push(["together".to_owned()].into_iter().chain(sums).collect());
     table::render_any(&heading, &rows, 1)
 }
 
@@ -358,14 +360,16 @@ impl Room {
         Ok(Machine { kernel: kernel.image.clone(), initramfs, accelerator, files, slow: slowness(kernel) })
     }
 
-    fn run(&self, job: &Job<'_>, accelerator: Accelerator) -> Result<Group> {
+    /// That a machine could not be made takes nothing from what the others found.
+    fn run(&self, job: &Job<'_>, accelerator: Accelerator) -> Group {
         let started = Instant::now();
         let name = format!("{} {}", job.kernel.name, job.group);
-        let machine = self.machine(job.kernel, &job.group, &job.script, accelerator)?;
         let mut told = Told::default();
-        let end = machine.run(|line| {
-            told.line(line);
-            println!("{name} │ {line}");
+        let end = self.machine(job.kernel, &job.group, &job.script, accelerator).and_then(|machine| {
+            machine.run(|line| {
+                told.line(line);
+                println!("{name} │ {line}");
+            })
         });
         let verdict = match end.unwrap_or_else(|error| End::Broken(format!("{error:#}"))) {
             End::Exit(0) if job.kernel.expectation == Expectation::Refused && told.count.passed == 0 => {
@@ -388,7 +392,7 @@ impl Room {
         };
         let time = started.elapsed();
         println!("{name} │ {verdict} after {:.0} s", time.as_secs_f32());
-        Ok(Group { name, verdict, count: told.count, failures: told.failures, time })
+        Group { name, verdict, count: told.count, failures: told.failures, time }
     }
 }
 
