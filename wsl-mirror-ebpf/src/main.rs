@@ -2,8 +2,8 @@
 //! socket ([`owners`]).
 //!
 //! It is the edge: it reads the packet, asks the kernel and acts, and leaves every decision to
-//! [`wsl_mirror_ebpf::verdict::decide`]. It always returns `TCX_NEXT`, so that whoever else is on the hook
-//! still runs.
+//! [`wsl_mirror_ebpf::verdict::decide`], and for fragments without ports to [`wsl_mirror_ebpf::fragments`]. It returns
+//! `TCX_NEXT`, so that whoever else is on the hook still runs, but for what it has `lo` deliver.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]

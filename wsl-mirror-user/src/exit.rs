@@ -35,7 +35,7 @@ pub enum Exit {
     NoKfuncs = 12,
     /// The kernel's conntrack is a module: its kfuncs are out of reach.
     ConntrackModule = 13,
-    /// Another wsl-mirror is at work and does not finish.
+    /// Another wsl-mirror is at work: an agent, or one that does not finish.
     Busy = 14,
     /// Loaded already, on another interface or by another hook.
     OtherInterface = 15,
@@ -57,8 +57,11 @@ impl Exit {
         (Self::Success, "done"),
         (Self::Failure, "failed for a reason that has no number of its own"),
         (Self::Usage, "the command line was not understood"),
-        (Self::NotLoaded, "status: nothing is loaded"),
-        (Self::NotAttached, "status: loaded, but the interface is gone or was made anew"),
+        (Self::NotLoaded, "status, exempt, log: nothing is loaded"),
+        (
+            Self::NotAttached,
+            "status: loaded, but the interface is gone, was made anew, or the program was detached",
+        ),
         (Self::NotRoot, "root is needed"),
         (Self::Config, "the configuration cannot be read or says something impossible"),
         (Self::NoInterface, "there is no such interface"),
@@ -68,7 +71,7 @@ impl Exit {
         (Self::NoBtf, "the kernel has no BTF"),
         (Self::NoKfuncs, "the kernel has no conntrack kfuncs"),
         (Self::ConntrackModule, "the kernel's conntrack is a module"),
-        (Self::Busy, "another wsl-mirror is at work and does not finish"),
+        (Self::Busy, "another wsl-mirror is at work: `run` stays, or something does not finish"),
         (Self::OtherInterface, "loaded already, on another interface or by another hook"),
         (Self::Kernel, "the kernel refused a program, map, link or filter"),
         (Self::NotWsl, "install, mode: this is not WSL"),

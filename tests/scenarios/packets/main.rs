@@ -24,7 +24,7 @@ use wsl_mirror_lab::{
     GUEST_MAC, Lab, Sockets, loopback, nat, pace,
     process::{COMMAND_LIMIT, run_with_input},
     raw::RawSocket,
-    servers,
+    servers, tcp,
 };
 use wsl_mirror_packets::{BY_FORM, Sample, Spec, TO_US, anything, samples_of};
 
@@ -34,7 +34,7 @@ use crate::{
     ring::Ring,
 };
 
-/// How many frames go through `BPF_PROG_TEST_RUN` in each of the two configurations.
+/// How many frames go through `BPF_PROG_TEST_RUN` in each of the three configurations.
 const GENERATED: usize = 100_000;
 /// What that call takes at most; the kernel wants its own room in the page.
 const TEST_RUN_LONGEST: usize = 3_500;
@@ -54,37 +54,49 @@ const BATCH_LIMIT: Duration = Duration::from_secs(2);
 const FRAGMENTS_LIMIT: Duration = Duration::from_secs(15);
 
 /// Entries that others have made, where generated frames come by.
-const FOREIGN: [Foreign; 9] = {
+const FOREIGN: [Foreign; 10] = {
     const TCP: Foreign = Foreign {
         protocol: Protocol::Tcp,
         ports: (50_000, 8080),
         state: Some(("ESTABLISHED", 3)),
-        translated: false,
+        translated: None,
         answered: true,
     };
+    const CONTAINER: Option<&str> = Some("172.17.0.2:80");
     const UDP: Foreign = Foreign { protocol: Protocol::Udp, state: None, answered: false, ..TCP };
     [
         // Linux to Linux, or from before the load.
         TCP,
         UDP,
         // Finished.
-        Foreign { ports: (50_001, 8080), state: Some(("TIME_WAIT", 7)), ..TCP },
+        Foreign { ports: (50_002, 8081), state: Some(("TIME_WAIT", 7)), ..TCP },
         Foreign { ports: (50_002, 8080), state: Some(("CLOSE", 8)), ..TCP },
         // Caught by an engine's DNAT.
         Foreign {
             ports: (50_003, 8080),
             state: Some(("SYN_SENT", 1)),
-            translated: true,
+            translated: CONTAINER,
             answered: false,
             ..TCP
         },
-        Foreign { ports: (50_002, 8080), translated: true, ..UDP },
-        Foreign { ports: (50_003, 8081), translated: true, ..UDP },
+        Foreign { ports: (50_002, 8080), translated: CONTAINER, ..UDP },
+        Foreign { ports: (50_003, 8081), translated: CONTAINER, ..UDP },
         // Carried by it.
-        Foreign { ports: (50_000, 8081), translated: true, ..TCP },
-        Foreign { ports: (50_001, 8080), translated: true, answered: true, ..UDP },
+        Foreign { ports: (50_000, 8081), translated: CONTAINER, ..TCP },
+        Foreign { ports: (50_001, 8080), translated: CONTAINER, answered: true, ..UDP },
+        // Redirected to a program here, which need not answer at all.
+        Foreign {
+            ports: (50_001, 8081),
+            state: Some(("SYN_SENT", 1)),
+            translated: Some("127.0.0.1:8082"),
+            answered: false,
+            ..TCP
+        },
     ]
 };
+
+/// From which of Windows' ports there are connections to 8080, where frames meet the program alone.
+const CONNECTED: [u16; 2] = [50_001, 50_003];
 
 /// Sockets and policies behind the ports that come up often (`wsl_mirror_packets::SERVER_PORTS`), in the guest
 /// and in the model of it.
@@ -159,8 +171,8 @@ impl World {
             if let Some((name, _)) = foreign.state {
                 write!(entries, " --state {name}")?;
             }
-            if foreign.translated {
-                write!(entries, " --dst-nat 172.17.0.2:80")?;
+            if let Some(to) = foreign.translated {
+                write!(entries, " --dst-nat {to}")?;
             }
             if foreign.answered {
                 write!(entries, " -u SEEN_REPLY")?;
@@ -283,6 +295,13 @@ fn program_and_pure_function_agree(
     change: impl FnOnce(&mut World, &mut Program) -> Result<()> + Send,
 ) -> Result<Verdicts> {
     let mut world = World::new()?;
+    // Flows of which there is a socket at this end: one without an entry, and one whose entry a DNAT has caught. From
+    // before the load, so nothing is remembered of them.
+    let mut connections = Vec::new();
+    for client in CONNECTED {
+        connections.push(tcp::Client::new(world.lab.windows(), loopback(8080)).from_port(client).connect()?);
+        world.model.connections.insert((client, 8080));
+    }
     world.load(configuration)?;
     let guest = world.lab.guest().clone();
     // Without a carrier nothing comes in that we have not sent.
@@ -320,6 +339,7 @@ fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_
             Reason::Established,
             Reason::Reused,
             Reason::Healed,
+            Reason::PickedUp,
             Reason::NotOurs,
             Reason::EngineNat,
             Reason::Reply,

@@ -42,11 +42,12 @@ impl Tuple {
 struct Found {
     status: u64,
     tcp_state: u8,
+    is_to_loopback: bool,
 }
 
 impl Found {
     /// As the program makes it. No frame gets past the hook, so it stays so: no answer, state NONE.
-    const OURS: Self = Self { status: status::DST_NAT_DONE, tcp_state: 0 };
+    const OURS: Self = Self { status: status::DST_NAT_DONE, tcp_state: 0, is_to_loopback: false };
 
     /// The replies of a flow that goes elsewhere come from elsewhere.
     fn is_translated(self) -> bool {
@@ -63,8 +64,8 @@ pub struct Foreign {
     pub ports: (u16, u16),
     /// For TCP: conntrack's name and number of the state.
     pub state: Option<(&'static str, u8)>,
-    /// Whether an engine's DNAT carries it.
-    pub translated: bool,
+    /// Where a DNAT has it go.
+    pub translated: Option<&'static str>,
     /// Whether an answer came.
     pub answered: bool,
 }
@@ -76,6 +77,8 @@ pub struct Model {
     pub listeners: HashMap<(Protocol, u16), Policy>,
     /// A UDP socket that hears one client only: its address and port, and the server's port.
     pub connected: Option<([u8; 4], u16, u16)>,
+    /// TCP connections from Windows: its port, and ours.
+    pub connections: HashSet<(u16, u16)>,
     /// What is written about ports.
     pub policies: HashMap<PortKey, Policy>,
     /// What is true of the others.
@@ -100,6 +103,7 @@ impl Model {
         Self {
             listeners: HashMap::new(),
             connected: None,
+            connections: HashSet::new(),
             policies: HashMap::new(),
             default: Policy::Steer,
             lo: false,
@@ -140,10 +144,11 @@ impl Model {
         let tuple =
             Tuple { protocol: foreign.protocol, from: (here, foreign.ports.0), to: (here, foreign.ports.1) };
         let done = status::SRC_NAT_DONE | status::DST_NAT_DONE;
-        let translated = if foreign.translated { status::DST_NAT | done } else { 0 };
+        let translated = if foreign.translated.is_some() { status::DST_NAT | done } else { 0 };
         let answered = if foreign.answered { status::SEEN_REPLY } else { 0 };
         let tcp_state = foreign.state.map_or(0, |(_, number)| number);
-        self.entries.insert(tuple, Found { status: translated | answered, tcp_state });
+        let is_to_loopback = foreign.translated.is_some_and(|to| to.starts_with("127."));
+        self.entries.insert(tuple, Found { status: translated | answered, tcp_state, is_to_loopback });
     }
 
     /// Which entry matches the packet, and whether as a reply.
@@ -196,9 +201,8 @@ fn port(packet: &Packet) -> PortKey {
 impl Kernel for Model {
     fn conntrack(&mut self, packet: &Packet) -> Conntrack {
         match self.find(packet) {
-            Some((_, is_reply, Found { status, tcp_state })) => {
-                // What is translated in here goes to a container.
-                Conntrack::Found(Entry { is_reply, status, tcp_state, is_to_loopback: false })
+            Some((_, is_reply, Found { status, tcp_state, is_to_loopback })) => {
+                Conntrack::Found(Entry { is_reply, status, tcp_state, is_to_loopback })
             }
             None => Conntrack::Missing,
         }
@@ -237,8 +241,9 @@ impl Kernel for Model {
         }
     }
 
-    fn has_connection(&mut self, _: &Packet) -> bool {
-        false
+    fn has_connection(&mut self, packet: &Packet) -> bool {
+        packet.client == Ipv4Addr::LOCALHOST.octets()
+            && self.connections.contains(&(packet.client_port, packet.server_port))
     }
 
     fn expire(&mut self, packet: &Packet) -> Result<(), ()> {
