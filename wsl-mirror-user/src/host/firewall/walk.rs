@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use wsl_mirror_ebpf::abi::{PortRule, Protocol};
 
-use super::{Chain, Condition, Drop, Ruleset, Sense, Verdict};
+use super::{Chain, Condition, Drop, Rule, Ruleset, Sense, Verdict};
 
 /// Conntrack's own priority (`NF_IP_PRI_CONNTRACK`): what comes before it meets packets that have no entry yet.
 const CONNTRACK: i64 = -200;
@@ -85,10 +85,20 @@ struct Packet<'a> {
 
 /// Where a packet is after a chain.
 enum After<'a> {
+    /// It may be through with the base chain.
     Through,
+    /// It is gone, for sure.
     Dropped(&'a str),
-    /// At the end of the chain.
+    /// It may be at the end of the chain; if it is not, it is gone.
     Back,
+}
+
+/// Whether a rule is for a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Applies {
+    No,
+    Maybe,
+    Yes,
 }
 
 struct Walk<'a> {
@@ -107,36 +117,61 @@ impl<'a> Walk<'a> {
     }
 
     fn go(&mut self, chain: &'a Chain, packet: Packet<'_>, depth: usize) -> After<'a> {
+        // Whether it may be back already, by a rule that may be for it or not.
+        let mut may_be_back = false;
         for rule in &chain.rules {
             self.steps = self.steps.saturating_sub(1);
             if self.steps == 0 || depth > DEEPEST {
                 return After::Through;
             }
-            // A rule that may be for the packet or not is taken not to be: what is dropped now and then is no port
-            // that has to be delivered in another way.
-            if !rule.conditions.iter().all(|condition| condition.holds(packet)) {
+            let applies = rule.applies(packet);
+            if applies == Applies::No {
                 continue;
             }
-            let (name, comes_back) = match &rule.verdict {
+            let (after, comes_back) = match &rule.verdict {
                 Verdict::Continue => continue,
-                Verdict::Accept => return After::Through,
-                Verdict::Drop => return After::Dropped(&rule.text),
-                Verdict::Return => return After::Back,
-                Verdict::Jump(name) => (name, true),
-                Verdict::Goto(name) => (name, false),
+                Verdict::Accept => (After::Through, false),
+                Verdict::Drop => (After::Dropped(&rule.text), false),
+                Verdict::Return => (After::Back, false),
+                Verdict::Jump(name) | Verdict::Goto(name) => {
+                    let Some(target) = self.ruleset.chain(&chain.table, name) else { continue };
+                    (self.go(target, packet, depth + 1), matches!(rule.verdict, Verdict::Jump(_)))
+                }
             };
-            let Some(target) = self.ruleset.chain(&chain.table, name) else { continue };
-            match self.go(target, packet, depth + 1) {
+            match after {
+                // What may be let through is not dropped for sure, whatever comes next.
+                After::Through => return After::Through,
+                // What is dropped now and then is no port that has to be delivered in another way, but what goes
+                // on from here may be dropped for sure by another rule.
+                After::Dropped(_) if applies == Applies::Maybe => {}
+                After::Dropped(_) if may_be_back => return After::Back,
+                After::Dropped(by) => return After::Dropped(by),
                 After::Back if comes_back => {}
-                after => return after,
+                After::Back if applies == Applies::Maybe => may_be_back = true,
+                After::Back => return After::Back,
             }
         }
         After::Back
     }
 }
 
+impl Rule {
+    fn applies(&self, packet: Packet<'_>) -> Applies {
+        let mut applies = Applies::Yes;
+        for condition in &self.conditions {
+            match condition.holds(packet) {
+                Some(true) => {}
+                Some(false) => return Applies::No,
+                None => applies = Applies::Maybe,
+            }
+        }
+        applies
+    }
+}
+
 impl Condition {
-    fn holds(&self, packet: Packet<'_>) -> bool {
+    /// `None` if nobody knows.
+    fn holds(&self, packet: Packet<'_>) -> Option<bool> {
         let (found, sense) = match self {
             Self::Interface(names, sense) => {
                 (names.iter().any(|name| matches(name, packet.interface)), sense)
@@ -148,9 +183,9 @@ impl Condition {
             Self::DestinationPort(ports, sense) => {
                 (ports.iter().any(|range| range.contains(&packet.port)), sense)
             }
-            Self::Unknown => return false,
+            Self::Unknown => return None,
         };
-        found == (*sense == Sense::Is)
+        Some(found == (*sense == Sense::Is))
     }
 }
 
@@ -163,7 +198,7 @@ fn matches(pattern: &str, interface: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Base, Rule};
+    use super::super::Base;
     use super::*;
 
     fn chain(name: &str, base: bool, rules: Vec<Rule>) -> Chain {
@@ -235,6 +270,66 @@ mod tests {
         assert_eq!(with(not_on_lo(Verdict::Return)), []);
         assert_eq!(with(not_on_lo(Verdict::Jump("empty".into()))).len(), 2);
         assert_eq!(with(not_on_lo(Verdict::Jump("nowhere".into()))).len(), 2);
+    }
+
+    /// A rule that may be for a packet or not.
+    fn perhaps(verdict: Verdict) -> Rule {
+        Rule { conditions: vec![Condition::Unknown], verdict, ..Rule::default() }
+    }
+
+    #[test]
+    fn what_a_rule_before_the_drop_may_let_through_is_not_dropped_for_sure() {
+        let with = |first| walked(vec![chain("a", true, vec![first, not_on_lo(Verdict::Drop)])]);
+        assert_eq!(with(perhaps(Verdict::Accept)), []);
+        assert_eq!(with(perhaps(Verdict::Return)), []);
+        // One that may drop it, or has no verdict, changes nothing.
+        assert_eq!(with(perhaps(Verdict::Drop)).len(), 2);
+        assert_eq!(with(perhaps(Verdict::Continue)).len(), 2);
+        // Nor does one that is for another packet.
+        let elsewhere = Condition::Interface(vec!["eth0".into()], Sense::Is);
+        let mut first = perhaps(Verdict::Accept);
+        first.conditions.push(elsewhere);
+        assert_eq!(with(first).len(), 2);
+
+        let on_lo = Rule {
+            conditions: vec![Condition::Interface(vec!["lo".into()], Sense::Is)],
+            verdict: Verdict::Accept,
+            ..Rule::default()
+        };
+        let by_policy = |first| {
+            let mut chain = chain("a", true, vec![first, on_lo.clone()]);
+            chain.base.as_mut().unwrap().drops = true;
+            walked(vec![chain])
+        };
+        assert_eq!(by_policy(perhaps(Verdict::Accept)), []);
+        assert_eq!(by_policy(perhaps(Verdict::Return)).len(), 2, "back is where the policy is");
+    }
+
+    #[test]
+    fn a_chain_that_may_be_jumped_to_counts_for_what_it_may_do() {
+        let with = |first: Rule, there: Vec<Rule>| {
+            let rules = vec![first, not_on_lo(Verdict::Drop)];
+            walked(vec![chain("a", true, rules), chain("there", false, there)]).len()
+        };
+        let jump = || perhaps(Verdict::Jump("there".into()));
+        let goto = || perhaps(Verdict::Goto("there".into()));
+        for (there, after_jump, after_goto) in [
+            (Verdict::Accept, 0, 0),
+            (Verdict::Return, 2, 0),
+            (Verdict::Continue, 2, 0),
+            (Verdict::Drop, 2, 2),
+        ] {
+            assert_eq!(with(jump(), vec![not_on_lo(there.clone())]), after_jump, "{there:?}");
+            assert_eq!(with(goto(), vec![not_on_lo(there.clone())]), after_goto, "{there:?}");
+        }
+        let there = || vec![perhaps(Verdict::Return), not_on_lo(Verdict::Drop)];
+        let alone = |first| walked(vec![chain("a", true, vec![first]), chain("there", false, there())]);
+        assert_eq!(alone(not_on_lo(Verdict::Jump("there".into()))), []);
+        assert_eq!(
+            with(not_on_lo(Verdict::Jump("there".into())), there()),
+            2,
+            "whoever comes back is dropped"
+        );
     }
 
     #[test]

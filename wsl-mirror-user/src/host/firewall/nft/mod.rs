@@ -1,0 +1,580 @@
+//! `nft -n -j list ruleset` (libnftables-json(5)).
+//!
+//! Only what matters here is understood; a condition that is not counts as one that may hold or not.
+
+mod marks;
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+
+use super::{ABOUT_US, Base, Chain, Condition, Rule, Ruleset, Sense, Verdict};
+use crate::host::marks::MarkUse;
+use marks::{bits_given, bits_of_statement, restored_bits};
+
+/// How deep an expression may be; nft's own are a handful.
+const DEEPEST: usize = 32;
+
+/// Reads it.
+pub fn parse(text: &str) -> Result<Ruleset, String> {
+    let value: Value = serde_json::from_str(text).map_err(|error| format!("nft's JSON: {error}"))?;
+    let items = value["nftables"].as_array().ok_or("nft's JSON has no \"nftables\"")?;
+    let mut ruleset = Ruleset::default();
+    let mut elements = Elements::default();
+    let dormant: HashSet<String> = items
+        .iter()
+        .filter_map(|item| item.get("table"))
+        .filter(|table| is_dormant(table))
+        .map(table)
+        .collect();
+    for item in items {
+        for kind in ["set", "map"] {
+            if let Some(set) = item.get(kind) {
+                let all = set["elem"].as_array().map_or(&[] as &[Value], Vec::as_slice);
+                elements.0.insert((table(set), text_of(set, "name")), all);
+            }
+        }
+        if let Some(chain) = item.get("chain") {
+            let mut chain = read_chain(chain);
+            // No packet enters it until somebody wakes the table; its marks are somebody's nevertheless.
+            chain.base = chain.base.filter(|_| !dormant.contains(&chain.table));
+            ruleset.chains.push(chain);
+        }
+    }
+    let mut places: HashMap<(String, String), usize> = HashMap::new();
+    for (index, chain) in ruleset.chains.iter().enumerate() {
+        places.insert((chain.table.clone(), chain.name.clone()), index);
+    }
+    for rule in items.iter().filter_map(|item| item.get("rule")) {
+        let table = table(rule);
+        let rules = read_rule(rule, &table, &elements);
+        let chain = places.get(&(table, text_of(rule, "chain"))).and_then(|at| ruleset.chains.get_mut(*at));
+        if let Some(chain) = chain {
+            chain.rules.extend(rules);
+        }
+    }
+    // A map that gives marks may be used where we do not see it: in another map, or by a program that looks it up.
+    for map in items.iter().filter_map(|item| item.get("map")) {
+        let values = elements.of(&table(map), &text_of(map, "name")).iter().filter_map(|pair| pair.get(1));
+        let bits = values.fold(0, |bits, value| bits | bits_given(&map["map"], value));
+        let by = format!("{}: map {}", table(map), text_of(map, "name"));
+        if bits != 0 {
+            ruleset.marks.push(MarkUse { bits, by });
+        }
+    }
+    Ok(ruleset)
+}
+
+/// The elements of named sets and maps.
+#[derive(Default)]
+struct Elements<'a>(HashMap<(String, String), &'a [Value]>);
+
+impl<'a> Elements<'a> {
+    fn of(&self, table: &str, name: &str) -> &'a [Value] {
+        self.0.get(&(table.to_owned(), name.to_owned())).copied().unwrap_or_default()
+    }
+
+    /// What a right-hand side stands for: itself, or each element of a set.
+    fn all<'v>(&self, table: &str, value: &'v Value) -> Vec<&'v Value>
+    where
+        'a: 'v,
+    {
+        self.entries(table, value).into_iter().map(without_details).collect()
+    }
+
+    /// The same, with what else there is to an element.
+    fn entries<'v>(&self, table: &str, value: &'v Value) -> Vec<&'v Value>
+    where
+        'a: 'v,
+    {
+        match value.as_str().and_then(|name| name.strip_prefix('@')) {
+            Some(name) => self.of(table, name).iter().collect(),
+            None => match value.get("set").and_then(Value::as_array) {
+                Some(set) => set.iter().collect(),
+                None => vec![value],
+            },
+        }
+    }
+
+    /// The keys of a map.
+    fn keys<'v>(&self, table: &str, map: &'v Value) -> Vec<&'v Value>
+    where
+        'a: 'v,
+    {
+        self.all(table, map).into_iter().filter_map(|pair| pair.get(0)).map(without_details).collect()
+    }
+}
+
+/// An element may come with a timeout, a comment or a counter.
+fn without_details(value: &Value) -> &Value {
+    value.get("elem").and_then(|elem| elem.get("val")).unwrap_or(value)
+}
+
+/// Whether an element comes with something that has to hold as well: a set may have a limit for each of them.
+fn is_limited(value: &Value) -> bool {
+    let details = value.get("elem").and_then(Value::as_object);
+    details.is_some_and(|details| {
+        let harmless = ["val", "timeout", "expires", "comment", "counter", "last"];
+        details.keys().any(|name| !harmless.contains(&name.as_str()))
+    })
+}
+
+fn text_of(object: &Value, field: &str) -> String {
+    object[field].as_str().unwrap_or_default().to_owned()
+}
+
+fn table(object: &Value) -> String {
+    let name = object.get("table").unwrap_or(&object["name"]).as_str().unwrap_or_default();
+    format!("nft {} {name}", object["family"].as_str().unwrap_or_default())
+}
+
+/// Whether a table's chains are out of use. Several flags are a list; of a single one that depends on the version.
+fn is_dormant(table: &Value) -> bool {
+    let flags = &table["flags"];
+    flags == "dormant" || flags.as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "dormant"))
+}
+
+fn read_chain(chain: &Value) -> Chain {
+    let base = chain["hook"].as_str().map(|hook| Base {
+        hook: hook.to_owned(),
+        priority: chain["prio"].as_i64().unwrap_or_default(),
+        drops: chain["policy"] == "drop",
+    });
+    Chain {
+        table: table(chain),
+        name: text_of(chain, "name"),
+        sees_ipv4: matches!(chain["family"].as_str(), Some("ip" | "inet")),
+        base,
+        rules: Vec::new(),
+    }
+}
+
+/// One rule, or several for one that chooses its verdict by a map.
+fn read_rule(rule: &Value, table: &str, elements: &Elements<'_>) -> Vec<Rule> {
+    let mut read = Rule {
+        text: format!("{table}: chain {} handle {}", text_of(rule, "chain"), rule["handle"]),
+        is_about_us: rule["comment"].as_str().is_some_and(|comment| comment.starts_with(ABOUT_US)),
+        ..Rule::default()
+    };
+    let mut by_map = Vec::new();
+    for statement in rule["expr"].as_array().map_or(&[] as &[Value], Vec::as_slice) {
+        read.mark_bits |= bits_of_statement(statement, table, elements);
+        read.restored_bits |= restored_bits(statement, table, elements);
+        if let Some(found) = statement.get("match") {
+            read.conditions.extend(conditions(found, table, elements));
+        } else if let Some(change) = statement.get("mangle") {
+            if !always_succeeds(change) {
+                read.conditions.push(Condition::Unknown);
+            }
+        } else if let Some(map) = statement.get("vmap") {
+            for pair in elements.all(table, &map["data"]) {
+                let (Some(key), Some(verdict)) = (pair.get(0), pair.get(1)) else { continue };
+                let found = serde_json::json!({"op": "==", "left": map["key"], "right": key});
+                by_map.push((conditions(&found, table, elements), read_verdict(verdict)));
+            }
+        } else if statement.get("xt").is_some() {
+            read.has_xt = true;
+            read.conditions.push(Condition::Unknown);
+        } else if let Some(verdict) = read_verdict(statement) {
+            read.verdict = verdict;
+        } else if statement.get("queue").is_some() {
+            // Who gets it there may let it through.
+            read.conditions.push(Condition::Unknown);
+            read.verdict = Verdict::Accept;
+        } else if !goes_on(statement) {
+            read.conditions.push(Condition::Unknown);
+        }
+    }
+    if by_map.is_empty() {
+        return vec![read];
+    }
+    by_map
+        .into_iter()
+        .map(|(conditions, verdict)| {
+            let mut rule = read.clone();
+            rule.conditions.extend(conditions);
+            rule.verdict = verdict.unwrap_or_default();
+            rule
+        })
+        .collect()
+}
+
+fn read_verdict(statement: &Value) -> Option<Verdict> {
+    let (name, argument) = statement.as_object()?.iter().next()?;
+    let target = || argument["target"].as_str().unwrap_or_default().to_owned();
+    match name.as_str() {
+        "continue" => Some(Verdict::Continue),
+        "accept" => Some(Verdict::Accept),
+        "drop" | "reject" => Some(Verdict::Drop),
+        "return" => Some(Verdict::Return),
+        "jump" => Some(Verdict::Jump(target())),
+        "goto" => Some(Verdict::Goto(target())),
+        _ => None,
+    }
+}
+
+/// Whether a rule goes on behind a statement for every packet: `limit`, `quota`, `ct count` and others end it for some
+/// (`NFT_BREAK`).
+fn goes_on(statement: &Value) -> bool {
+    let Some((name, argument)) = statement.as_object().and_then(|fields| fields.iter().next()) else {
+        return false;
+    };
+    match name.as_str() {
+        "counter" | "log" | "last" | "notrack" | "dup" | "ct helper" | "ct timeout" | "ct expectation" => {
+            true
+        }
+        // An element is added or updated, which fails only where the set is full. Some then ask a limit of the
+        // element's own; `meter` is how older ones say that.
+        "set" | "map" | "meter" => match argument.get("stmt") {
+            Some(Value::Array(statements)) => statements.iter().all(goes_on),
+            Some(statement) => goes_on(statement),
+            None => true,
+        },
+        _ => false,
+    }
+}
+
+/// Whether a change can be made to every packet. Where it cannot, the rule ends.
+fn always_succeeds(change: &Value) -> bool {
+    let key = &change["key"];
+    (key.get("meta").is_some() || key.get("ct").is_some()) && is_always_there(&change["value"], 0)
+}
+
+/// Whether every packet has what an expression is made of, and no map is asked, which may not have the key.
+fn is_always_there(value: &Value, depth: usize) -> bool {
+    let inside = |value: &Value| depth < DEEPEST && is_always_there(value, depth + 1);
+    match value {
+        Value::Array(values) => values.iter().all(inside),
+        Value::Object(fields) => fields.iter().all(|(name, value)| match name.as_str() {
+            "meta" => value["key"] == "mark",
+            "numgen" => true,
+            "&" | "|" | "^" | "<<" | ">>" => inside(value),
+            _ => false,
+        }),
+        _ => true,
+    }
+}
+
+/// What a match wants of a packet.
+fn conditions(found: &Value, table: &str, elements: &Elements<'_>) -> Vec<Condition> {
+    let mut wanted = vec![condition(found, table, elements).unwrap_or(Condition::Unknown)];
+    if elements.entries(table, &found["right"]).into_iter().any(is_limited) {
+        wanted.push(Condition::Unknown);
+    }
+    implied(&found["left"], &mut wanted, 0);
+    wanted
+}
+
+/// What a match says it wants, if that is understood.
+fn condition(found: &Value, table: &str, elements: &Elements<'_>) -> Option<Condition> {
+    let sense = match found["op"].as_str() {
+        Some("==" | "in") => Sense::Is,
+        Some("!=") => Sense::IsNot,
+        _ => return None,
+    };
+    let (left, right) = (&found["left"], elements.all(table, &found["right"]));
+    if let Some(key) = left.get("meta").and_then(|meta| meta["key"].as_str()) {
+        return match key {
+            "iif" | "iifname" => all(&right, |value| value.as_str().map(str::to_owned))
+                .map(|names| Condition::Interface(names, sense)),
+            "l4proto" => all(&right, protocol).map(|protocols| Condition::Protocol(protocols, sense)),
+            "nfproto" | "protocol" => {
+                let is_ipv4 = right.iter().any(|value| means_ipv4(value, key));
+                Some(if is_ipv4 == (sense == Sense::Is) { ALWAYS } else { NEVER })
+            }
+            _ => None,
+        };
+    }
+    let payload = left.get("payload").filter(|payload| !is_inner(payload))?;
+    let of = |name: &str| payload["protocol"] == name;
+    match payload["field"].as_str()? {
+        "daddr" if of("ip") => all(&right, addresses).map(|ranges| Condition::Destination(ranges, sense)),
+        "saddr" if of("ip") => all(&right, addresses).map(|ranges| Condition::Source(ranges, sense)),
+        "protocol" if of("ip") => {
+            all(&right, protocol).map(|protocols| Condition::Protocol(protocols, sense))
+        }
+        "dport" => all(&right, ports).map(|ports| Condition::DestinationPort(ports, sense)),
+        _ => None,
+    }
+}
+
+/// Holds for every IPv4 packet.
+const ALWAYS: Condition = Condition::Protocol(Vec::new(), Sense::IsNot);
+/// Holds for none.
+const NEVER: Condition = Condition::Protocol(Vec::new(), Sense::Is);
+
+/// What a packet has to be for there to be anything to compare: `tcp dport` also wants TCP, without saying so.
+fn implied(left: &Value, wanted: &mut Vec<Condition>, depth: usize) {
+    if depth >= DEEPEST {
+        return;
+    }
+    if let Some(payload) = left.get("payload") {
+        let name = payload["protocol"].as_str().filter(|_| !is_inner(payload)).unwrap_or_default();
+        if matches!(name, "ip6" | "arp") {
+            wanted.push(NEVER);
+        } else if let Some(number) = protocol(&Value::from(name)) {
+            wanted.push(Condition::Protocol(vec![number], Sense::Is));
+        }
+        return;
+    }
+    match left {
+        Value::Array(values) => values.iter().for_each(|value| implied(value, wanted, depth + 1)),
+        Value::Object(fields) => fields.values().for_each(|value| implied(value, wanted, depth + 1)),
+        _ => {}
+    }
+}
+
+/// Whether it is a header of a packet in a tunnel.
+fn is_inner(payload: &Value) -> bool {
+    payload.get("tunnel").is_some()
+}
+
+/// Whether a family (`nfproto`: `NFPROTO_IPV4`) or a protocol of layer 3 (`ETH_P_IP`, which nft prints with its bytes
+/// swapped) is IPv4.
+fn means_ipv4(value: &Value, key: &str) -> bool {
+    match value.as_str() {
+        Some(name) => matches!(name, "ip" | "ipv4"),
+        None => match value.as_u64() {
+            Some(2) => key == "nfproto",
+            Some(0x0800 | 0x0008) => key == "protocol",
+            _ => false,
+        },
+    }
+}
+
+/// Every value, if each is understood.
+fn all<T>(values: &[&Value], read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    values.iter().map(|value| read(value)).collect()
+}
+
+fn protocol(value: &Value) -> Option<u8> {
+    match value.as_str() {
+        Some("tcp") => Some(6),
+        Some("udp") => Some(17),
+        Some("icmp") => Some(1),
+        Some("igmp") => Some(2),
+        Some("gre") => Some(47),
+        Some("esp") => Some(50),
+        Some("ah") => Some(51),
+        Some("icmpv6" | "ipv6-icmp") => Some(58),
+        Some("comp") => Some(108),
+        Some("sctp") => Some(132),
+        Some("dccp") => Some(33),
+        Some("udplite") => Some(136),
+        Some(number) => number.parse().ok(),
+        None => u8::try_from(value.as_u64()?).ok(),
+    }
+}
+
+fn ports(value: &Value) -> Option<RangeInclusive<u16>> {
+    let port = |value: &Value| u16::try_from(value.as_u64()?).ok();
+    match value.get("range") {
+        Some(range) => Some(port(range.get(0)?)?..=port(range.get(1)?)?),
+        None => port(value).map(|port| port..=port),
+    }
+}
+
+fn addresses(value: &Value) -> Option<RangeInclusive<u32>> {
+    let address = |value: &Value| value.as_str()?.parse::<Ipv4Addr>().ok().map(u32::from);
+    if let Some(range) = value.get("range") {
+        return Some(address(range.get(0)?)?..=address(range.get(1)?)?);
+    }
+    if let Some(prefix) = value.get("prefix") {
+        let length = u32::try_from(prefix["len"].as_u64()?).ok()?;
+        let host_bits = u32::MAX.checked_shr(length).unwrap_or(0);
+        let first = address(&prefix["addr"])? & !host_bits;
+        return (length <= u32::BITS).then_some(first..=first | host_bits);
+    }
+    address(value).map(|address| address..=address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn addresses_are_read_as_ranges() {
+        let range = |value| addresses(&value).map(|range| range.map(Ipv4Addr::from).collect::<Vec<_>>());
+        assert_eq!(range(json!("127.0.0.1")), Some(vec![Ipv4Addr::LOCALHOST]));
+        let net = addresses(&json!({"prefix": {"addr": "127.0.0.0", "len": 8}})).unwrap();
+        assert_eq!((*net.start(), *net.end()), (0x7f00_0000, 0x7fff_ffff));
+        assert_eq!(addresses(&json!({"prefix": {"addr": "0.0.0.0", "len": 0}})), Some(0..=u32::MAX));
+        assert_eq!(addresses(&json!({"prefix": {"addr": "0.0.0.0", "len": 33}})), None);
+        assert_eq!(
+            addresses(&json!({"prefix": {"addr": "1.2.3.4", "len": 32}})),
+            Some(0x0102_0304..=0x0102_0304)
+        );
+        assert_eq!(addresses(&json!("localhost")), None);
+    }
+
+    /// A table of these sets and maps, a chain `c` and its rules, read from nft's own words.
+    pub(super) fn ruleset(objects: &[Value], chain: Value, rules: &[Value]) -> Ruleset {
+        let in_table = |mut object: Value| {
+            object["family"] = "inet".into();
+            object["table"] = "t".into();
+            object
+        };
+        let mut items = vec![json!({"chain": in_table(chain)})];
+        for object in objects {
+            let (kind, object) = object.as_object().unwrap().iter().next().unwrap();
+            items.push(json!({kind: in_table(object.clone())}));
+        }
+        items.extend(rules.iter().map(|rule| json!({"rule": in_table(json!({"chain": "c", "expr": rule}))})));
+        parse(&json!({"nftables": items}).to_string()).unwrap()
+    }
+
+    /// How many ranges of UDP ports are dropped unless they come in on `lo`, by a chain in front of conntrack.
+    fn dropped(objects: &[Value], rules: &[Value], policy: &str) -> usize {
+        let chain = json!({"name": "c", "hook": "prerouting", "prio": -300, "policy": policy});
+        let drops = super::super::walk::drops(&ruleset(objects, chain, rules), "loopback0");
+        drops.iter().filter(|drop| drop.protocol == wsl_mirror_ebpf::abi::Protocol::Udp).count()
+    }
+
+    fn not_on_lo() -> Value {
+        json!({"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "lo"}})
+    }
+
+    #[test]
+    fn a_drop_behind_a_statement_that_ends_the_rule_for_some_packets_is_not_certain() {
+        let limit = json!({"limit": {"rate": 400, "burst": 5, "per": "second", "inv": true}});
+        let source = json!({"payload": {"protocol": "ip", "field": "saddr"}});
+        for statement in [
+            limit.clone(),
+            json!({"limit": "named"}),
+            json!({"quota": {"val": 100, "val_unit": "mbytes", "inv": true}}),
+            json!({"quota": "named"}),
+            json!({"ct count": {"val": 20, "inv": true}}),
+            json!({"set": {"op": "update", "elem": source, "set": "@flood", "stmt": [limit]}}),
+            json!({"set": {"op": "add", "elem": source, "set": "@flood", "stmt": [{"ct count": {"val": 20}}]}}),
+            json!({"map": {"op": "update", "elem": source, "data": 1, "map": "@m", "stmt": [limit]}}),
+            json!({"meter": {"key": source, "stmt": limit, "size": 1024, "name": "m"}}),
+            json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"map": {"key": source, "data": "@m"}}}}),
+            json!({"mangle": {"key": {"payload": {"protocol": "ip", "field": "dscp"}}, "value": 1}}),
+            json!({"something": "new"}),
+        ] {
+            assert_eq!(
+                dropped(&[], &[json!([not_on_lo(), statement, {"drop": null}])], "accept"),
+                0,
+                "{statement}"
+            );
+        }
+        for statement in [
+            json!({"counter": {"packets": 0, "bytes": 0}}),
+            json!({"counter": null}),
+            json!({"log": {"prefix": "x"}}),
+            json!({"notrack": null}),
+            json!({"set": {"op": "add", "elem": {"elem": {"val": source, "timeout": 10}}, "set": "@seen"}}),
+            json!({"set": {"op": "add", "elem": source, "set": "@seen", "stmt": [{"counter": null}]}}),
+            json!({"mangle": {"key": {"meta": {"key": "nftrace"}}, "value": 1}}),
+            json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"|": [{"meta": {"key": "mark"}}, 16]}}}),
+        ] {
+            assert_eq!(
+                dropped(&[], &[json!([not_on_lo(), statement, {"drop": null}])], "accept"),
+                1,
+                "{statement}"
+            );
+        }
+    }
+
+    #[test]
+    fn elements_that_have_a_limit_of_their_own_make_no_drop_certain() {
+        let port = json!({"payload": {"protocol": "udp", "field": "dport"}});
+        let drop_in = |elem: Value| {
+            let set = [json!({"set": {"name": "s", "type": "inet_service", "elem": [elem]}})];
+            let found = json!({"match": {"op": "==", "left": port, "right": "@s"}});
+            dropped(&set, &[json!([not_on_lo(), found, {"drop": null}])], "accept")
+        };
+        let limit = json!({"rate": 5, "burst": 5, "per": "second"});
+        let quota = json!({"val": 500, "val_unit": "bytes", "inv": true});
+        assert_eq!(drop_in(json!(80)), 1);
+        assert_eq!(
+            drop_in(json!({"elem": {"val": 80, "timeout": 9, "expires": 8, "comment": "x", "counter": {}}})),
+            1
+        );
+        assert_eq!(drop_in(json!({"elem": {"val": 80, "limit": limit}})), 0);
+        assert_eq!(drop_in(json!({"elem": {"val": 80, "quota": quota}})), 0);
+        let by_map = |element: Value| {
+            let vmap = json!({"vmap": {"key": port, "data": {"set": [[element, {"drop": null}]]}}});
+            dropped(&[], &[json!([not_on_lo(), vmap])], "accept")
+        };
+        assert_eq!(by_map(json!({"elem": {"val": 80, "comment": "x"}})), 1);
+        assert_eq!(by_map(json!({"elem": {"val": 80, "limit": limit}})), 0);
+    }
+
+    #[test]
+    fn what_may_be_accepted_in_front_of_a_policy_that_drops_is_not_dropped() {
+        let is = |left: Value, right: Value| json!({"match": {"op": "==", "left": left, "right": right}});
+        let on_lo = json!([is(json!({"meta": {"key": "iifname"}}), json!("lo")), {"accept": null}]);
+        let with = |first: Value| dropped(&[], &[on_lo.clone(), first], "drop");
+        assert_eq!(with(json!([])), 1);
+        let kind = json!({"fib": {"result": "type", "flags": ["daddr"]}});
+        assert_eq!(with(json!([is(kind.clone(), json!(2)), {"accept": null}])), 0);
+        assert_eq!(with(json!([{"vmap": {"key": kind, "data": {"set": [[2, {"accept": null}]]}}}])), 0);
+        assert_eq!(with(json!([{"queue": {"num": 1}}])), 0);
+        // What is for other packets is not in the way.
+        let of = |protocol: &str, field: &str| json!({"payload": {"protocol": protocol, "field": field}});
+        for (left, right) in [
+            (json!({"meta": {"key": "nfproto"}}), json!(10)),
+            (json!({"meta": {"key": "protocol"}}), json!(56710)),
+            (of("ip6", "daddr"), json!("::1")),
+            (of("icmpv6", "type"), json!({"set": [133, 134]})),
+            (of("icmp", "type"), json!(8)),
+            (of("tcp", "sport"), json!(53)),
+            (json!({"&": [of("tcp", "flags"), {"|": [2, 16]}]}), json!(2)),
+            (json!({"concat": [of("ip", "saddr"), of("tcp", "dport")]}), json!({"concat": ["1.2.3.4", 80]})),
+        ] {
+            let found = is(left, right);
+            assert_eq!(with(json!([found, {"accept": null}])), 1, "{found}");
+        }
+        for (left, right) in [
+            (json!({"meta": {"key": "nfproto"}}), json!(2)),
+            (json!({"meta": {"key": "protocol"}}), json!({"set": [8, 56710]})),
+            (of("udp", "sport"), json!(53)),
+            (json!({"payload": {"tunnel": "vxlan", "protocol": "ip", "field": "daddr"}}), json!("1.2.3.4")),
+            (json!({"payload": {"tunnel": "vxlan", "protocol": "tcp", "field": "dport"}}), json!(80)),
+        ] {
+            let found = is(left, right);
+            assert_eq!(with(json!([found, {"accept": null}])), 0, "{found}");
+        }
+    }
+
+    #[test]
+    fn a_dormant_table_drops_nothing_but_its_marks_are_in_use() {
+        let with = |flags: Value| {
+            let of_table = |kind: &str, mut object: Value| {
+                object["family"] = "inet".into();
+                object["table"] = "t".into();
+                json!({kind: object})
+            };
+            let mark = json!({"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 0x1000}});
+            let text = json!({"nftables": [
+                {"table": {"family": "inet", "name": "t", "handle": 1, "flags": flags}},
+                {"table": {"family": "inet", "name": "another", "handle": 2, "flags": ["dormant"]}},
+                of_table("chain", json!({"name": "c", "hook": "prerouting", "prio": -300, "policy": "accept"})),
+                of_table("rule", json!({"chain": "c", "expr": [not_on_lo(), {"drop": null}]})),
+                of_table("rule", json!({"chain": "c", "expr": [mark, {"return": null}]})),
+            ]});
+            let ruleset = parse(&text.to_string()).unwrap();
+            let bits = ruleset.chains[0].rules.iter().fold(0, |bits, rule| bits | rule.mark_bits);
+            (super::super::walk::drops(&ruleset, "loopback0").len(), bits)
+        };
+        assert_eq!(with(json!(["owner"])), (2, 0x1000));
+        // As nft 1.1.3 has it, and 1.1.7.
+        assert_eq!(with(json!("dormant")), (0, 0x1000));
+        assert_eq!(with(json!(["dormant"])), (0, 0x1000));
+        assert_eq!(with(json!(["owner", "dormant"])), (0, 0x1000));
+    }
+
+    #[test]
+    fn what_is_no_ruleset_is_an_error_and_odd_parts_of_one_are_passed_over() {
+        assert!(parse("").is_err() && parse("{}").is_err() && parse("[]").is_err());
+        let odd = json!({"nftables": [
+            3, {"chain": null}, {"rule": {}}, {"set": {"elem": 7}}, {"map": {"map": "mark", "elem": [[1], 2]}},
+            {"rule": {"expr": [{"match": 1}, {"mangle": {}}, {"vmap": {"data": {"set": [[]]}}}, {}]}},
+        ]});
+        assert_eq!(parse(&odd.to_string()).unwrap().chains.len(), 1);
+    }
+}
