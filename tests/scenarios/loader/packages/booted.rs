@@ -231,8 +231,50 @@ fn packages_are_upgraded_while_systemd_runs_the_agent_without_a_loss() -> Result
     })
     .with_context(|| booted.journal().unwrap_or_default())?;
     assert_eq!(booted.unit("ActiveState")?, "active");
+    // Who removes it and thinks better of it has it at work again.
+    booted.run(&["dpkg", "-r", "wsl-mirror"])?.success()?;
+    ensure!(!is_steered(&lab, 8080), "removed");
+    booted.run(&["dpkg", "-i", "/new.deb"])?.success()?;
+    ensure!(is_steered(&lab, 8080), "{}", booted.journal()?);
     // And goes with everything that it has brought.
     booted.run(&["dpkg", "--purge", "wsl-mirror"])?.success()?;
     ensure!(!is_steered(&lab, 8080), "removed");
+    Ok(())
+}
+
+#[test]
+#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+fn packages_program_alone_is_installed_restarted_and_uninstalled_where_systemd_runs() -> Result<()> {
+    const US: &str = "/usr/local/sbin/wsl-mirror";
+    let lab = Lab::builder().build()?;
+    let root = installed(&lab, &newest()?, "mirrored")?;
+    root.ok(&["cp", "/usr/sbin/wsl-mirror", US])?;
+    root.ok(&["dpkg", "--purge", "wsl-mirror"])?;
+    let booted = Booted::new(&lab, &root)?;
+    let started = |before: &str| {
+        wait_for("systemd to start it", COMMAND_LIMIT, || {
+            let (state, process) = (booted.unit("ActiveState")?, booted.unit("MainPID")?);
+            Ok((state == "active" && process != before).then_some(process))
+        })
+        .with_context(|| booted.journal().unwrap_or_default())
+    };
+    booted.run(&[US, "install"])?.success()?;
+    let first = started("0")?;
+    // A newer one in its place, as install(1) puts it there.
+    booted.run(&["sh", "-ec", &format!("cp {US} {US}.new; mv {US}.new {US}")])?.success()?;
+    booted.run(&[US, "install"])?.success()?;
+    started(&first)?;
+    booted.run(&[US, "uninstall"])?.success()?;
+    assert_eq!(
+        (booted.unit("ActiveState")?, booted.unit("LoadState")?),
+        ("inactive".into(), "not-found".into())
+    );
+    // Nor does it mind one that is not at work, which systemd may have forgotten when it is told.
+    booted.run(&[US, "install"])?.success()?;
+    started("0")?;
+    booted.run(&["systemctl", "disable", "--now", "wsl-mirror"])?.success()?;
+    booted.run(&[US, "uninstall"])?.success()?;
+    assert_eq!(booted.unit("LoadState")?, "not-found");
+    booted.run(&[US, "unload"])?.success()?;
     Ok(())
 }
