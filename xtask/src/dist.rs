@@ -90,9 +90,15 @@ fn tarball(binary: &Path, assets: &Path, version: &str, folder: &Path) -> Result
     let workspace = cargo::workspace();
     let mut copy = Command::new("cp");
     copy.arg("-r").arg(binary).args([assets.join("man"), assets.join("completions")]);
-    copy.args(["README.md", "LICENSE", "LICENSE-GPL-2.0"].map(|name| workspace.join(name)));
-    copy.args(["wsl-mirror.toml", "wsl-mirror.service"].map(|name| workspace.join("contrib").join(name)));
+    copy.args(
+        ["README.md", "ARCHITECTURE.md", "LICENSE", "LICENSE-GPL-2.0"].map(|name| workspace.join(name)),
+    );
     run("collect what is in the tarball", copy.arg(&content), folder)?;
+    // As they lie here, so that the links between them lead somewhere.
+    let mut copy = Command::new("cp");
+    copy.current_dir(workspace).args(["--parents", "docs/engines.md"]);
+    copy.args(["contrib/wsl-mirror.toml", "contrib/wsl-mirror.service"]);
+    run("collect what lies in folders of it", copy.arg(&content), folder)?;
     let tarball = folder.join(format!("{name}.tar.gz"));
     let mut tar = Command::new("tar");
     tar.args(["--owner=0", "--group=0", "--numeric-owner", "--sort=name", "-C"]).arg(folder).arg("-czf");

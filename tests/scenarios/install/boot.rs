@@ -214,22 +214,62 @@ fn what_is_not_understood_is_refused_and_nothing_is_changed() -> Result<()> {
 }
 
 #[test]
-fn a_program_that_others_could_replace_is_not_started_at_boot() -> Result<()> {
+fn a_wsl_conf_that_is_a_link_is_read_and_in_the_way_only_if_it_had_to_change() -> Result<()> {
     let lab = Lab::builder().build()?;
-    lab.guest().run("mkdir", ["-m", "777", "/run/open"])?;
-    lab.guest().run("touch", ["/run/open/wsl-mirror"])?;
-    // On the machine itself, of which only the kernel is no WSL's: so it is not even asked for.
-    let release = "mount --bind /run/release /proc/sys/kernel/osrelease";
-    let as_wsl = format!("echo 6.6.87.2-microsoft-standard-WSL2 >/run/release; {release}; exec \"$@\"");
-    let inner = lab.wsl_mirror_command(&["install", "--dry-run", "--binary", "/run/open/wsl-mirror"])?;
-    let mut command = lab.guest().command("unshare");
-    command.args(["-m", "sh", "-ec", &as_wsl, "sh"]).arg(inner.get_program()).args(inner.get_args());
-    let refused = wsl_mirror_lab::process::run(&mut command, wsl_mirror_lab::process::COMMAND_LIMIT)?;
+    // A link's root is the folder's, as it will be the distribution's.
+    let linked = |name: &str, text: &str| -> Result<Distribution<'_>> {
+        let distribution = Distribution::new(&lab, name, "mirrored")?;
+        distribution.write("store/wsl.conf", text)?;
+        let conf = format!("{}/etc/wsl.conf", distribution.root);
+        lab.guest().run("ln", ["-s", "/store/wsl.conf", &conf])?;
+        Ok(distribution)
+    };
+    let systemd = linked("linked-unit", "[boot]\nsystemd=true\n")?;
+    let before = systemd.files()?;
+    systemd.run("install", &[])?.success()?;
+    ensure!(systemd.files()?.contains("ExecStart=/usr/local/sbin/wsl-mirror run"), "{}", systemd.files()?);
+    // What somebody writes there meanwhile is not ours.
+    systemd.write("store/wsl.conf", "nonsense\n")?;
+    let done = systemd.run("uninstall", &[])?.success()?;
+    ensure!(done.stderr.contains("line 1") && done.stderr.contains("nothing of ours"), "{done}");
+    assert_eq!(systemd.files()?, before);
+
+    let command = linked("linked-command", "[boot]\nsystemd=false\n")?;
+    let refused = command.run("install", &[])?;
+    ensure!(refused.status.code() == Some(19) && refused.stdout.is_empty(), "{refused}");
+    ensure!(refused.stderr.contains("is a link to /store/wsl.conf"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn a_masked_unit_keeps_neither_the_boot_command_from_being_written_nor_from_being_taken_out() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let masked = |name: &str, conf: &str| -> Result<Distribution<'_>> {
+        let distribution = Distribution::new(&lab, name, "mirrored")?;
+        distribution.write("etc/wsl.conf", conf)?;
+        // As dpkg leaves it when the package is removed.
+        let script = format!(
+            "mkdir -p {0}/multi-user.target.wants; ln -s /dev/null {0}/wsl-mirror.service; \
+             ln -s /lib/systemd/system/wsl-mirror.service {0}/multi-user.target.wants/",
+            format_args!("{}/etc/systemd/system", distribution.root)
+        );
+        lab.guest().run("sh", ["-ec", &script])?;
+        Ok(distribution)
+    };
+    let command = masked("masked-command", "[boot]\nsystemd=false\n")?;
+    let before = command.files()?;
+    command.run("install", &[])?.success()?;
+    ensure!(command.files()?.contains("wsl-mirror run"), "{}", command.files()?);
+    command.run("uninstall", &[])?.success()?;
+    assert_eq!(command.files()?, before);
+
+    let unit = masked("masked-unit", "[boot]\nsystemd=true\n")?;
+    let before = unit.files()?;
+    let refused = unit.run("install", &[])?;
     ensure!(refused.status.code() == Some(19), "{refused}");
-    ensure!(
-        refused.stderr.contains("/run/open is writable for others")
-            && refused.stderr.contains("sudo install"),
-        "{refused}"
-    );
+    ensure!(refused.stderr.contains("systemctl unmask wsl-mirror.service"), "{refused}");
+    let nothing = unit.run("uninstall", &[])?.success()?;
+    ensure!(nothing.stderr.contains("not installed"), "{nothing}");
+    assert_eq!(unit.files()?, before);
     Ok(())
 }

@@ -2,5 +2,6 @@
 
 mod boot;
 mod configuration;
+mod machine;
 mod sandbox;
 mod unit;

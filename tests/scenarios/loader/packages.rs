@@ -12,15 +12,23 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
-    process::{COMMAND_LIMIT, Finished, run},
+    process::{COMMAND_LIMIT, Finished, run, wait_for},
 };
 
 use crate::{
     guest::{is_steered, ours, published, sh},
     upgrade::under_traffic,
 };
+
+/// What people read first, and what it leads them to.
+const TEXTS: [(&str, &str); 3] = [
+    ("", include_str!("../../../README.md")),
+    ("", include_str!("../../../ARCHITECTURE.md")),
+    ("docs/", include_str!("../../../docs/engines.md")),
+];
 
 fn made() -> Result<PathBuf> {
     let folder = env::var_os("WSL_MIRROR_DIST").map(PathBuf::from);
@@ -107,6 +115,39 @@ impl<'a> Root<'a> {
         self.lab.guest().enter(|| fs::symlink_metadata(format!("{}{path}", self.path)).is_ok())
     }
 
+    /// Whether what the texts in this folder link to lies there, too.
+    fn links_lead_somewhere(&self, folder: &str) -> Result<()> {
+        let mut tried = 0;
+        for (below, text) in TEXTS {
+            let links = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
+            let links = links.filter_map(|link| link.split('#').next().filter(|path| !path.is_empty()));
+            for link in links.filter(|link| !link.contains("://")) {
+                ensure!(self.exists(&format!("{folder}/{below}{link}")), "{link} is not in {folder}");
+                tried += 1;
+            }
+        }
+        ensure!(tried >= 3, "links are written in another way now");
+        Ok(())
+    }
+
+    /// The agent, as WSL's boot command starts it: nobody but the package knows of it. Gives its process.
+    fn start_agent(&self) -> Result<u64> {
+        let cgroup = self.lab.group("")?;
+        let start = format!("wsl-mirror run --cgroup {} >/run/wsl-mirror.log 2>&1 &", cgroup.display());
+        self.ok(&["sh", "-c", &start])?;
+        self.steering_agent(0)
+    }
+
+    /// Waits for an agent that steers, and is not the one of before; gives its process.
+    fn steering_agent(&self, before: u64) -> Result<u64> {
+        wait_for("an agent that steers", COMMAND_LIMIT, || {
+            let status = self.run(&["wsl-mirror", "status", "--json"])?.stdout;
+            let agent = &serde_json::from_str::<Value>(&status)?["agent"];
+            Ok(agent["pid"].as_u64().filter(|pid| *pid != before && agent["state"] == "steering"))
+        })
+        .with_context(|| self.run(&["cat", "/run/wsl-mirror.log"]).map(|log| log.stdout).unwrap_or_default())
+    }
+
     /// `load`, for the lab's own cgroup.
     fn load(&self, program: &str) -> Result<Finished> {
         let cgroup = self.lab.group("")?;
@@ -139,17 +180,10 @@ fn packages_put_everything_in_its_place_and_take_it_away_again() -> Result<()> {
             "no {path}"
         );
     }
+    root.links_lead_somewhere("/usr/share/doc/wsl-mirror")?;
     let example = "/usr/share/doc/wsl-mirror/examples/wsl-mirror.toml";
     root.ok(&["wsl-mirror", "config", "check", "--config", example])?;
-    // The agent, as WSL's boot command starts it: nobody but the package knows of it.
-    let cgroup = lab.group("")?;
-    let start = format!(
-        "wsl-mirror run --cgroup {} >/run/wsl-mirror.log 2>&1 & \
-         for try in 1 2 3 4 5 6 7 8 9; do wsl-mirror status | grep '^agent .*steering' && exit 0; sleep 1; done; \
-         cat /run/wsl-mirror.log; exit 1",
-        cgroup.display()
-    );
-    root.ok(&["sh", "-c", &start])?;
+    root.start_agent()?;
     assert_eq!(lab.status()?["steering"], true);
     root.ok(&["dpkg", "--purge", "wsl-mirror"])?;
     assert_eq!(lab.wsl_mirror(&["status"])?.status.code(), Some(3), "removed, and still loaded");
@@ -157,6 +191,37 @@ fn packages_put_everything_in_its_place_and_take_it_away_again() -> Result<()> {
     for path in ["/usr/sbin/wsl-mirror", "/etc/systemd/system/multi-user.target.wants/wsl-mirror.service"] {
         ensure!(!root.exists(path), "{path} is left");
     }
+    Ok(())
+}
+
+#[test]
+#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+fn packages_that_were_removed_are_enabled_as_before_when_they_come_back() -> Result<()> {
+    const UNIT: &str = "/etc/systemd/system/wsl-mirror.service";
+    let lab = Lab::builder().build()?;
+    let root = Root::of_suite(&lab, "bookworm")?;
+    root.copy(&newest()?, "/package.deb")?;
+    let state = || -> Result<String> {
+        Ok(root.run(&["systemctl", "--root=/", "is-enabled", "wsl-mirror.service"])?.stdout)
+    };
+    root.ok(&["dpkg", "-i", "/package.deb"])?;
+    assert_eq!(state()?, "enabled\n");
+    root.ok(&["cp", "/usr/sbin/wsl-mirror", "/usr/local/sbin/"])?;
+    root.ok(&["dpkg", "-r", "wsl-mirror"])?;
+    // What is removed, and not purged, is masked; another program of ours, from the tarball, has nothing to do with that.
+    assert_eq!(root.ok(&["readlink", UNIT])?.stdout, "/dev/null\n");
+    let other = root.ok(&["/usr/local/sbin/wsl-mirror", "uninstall"])?;
+    ensure!(other.stderr.contains("not installed") && root.exists(UNIT), "{other}");
+    root.ok(&["dpkg", "-i", "/package.deb"])?;
+    assert_eq!(state()?, "enabled\n");
+    ensure!(!root.exists(UNIT), "masked");
+    // Who does not want it started is not asked again.
+    root.ok(&["systemctl", "--root=/", "disable", "wsl-mirror.service"])?;
+    root.ok(&["dpkg", "-r", "wsl-mirror"])?;
+    root.ok(&["dpkg", "-i", "/package.deb"])?;
+    assert_eq!(state()?, "disabled\n");
+    root.ok(&["dpkg", "--purge", "wsl-mirror"])?;
+    ensure!(!root.exists(UNIT), "masked for good");
     Ok(())
 }
 
@@ -197,6 +262,31 @@ fn packages_are_upgraded_under_traffic_without_a_loss() -> Result<()> {
 
 #[test]
 #[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+fn packages_that_are_upgraded_without_systemd_restart_the_agent_without_a_loss() -> Result<()> {
+    let lab = published()?;
+    let root = Root::of_suite(&lab, "bookworm")?;
+    root.copy(&file("wsl-mirror_0.0.1-", ".deb")?, "/old.deb")?;
+    root.copy(&newest()?, "/new.deb")?;
+    root.ok(&["dpkg", "-i", "/old.deb"])?;
+    let old = root.start_agent()?;
+    let (program, link) = ours(&lab)?;
+    under_traffic(&lab, || {
+        let done = root.ok(&["dpkg", "-i", "/new.deb"])?;
+        ensure!(done.stdout.contains(&format!("restart the agent (process {old})")), "{done}");
+        let new = root.steering_agent(old)?;
+        assert_eq!(root.ok(&["readlink", &format!("/proc/{new}/exe")])?.stdout, "/usr/sbin/wsl-mirror\n");
+        let now = ours(&lab)?;
+        ensure!(now.0 != program && now.1 == link, "replaced in its link");
+        Ok(())
+    })?;
+    root.ok(&["dpkg", "--purge", "wsl-mirror"])?;
+    ensure!(!root.exists("/run/wsl-mirror"), "the agent runs on");
+    assert!(!is_steered(&lab, 8080), "removed");
+    Ok(())
+}
+
+#[test]
+#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
 fn packages_tarball_runs_without_a_library_and_beside_an_older_glibc() -> Result<()> {
     let lab = published()?;
     let tarball = file("wsl-mirror-", ".tar.gz")?;
@@ -207,7 +297,8 @@ fn packages_tarball_runs_without_a_library_and_beside_an_older_glibc() -> Result
         let program = format!("{folder}/wsl-mirror");
         let version = root.ok(&[&program, "--version"])?.stdout;
         println!("{}: {}", root.path, version.trim());
-        root.ok(&[&program, "config", "check", "--config", &format!("{folder}/wsl-mirror.toml")])?;
+        root.links_lead_somewhere(&folder)?;
+        root.ok(&[&program, "config", "check", "--config", &format!("{folder}/contrib/wsl-mirror.toml")])?;
         root.load(&program)?;
         ensure!(is_steered(&lab, 8080), "{folder}");
         root.ok(&[&program, "status"])?;

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::exit::{Exit, Failure, OrExit as _};
 
 const DIRECTORY: &str = "/run/wsl-mirror";
-const LOCK: &str = "/run/wsl-mirror/agent.lock";
+/// Open in the process that has the seat.
+pub const LOCK: &str = "/run/wsl-mirror/agent.lock";
 const REPORT: &str = "/run/wsl-mirror/agent.json";
 const NEW: &str = "/run/wsl-mirror/agent.json.new";
 /// A `status` has the lock for some microseconds, to see who has it.

@@ -18,6 +18,9 @@ pub struct Install {
     /// The program that is to be started, as the distribution will see it [default: this one]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
+    /// For the package: nothing but have an agent that runs make way for the program that has replaced its own
+    #[arg(long, hide = true)]
+    upgrade: bool,
 }
 
 /// Arguments of `uninstall`.
@@ -25,6 +28,9 @@ pub struct Install {
 pub struct Uninstall {
     #[command(flatten)]
     common: Common,
+    /// For the package: leave its own unit and link to its own scripts
+    #[arg(long, hide = true)]
+    keep_package: bool,
 }
 
 #[derive(Debug, Args)]
@@ -41,7 +47,10 @@ impl Install {
     /// Has the agent started at boot.
     pub fn exec(self) -> Result<Exit> {
         let state = State::read(&self.common.root, self.binary.as_deref())?;
-        self.common.exec(&install::install(&state)?, "it is installed already")
+        if self.upgrade {
+            return self.common.exec(&install::upgrade(&state), None);
+        }
+        self.common.exec(&install::install(&state)?, Some("it is installed already"))
     }
 }
 
@@ -49,12 +58,13 @@ impl Uninstall {
     /// Takes back what `install` did.
     pub fn exec(self) -> Result<Exit> {
         let state = State::read(&self.common.root, None)?;
-        self.common.exec(&install::uninstall(&state)?, "it is not installed")
+        let nothing = (!self.keep_package).then_some("it is not installed");
+        self.common.exec(&install::uninstall(&state, self.keep_package), nothing)
     }
 }
 
 impl Common {
-    fn exec(&self, plan: &Plan, nothing: &str) -> Result<Exit> {
+    fn exec(&self, plan: &Plan, nothing: Option<&str>) -> Result<Exit> {
         if !self.dry_run && self.root == Path::new("/") {
             require_root("change what is started at boot")?;
         }
@@ -62,15 +72,16 @@ impl Common {
         for step in &plan.steps {
             output::line(&step.to_string())?;
         }
-        if plan.steps.is_empty() {
+        if let Some(nothing) = nothing
+            && plan.steps.is_empty()
+            && plan.refused.is_empty()
+        {
             output::note(nothing);
         }
-        if !self.dry_run {
-            install::apply(plan, &self.root)?;
-        }
+        let done = if self.dry_run { install::refuse(plan) } else { install::apply(plan, &self.root) };
         for note in &plan.notes {
             output::note(note);
         }
-        Ok(Exit::Success)
+        done.map(|()| Exit::Success)
     }
 }

@@ -48,17 +48,26 @@ pub fn find_in(root: &Path, name: &str) -> Option<PathBuf> {
 
 /// Runs a program to its end and gives what it printed.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String, Unread> {
-    run_path(&find(program).ok_or(Unread::NotInstalled)?, program, arguments)
+    run_for(PATIENCE, program, arguments)
 }
 
-/// The same of a program at this path, by this name.
+/// The same of one that has work to do, and may take as long as this.
+pub fn run_for(patience: Duration, program: &str, arguments: &[&str]) -> Result<String, Unread> {
+    start(&find(program).ok_or(Unread::NotInstalled)?, program, arguments, patience)
+}
+
+/// Runs the program at this path, by this name.
 pub fn run_path(path: &Path, name: &str, arguments: &[&str]) -> Result<String, Unread> {
+    start(path, name, arguments, PATIENCE)
+}
+
+fn start(path: &Path, name: &str, arguments: &[&str], patience: Duration) -> Result<String, Unread> {
     let failed = |what: String| Unread::Failed(format!("{name} {what}"));
     let mut command = Command::new(path);
     command.arg0(name).args(arguments).env_clear().env("LC_ALL", "C").env("PATH", DIRECTORIES.join(":"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|error| failed(format!("does not start: {error}")))?;
-    watch(child, Instant::now() + PATIENCE, LONGEST).map_err(failed)
+    watch(child, Instant::now() + patience, LONGEST).map_err(failed)
 }
 
 /// Reads what a child prints and waits for its end; one that does not come to its end is killed.

@@ -4,17 +4,57 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use super::plan::{Plan, Step};
 use super::state::below;
-use super::unit;
+use super::{agent, unit};
+use crate::exit::{Exit, Failure, exit_of};
 use crate::host::tool::{self, Unread};
 
-/// Does all steps, in the distribution that `root` is.
+/// How long systemctl may take: the unit's `TimeoutStopSec=`, and systemd's own time for what else it is at.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Does all steps, in the distribution that `root` is; reports every one that fails.
 pub fn apply(plan: &Plan, root: &Path) -> Result<()> {
-    plan.steps.iter().try_for_each(|step| match step {
+    let mut errors = Vec::new();
+    for step in &plan.steps {
+        if let Err(error) = carry_out(step, root) {
+            errors.push(error);
+            if !plan.goes_on {
+                break;
+            }
+        }
+    }
+    errors.extend(refusals(plan));
+    all(errors)
+}
+
+/// What [`apply`] would report if every step were done.
+pub fn refuse(plan: &Plan) -> Result<()> {
+    all(refusals(plan).collect())
+}
+
+fn refusals(plan: &Plan) -> impl Iterator<Item = anyhow::Error> {
+    plan.refused.iter().map(|why| Failure::new(Exit::NotUnderstood, why))
+}
+
+fn all(mut errors: Vec<anyhow::Error>) -> Result<()> {
+    match errors.len() {
+        0 => Ok(()),
+        1 => Err(errors.remove(0)),
+        n => {
+            let texts: Vec<String> = errors.iter().map(|error| format!("{error:#}")).collect();
+            let text = format!("{n} things could not be done: {}", texts.join("; "));
+            Err(Failure::new(exit_of(&errors[0]), text))
+        }
+    }
+}
+
+fn carry_out(step: &Step, root: &Path) -> Result<()> {
+    match step {
         Step::File { path, after: Some(text), .. } => {
             replace(&below(root, path), text).with_context(|| format!("cannot write {path}"))
         }
@@ -25,12 +65,20 @@ pub fn apply(plan: &Plan, root: &Path) -> Result<()> {
             .with_context(|| format!("cannot link {} to {}", unit::WANTED, unit.display())),
         Step::Disable => fs::remove_file(below(root, unit::WANTED))
             .with_context(|| format!("cannot remove {}", unit::WANTED)),
-        Step::Systemctl(arguments) => match tool::run("systemctl", arguments) {
+        Step::Systemctl(arguments) => match tool::run_for(PATIENCE, "systemctl", arguments) {
             Ok(_) => Ok(()),
+            // Not at work, and without a file any more, it is forgotten: there is nothing to stop.
+            Err(Unread::Failed(why))
+                if arguments.first() == Some(&"stop") && why.ends_with(" not loaded.") =>
+            {
+                Ok(())
+            }
             Err(Unread::NotInstalled) => bail!("cannot tell systemd: there is no systemctl"),
             Err(Unread::Failed(why)) => bail!("cannot tell systemd: {why}; `{step}` once more by hand"),
         },
-    })
+        Step::End { pid } => agent::end(*pid),
+        Step::Restart { pid, program } => agent::restart(*pid, program),
+    }
 }
 
 /// Gives a file another text, wholly or not at all; it keeps its owner and its mode.
@@ -85,6 +133,30 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_taken_away_keeps_nothing_else_and_all_of_it_is_reported() {
+        let folder = std::env::temp_dir().join(format!("wsl-mirror-taken-{}", std::process::id()));
+        let conf = folder.join("etc/wsl.conf");
+        let steps = vec![
+            // Nobody has made it.
+            Step::Disable,
+            Step::File { path: "/etc/wsl.conf", before: None, after: None },
+        ];
+        let plan = Plan { steps, refused: vec!["by hand".into()], goes_on: true, ..Plan::default() };
+        replace(&conf, "one").unwrap();
+        let error = apply(&plan, &folder).unwrap_err().to_string();
+        assert!(!conf.exists(), "{error}");
+        assert!(
+            error.starts_with("2 things") && error.contains(unit::WANTED) && error.contains("by hand"),
+            "{error}"
+        );
+        // What is put there builds on what was put there before.
+        replace(&conf, "one").unwrap();
+        apply(&Plan { goes_on: false, ..plan }, &folder).unwrap_err();
+        assert!(conf.exists());
         fs::remove_dir_all(&folder).unwrap();
     }
 }

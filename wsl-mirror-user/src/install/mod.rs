@@ -2,12 +2,13 @@
 //!
 //! A unit where systemd is init, else our part of `/etc/wsl.conf`'s `[boot] command`; never both.
 
+mod agent;
 mod apply;
 mod plan;
 mod state;
 mod unit;
 pub mod wsl_conf;
 
-pub use apply::apply;
-pub use plan::{Plan, install, uninstall};
+pub use apply::{apply, refuse};
+pub use plan::{Plan, install, uninstall, upgrade};
 pub use state::State;

@@ -1,12 +1,17 @@
 //! What the distribution has.
 
-use std::io::{self, ErrorKind};
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use anyhow::{Context as _, Result};
+use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags, openat2};
 
+use super::agent::Running;
 use super::unit;
 use crate::exit::{Exit, Failure};
 use crate::host::wsl::Mode;
@@ -15,6 +20,12 @@ use crate::host::wsl::Mode;
 pub const WSL_CONF: &str = "/etc/wsl.conf";
 /// There as long as systemd runs (`sd_booted(3)`).
 const SYSTEMD_RUNS: &str = "/run/systemd/system";
+/// What a unit that is masked is a link to.
+const MASK: &str = "/dev/null";
+/// What the unit's `ProtectHome=` and `PrivateTmp=` keep from its program: it would not even find itself there.
+const HIDDEN: [&str; 5] = ["/root", "/home", "/run/user", "/tmp", "/var/tmp"];
+/// How many links lead to a file at most, as for the kernel.
+const LINKS: usize = 40;
 
 /// As far as the plan depends on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,16 +38,22 @@ pub struct State {
     pub here: bool,
     /// The text of `/etc/wsl.conf`, if it is there.
     pub wsl_conf: Option<String>,
+    /// Where that lies really, if it is a link: then something else looks after it.
+    pub wsl_conf_link: Option<PathBuf>,
     /// The program that is to run.
     pub binary: PathBuf,
     /// Why it must not be run at boot, if so.
     pub objection: Option<String>,
     /// The administrator's unit of our name, if there is one.
     pub unit: Option<String>,
+    /// In its place somebody says that there shall be none: the administrator, or a package that was removed.
+    pub masked: bool,
     /// Where a package has put ours, and its text.
     pub packaged: Option<(&'static str, String)>,
     /// What starts it at boot: the link's target, if there is one.
     pub wanted: Option<PathBuf>,
+    /// The agent of this distribution, if it runs.
+    pub agent: Option<Running>,
 }
 
 impl State {
@@ -51,15 +68,19 @@ impl State {
         for path in unit::PACKAGED {
             packaged = packaged.or(read(root, path)?.map(|text| (path, text)));
         }
+        let masked = fs::read_link(below(root, unit::PATH)).is_ok_and(|target| target == Path::new(MASK));
         Ok(Self {
             mode: Mode::read(root),
             systemd_runs: below(root, SYSTEMD_RUNS).is_dir(),
             here,
-            wsl_conf: read(root, WSL_CONF)?,
+            wsl_conf: read_through(root, WSL_CONF)?,
+            wsl_conf_link: fs::read_link(below(root, WSL_CONF)).ok(),
             objection: if here { objection(&binary) } else { None },
             binary,
-            unit: read(root, unit::PATH)?,
+            unit: if masked { None } else { read(root, unit::PATH)? },
+            masked,
             packaged,
+            agent: if here { Running::find() } else { None },
             wanted: match fs::read_link(below(root, unit::WANTED)) {
                 Ok(target) => Some(target),
                 Err(error) if error.kind() == ErrorKind::NotFound => None,
@@ -71,6 +92,13 @@ impl State {
                 }
             },
         })
+    }
+}
+
+impl State {
+    /// Whether a running systemd can be told what is to be at once.
+    pub fn told(&self) -> bool {
+        self.here && self.systemd_runs
     }
 }
 
@@ -103,15 +131,68 @@ fn read(root: &Path, path: &str) -> Result<Option<String>> {
     }
 }
 
-/// Why root must not run this program at every boot: somebody else could put another one in its place.
+/// A file that we may have to read only: through links, which a folder's own root ends; what is no UTF-8 in it is
+/// [`char::REPLACEMENT_CHARACTER`].
+fn read_through(root: &Path, path: &str) -> Result<Option<String>> {
+    let inside = File::open(root).with_context(|| format!("cannot look at {}", root.display()))?;
+    let relative = path.trim_start_matches('/');
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let opened = openat2(&inside, relative, flags, Permissions::empty(), ResolveFlags::IN_ROOT);
+    let mut file = match opened {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {path}")),
+    };
+    if !file.metadata().with_context(|| format!("cannot look at {path}"))?.is_file() {
+        return Err(Failure::new(Exit::NotUnderstood, format!("{path} is no file")));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).with_context(|| format!("cannot read {path}"))?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Why root must not run this program at every boot: somebody else could put another one in its place, or it would not
+/// be seen.
 fn objection(binary: &Path) -> Option<String> {
-    binary.ancestors().find_map(|part| {
-        let found: io::Result<_> = fs::metadata(part);
-        match found {
-            Err(error) => Some(format!("{} cannot be looked at: {error}", part.display())),
-            Ok(found) => objection_to(part, found.uid(), found.mode()),
+    let mut here = PathBuf::from("/");
+    let mut rest: VecDeque<OsString> = binary.iter().map(OsString::from).collect();
+    let mut links = 0;
+    // Whoever may write to a folder that a link lies in has the say, too: each is looked at, not only where all links lead.
+    loop {
+        if let Some(hidden) = HIDDEN.iter().find(|hidden| here.starts_with(hidden)) {
+            return Some(format!(
+                "the unit hides {hidden} from what it runs, and {} is there",
+                here.display()
+            ));
         }
-    })
+        let found = match fs::symlink_metadata(&here) {
+            Err(error) => return Some(format!("{} cannot be looked at: {error}", here.display())),
+            Ok(found) => found,
+        };
+        if found.is_symlink() {
+            links += 1;
+            let target = match fs::read_link(&here) {
+                Ok(target) if links <= LINKS => target,
+                Ok(_) => return Some(format!("{} is one link too many", here.display())),
+                Err(error) => return Some(format!("{} cannot be read: {error}", here.display())),
+            };
+            here.pop();
+            for part in target.iter().rev() {
+                rest.push_front(part.to_owned());
+            }
+        } else if let Some(why) = objection_to(&here, found.uid(), found.mode()) {
+            return Some(why);
+        }
+        // At the end of the way nobody has objected.
+        let next = rest.pop_front()?;
+        match next.to_str() {
+            Some("..") => {
+                here.pop();
+            }
+            Some("/") => here = "/".into(),
+            _ => here.push(next),
+        }
+    }
 }
 
 fn objection_to(part: &Path, owner: u32, mode: u32) -> Option<String> {
@@ -135,5 +216,20 @@ mod tests {
         assert!(objects(0, 0o041_777), "/tmp, sticky or not");
         assert_eq!(objection(Path::new("/")), None);
         assert!(objection(Path::new("/no/such/program")).is_some());
+    }
+
+    #[test]
+    fn a_program_that_the_unit_hides_from_itself_is_objected_to() {
+        for line in ["ProtectHome=yes", "PrivateTmp=yes"] {
+            assert!(unit::TEXT.lines().any(|other| other == line), "{line} hides them");
+        }
+        for path in ["/root/x", "/home/me/bin", "/run/user/0", "/tmp", "/var/tmp/x"] {
+            let path = Path::new(path).join("wsl-mirror");
+            let why = objection(&path);
+            assert!(why.as_ref().is_some_and(|why| why.contains("the unit hides")), "{path:?}: {why:?}");
+        }
+        // Not what is only called alike.
+        let why = objection(Path::new("/rooted/wsl-mirror"));
+        assert!(why.is_some_and(|why| why.contains("cannot be looked at")));
     }
 }

@@ -79,7 +79,12 @@ fn find_ours(text: &str) -> Option<Range<usize>> {
     })
 }
 
-/// Reads a text.
+/// Whether our command stands anywhere in a text, understood or not.
+pub fn has_ours(text: &str) -> bool {
+    find_ours(text).is_some()
+}
+
+/// Reads a text. Where the file is no UTF-8, the replacement character stands in it (`String::from_utf8_lossy`).
 pub fn parse(text: &str) -> Result<WslConf, NotUnderstood> {
     let mut found = WslConf::default();
     let mut section = String::new();
@@ -91,6 +96,9 @@ pub fn parse(text: &str) -> Result<WslConf, NotUnderstood> {
         let start = end.content - content.len();
         if content.contains('\r') {
             return refuse("has a carriage return in its middle");
+        }
+        if content.contains(char::REPLACEMENT_CHARACTER) {
+            return refuse("has bytes that are no text in UTF-8");
         }
         if content.is_empty() || content.starts_with('#') {
             at = end.next;
@@ -475,6 +483,7 @@ mod tests {
             ("[boot]\na = b\\\nc = \"\n", 2),
             ("[boot]\nsystemd = perhaps\n", 2),
             ("[boot]\rcommand = a\n", 1),
+            ("[boot]\n# caf\u{fffd}\n", 2),
             ("[boot]\ncommand = a\n[user]\n[boot]\ncommand = b\n", 5),
             ("[boot]\n\ncommand = /usr/local/sbin/wsl-mirror load\n", 3),
         ] {

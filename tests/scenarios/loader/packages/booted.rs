@@ -1,16 +1,20 @@
 //! The unit, started by a systemd that believes to be in WSL: a folder of Debian with the package in it, booted in the
 //! guest's network with mounts and processes of its own.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use wsl_mirror_lab::{
     Lab,
-    process::{Background, COMMAND_LIMIT, Finished, run, wait_for},
+    process::{Background, COMMAND_LIMIT, Finished, run, run_with_input, wait_for},
 };
 
-use super::{Root, newest};
-use crate::guest::{is_steered, published};
+use super::{Root, file, newest};
+use crate::{
+    guest::{is_steered, published},
+    upgrade::under_traffic,
+};
 
 /// Makes the folder ($1) the root of mounts of its own, as WSL's init leaves them to systemd, and becomes that. /proc/sys is
 /// this machine's but for the network's, and is not to be written to; WSL mounts no bpffs.
@@ -95,30 +99,65 @@ impl Booted {
     }
 }
 
-/// A folder with the package installed, in this networking mode.
-fn installed<'a>(lab: &'a Lab, mode: &str) -> Result<Root<'a>> {
+/// A folder with this package installed, in this networking mode.
+fn installed<'a>(lab: &'a Lab, package: &Path, mode: &str) -> Result<Root<'a>> {
     let root = Root::of_suite(lab, "bookworm")?;
-    root.copy(&newest()?, "/package.deb")?;
+    root.copy(package, "/package.deb")?;
     root.ok(&["dpkg", "-i", "/package.deb"])?;
     let prepare = format!(
         "printf '#!/bin/sh\\necho {mode}\\n' >/usr/bin/wslinfo; chmod 755 /usr/bin/wslinfo; cd /etc/systemd/system; \
          for unit in systemd-networkd systemd-resolved systemd-timesyncd; do ln -sf /dev/null $unit.service; done"
     );
     root.ok(&["sh", "-ec", &prepare])?;
-    // docker-proxy is among the processes of somebody else's, so nobody can say whose its sockets are.
-    root.ok(&["sh", "-c", "echo 'default = \"steer\"' >/etc/wsl-mirror.toml"])?;
     Ok(root)
 }
+
+/// What serves 8080 within the distribution, and is called like the one that is steered; it is there before the agent.
+const PROXY: &str = r"
+cat >/usr/sbin/docker-proxy <<'END'
+#!/usr/bin/perl
+use strict;
+use Socket;
+socket(my $listener, PF_INET, SOCK_STREAM, 0) or die $!;
+setsockopt($listener, SOL_SOCKET, SO_REUSEADDR, 1) or die $!;
+bind($listener, sockaddr_in(8080, INADDR_ANY)) or die $!;
+listen($listener, 64) or die $!;
+exit 0 if fork;
+$SIG{CHLD} = 'IGNORE';
+while (1) {
+    accept(my $client, $listener) or next;
+    next if fork;
+    while (sysread($client, my $bytes, 4096)) { syswrite($client, $bytes) }
+    exit 0;
+}
+END
+chmod 755 /usr/sbin/docker-proxy
+cat >/etc/systemd/system/docker-proxy.service <<'END'
+[Unit]
+Before=wsl-mirror.service
+[Service]
+Type=forking
+ExecStart=/usr/sbin/docker-proxy
+END
+ln -s ../docker-proxy.service /etc/systemd/system/multi-user.target.wants/
+";
+/// What an engine does about the port: to a container that nobody has.
+const DNAT: &str = "add table ip lab
+add chain ip lab prerouting { type nat hook prerouting priority dstnat; }
+add rule ip lab prerouting ip daddr 127.0.0.1 tcp dport 8080 dnat to 127.0.0.2:9
+";
 
 #[test]
 #[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
 fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() -> Result<()> {
-    let lab = published()?;
-    let root = installed(&lab, "mirrored")?;
-    ensure!(!is_steered(&lab, 8080), "steered before the boot");
+    let lab = Lab::builder().build()?;
+    run_with_input(lab.guest().command("nft").args(["-f", "-"]), DNAT, COMMAND_LIMIT)?.success()?;
+    let root = installed(&lab, &newest()?, "mirrored")?;
+    root.ok(&["sh", "-ec", PROXY])?;
     let booted = Booted::new(&lab, &root)?;
     let state = booted.unit("ActiveState")?;
     ensure!(state == "active", "{state}: {}", booted.journal()?);
+    // Only the tag that the agent has given to a socket of another process' makes it one to steer.
     ensure!(is_steered(&lab, 8080), "{}", booted.journal()?);
     // Pins are there for who is not in the sandbox.
     let status = booted.run(&["wsl-mirror", "status"])?.success()?.stdout;
@@ -137,8 +176,9 @@ fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() -> R
     ensure!(ours, "{}", rules()?);
     lab.guest().run("ip", ["-4", "rule", "del", "proto", "119"])?;
     lab.guest().set_sysctls([("net/ipv4/conf/lo/route_localnet", "0")])?;
-    wait_for("the policy rule to come back", COMMAND_LIMIT, || {
-        Ok(rules()?.contains("proto 119").then_some(()))
+    wait_for("the policy rule and the sysctl to come back", COMMAND_LIMIT, || {
+        let route_localnet = lab.guest().sysctl("net/ipv4/conf/lo/route_localnet")?;
+        Ok((rules()?.contains("proto 119") && route_localnet.trim() == "1").then_some(()))
     })
     .with_context(|| booted.journal().unwrap_or_default())?;
     booted.run(&["systemctl", "stop", "wsl-mirror"])?.success()?;
@@ -148,6 +188,7 @@ fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() -> R
     booted.run(&["wsl-mirror", "unload"])?.success()?;
     let mounts = booted.run(&["cat", "/proc/mounts"])?.stdout;
     ensure!(!mounts.contains(" /sys/fs/bpf "), "the bpffs that it made is left:\n{mounts}");
+    ensure!(!is_steered(&lab, 8080), "it needs no steering, so none was seen");
     Ok(())
 }
 
@@ -155,7 +196,7 @@ fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() -> R
 #[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
 fn packages_unit_does_nothing_in_another_networking_mode_and_says_so() -> Result<()> {
     let lab = Lab::builder().build()?;
-    let root = installed(&lab, "nat")?;
+    let root = installed(&lab, &newest()?, "nat")?;
     let booted = Booted::new(&lab, &root)?;
     assert_eq!(
         (booted.unit("ActiveState")?, booted.unit("Result")?),
@@ -163,5 +204,77 @@ fn packages_unit_does_nothing_in_another_networking_mode_and_says_so() -> Result
     );
     ensure!(booted.journal()?.contains("nat: there is no loopback0"), "{}", booted.journal()?);
     assert_eq!(lab.wsl_mirror(&["status"])?.status.code(), Some(3));
+    Ok(())
+}
+
+#[test]
+#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+fn packages_are_upgraded_while_systemd_runs_the_agent_without_a_loss() -> Result<()> {
+    let lab = published()?;
+    let root = installed(&lab, &file("wsl-mirror_0.0.1-", ".deb")?, "mirrored")?;
+    root.copy(&newest()?, "/new.deb")?;
+    // docker-proxy is among the processes of somebody else's, so nobody can say whose its sockets are.
+    root.ok(&["sh", "-c", "echo 'default = \"steer\"' >/etc/wsl-mirror.toml"])?;
+    let booted = Booted::new(&lab, &root)?;
+    let at_work = || -> Result<(String, u64)> {
+        let status = booted.run(&["wsl-mirror", "status", "--json"])?.success()?.stdout;
+        let program = serde_json::from_str::<Value>(&status)?["program"]["id"].as_u64();
+        Ok((booted.unit("MainPID")?, program.context("no program")?))
+    };
+    let before = at_work()?;
+    under_traffic(&lab, || {
+        // The package itself has systemd restart the agent.
+        booted.run(&["dpkg", "-i", "/new.deb"])?.success()?;
+        let now = at_work()?;
+        ensure!(now.0 != before.0 && now.1 != before.1, "{before:?} is at work still: {now:?}");
+        Ok(())
+    })
+    .with_context(|| booted.journal().unwrap_or_default())?;
+    assert_eq!(booted.unit("ActiveState")?, "active");
+    // Who removes it and thinks better of it has it at work again.
+    booted.run(&["dpkg", "-r", "wsl-mirror"])?.success()?;
+    ensure!(!is_steered(&lab, 8080), "removed");
+    booted.run(&["dpkg", "-i", "/new.deb"])?.success()?;
+    ensure!(is_steered(&lab, 8080), "{}", booted.journal()?);
+    // And goes with everything that it has brought.
+    booted.run(&["dpkg", "--purge", "wsl-mirror"])?.success()?;
+    ensure!(!is_steered(&lab, 8080), "removed");
+    Ok(())
+}
+
+#[test]
+#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+fn packages_program_alone_is_installed_restarted_and_uninstalled_where_systemd_runs() -> Result<()> {
+    const US: &str = "/usr/local/sbin/wsl-mirror";
+    let lab = Lab::builder().build()?;
+    let root = installed(&lab, &newest()?, "mirrored")?;
+    root.ok(&["cp", "/usr/sbin/wsl-mirror", US])?;
+    root.ok(&["dpkg", "--purge", "wsl-mirror"])?;
+    let booted = Booted::new(&lab, &root)?;
+    let started = |before: &str| {
+        wait_for("systemd to start it", COMMAND_LIMIT, || {
+            let (state, process) = (booted.unit("ActiveState")?, booted.unit("MainPID")?);
+            Ok((state == "active" && process != before).then_some(process))
+        })
+        .with_context(|| booted.journal().unwrap_or_default())
+    };
+    booted.run(&[US, "install"])?.success()?;
+    let first = started("0")?;
+    // A newer one in its place, as install(1) puts it there.
+    booted.run(&["sh", "-ec", &format!("cp {US} {US}.new; mv {US}.new {US}")])?.success()?;
+    booted.run(&[US, "install"])?.success()?;
+    started(&first)?;
+    booted.run(&[US, "uninstall"])?.success()?;
+    assert_eq!(
+        (booted.unit("ActiveState")?, booted.unit("LoadState")?),
+        ("inactive".into(), "not-found".into())
+    );
+    // Nor does it mind one that is not at work, which systemd may have forgotten when it is told.
+    booted.run(&[US, "install"])?.success()?;
+    started("0")?;
+    booted.run(&["systemctl", "disable", "--now", "wsl-mirror"])?.success()?;
+    booted.run(&[US, "uninstall"])?.success()?;
+    assert_eq!(booted.unit("LoadState")?, "not-found");
+    booted.run(&[US, "unload"])?.success()?;
     Ok(())
 }
