@@ -148,8 +148,7 @@ impl Keeper {
         })
     }
 
-    /// Looks at what may have changed, and puts it right; what somebody takes away again and again, only if it is `patient`
-    /// no more.
+    /// Looks at what may have changed, and puts it right. If it `is_patient`, what somebody has taken away is left for later.
     pub fn round(&mut self, changes: Changes, is_patient: bool, _lock: &Lock) -> Result<Round> {
         let candidate = if changes.config { self.read_config() } else { None };
         self.read_firewall(changes);
