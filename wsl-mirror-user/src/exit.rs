@@ -83,6 +83,28 @@ impl Exit {
         (Self::OtherDistribution, "another distribution's wsl-mirror steers the interface already"),
     ];
 
+    /// What another try does not mend: no root, a bad configuration, pins or a kernel that do not fit. The unit's
+    /// `RestartPreventExitStatus=` are the same.
+    const FOR_GOOD: [Self; 12] = [
+        Self::Usage,
+        Self::NotRoot,
+        Self::Config,
+        Self::NoBpffs,
+        Self::UnsafePinPath,
+        Self::UnknownLayout,
+        Self::NoBtf,
+        Self::NoKfuncs,
+        Self::ConntrackModule,
+        Self::OtherInterface,
+        Self::NotWsl,
+        Self::NotMirrored,
+    ];
+
+    /// Whether another try, later, may come to another end.
+    pub fn is_worth_another_try(self) -> bool {
+        !Self::FOR_GOOD.contains(&self)
+    }
+
     /// The table as text, for `--help`.
     pub fn help() -> String {
         use fmt::Write as _;
@@ -160,6 +182,15 @@ mod tests {
         assert_eq!(exit_of(&outer), Exit::Busy);
         assert_eq!(format!("{outer:#}"), "further out: busy: cause");
         assert_eq!(exit_of(&anyhow::anyhow!("plain")), Exit::Failure);
+    }
+
+    #[test]
+    fn what_is_not_worth_another_try_is_what_systemd_does_not_restart_after() {
+        let unit = include_str!("../../contrib/wsl-mirror.service");
+        let line = unit.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus=")).unwrap();
+        let in_unit: Vec<u8> = line.split(' ').map(|code| code.parse().unwrap()).collect();
+        assert_eq!(Exit::FOR_GOOD.map(|exit| exit as u8), *in_unit);
+        assert!(Exit::Kernel.is_worth_another_try() && !Exit::Config.is_worth_another_try());
     }
 
     #[test]

@@ -128,7 +128,7 @@ pub fn wsl_conf(data: &[u8]) {
 }
 
 fn ask(ruleset: firewall::Ruleset) {
-    let firewall = firewall::Firewall { ruleset, unread: Vec::new() };
+    let firewall = firewall::Firewall { ruleset, ..firewall::Firewall::default() };
     let _ = (firewall.marks(), firewall.restores(1), firewall.drops("loopback0"));
 }
 

@@ -72,6 +72,19 @@ fn on_hook_of(lab: &Lab, configuration: &str) -> Result<usize> {
 }
 
 #[test]
+fn who_stands_aside_does_not_wait_with_a_file_that_does_not_fit_this_machine() -> Result<()> {
+    let (lab, _proxy, other) = two_of_them("")?;
+    let _first = Agent::start(&lab, "steering loopback0")?;
+    let second = Agent::started(&mut lab.wsl_mirror_command_in(&other, &["run"])?, "standing aside")?;
+    other.enter(|| fs::write("/etc/wsl-mirror.toml", "mark = 0x1\n"))?;
+    second.says("what was said before stays in force")?;
+    let (seen, _) = lab.status_in(&other)?;
+    ensure!(seen["agent"]["config_error"].as_str().is_some_and(|error| error.contains("in use")), "{seen}");
+    assert_eq!(seen["agent"]["state"], "aside");
+    Ok(())
+}
+
+#[test]
 fn when_the_distribution_that_steers_is_terminated_the_one_that_waits_takes_over() -> Result<()> {
     for configuration in ["", "hook = \"cls_bpf\"\n"] {
         let (lab, _proxy, other) = two_of_them(configuration)?;

@@ -1,7 +1,10 @@
 //! What changes, and is put right by itself.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, ensure};
-use wsl_mirror_lab::Lab;
+use rustix::process::Signal;
+use wsl_mirror_lab::{Lab, SCRATCH, pace};
 
 use crate::guest::{Agent, PROXY, answers, delivery, ok, on_hook, process, proxied, sh, soon, status};
 
@@ -123,6 +126,66 @@ fn has_rule(lab: &Lab) -> Result<bool> {
     let value: serde_json::Value = serde_json::from_str(&value)?;
     let known = &value["formatted"]["value"]["rule"];
     Ok(known.as_u64().with_context(|| format!("no rule: {value}"))? == 1)
+}
+
+#[test]
+fn what_packet_filters_said_counts_as_long_as_they_cannot_be_read() -> Result<()> {
+    let (lab, mut proxy) = proxied(Lab::builder().build()?)?;
+    proxy.serve("127.0.0.1:8090")?;
+    let agent = Agent::start(&lab, "steering loopback0")?;
+    // What is not theirs to read by stays.
+    sh(&lab, &format!("cp /usr/sbin/nft {SCRATCH}/nft"))?;
+    let nft = |command: &str| sh(&lab, &format!("{SCRATCH}/nft '{command}'"));
+    nft("add table ip their; add chain ip their c { type filter hook prerouting priority raw; }; \
+         add rule ip their c iifname != lo ip daddr 127.0.0.1 tcp dport 8090 drop; \
+         add rule ip their c ip daddr 192.0.2.1 meta mark set 0x1000")?;
+    soon("8090 to be delivered by lo", || has_rule(&lab))?;
+    soon("another bit", || Ok(status(&lab)?.0["mark"] == 0x0100_0000))?;
+    let read_by = "/usr/sbin/nft /usr/sbin/xtables-nft-multi";
+    sh(&lab, &format!("for tool in {read_by}; do mount --bind /bin/false $tool; done"))?;
+    nft("add table ip more")?;
+    agent.says("could not be read, and what they said before counts: nftables: nft failed")?;
+    ensure!(has_rule(&lab)?, "a rule is forgotten");
+    assert_eq!(status(&lab)?.0["mark"], 0x0100_0000, "who uses which bit is forgotten");
+    assert!(answers(&lab, 8090));
+    nft("delete table ip their")?;
+    sh(&lab, &format!("umount {read_by}"))?;
+    // They are read again within half a minute, too.
+    agent.0.signal(Signal::HUP)?;
+    soon("8090 to go the plain way", || Ok(!has_rule(&lab)?))?;
+    soon("the first bit", || Ok(status(&lab)?.0["mark"] == 0x1000))?;
+    assert!(status(&lab)?.0["agent"]["warnings"].is_null());
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_comes_back_in_the_middle_of_a_fight_is_steered_at_once() -> Result<()> {
+    for (what, is_there, undo) in [
+        ("rule", "ip -4 rule | grep -q 'proto 119'", "ip rule del pref 0 fwmark 0x1000/0x1000"),
+        (
+            "filter",
+            "tc filter show dev loopback0 ingress | grep -q wsl_mirror",
+            "tc filter del dev loopback0 ingress",
+        ),
+    ] {
+        let lab = Lab::builder().configuration("hook = \"cls_bpf\"\n").build()?;
+        let (lab, _proxy) = proxied(lab)?;
+        let agent = Agent::start(&lab, "steering loopback0")?;
+        // Whatever is put back is taken away, until it has not come back for a second.
+        let fight = format!(
+            "n=0; while [ $n -lt 30 ]; do i=0; until {is_there} || [ $i = 50 ]; do sleep 0.02; i=$((i+1)); done; \
+             {is_there} || break; {undo}; n=$((n+1)); done; echo $n"
+        );
+        let fought: usize = sh(&lab, &fight)?.trim().parse()?;
+        // The first time it was not a repair that was undone.
+        ensure!(pace::is_emulated() || fought == 1 + 10, "the {what} was taken away {fought} times");
+        let since = Instant::now();
+        lab.recreate_loopback0()?;
+        soon("the new one to be steered", || Ok(lab.filters()? == 1))?;
+        ensure!(since.elapsed() < pace::limit(Duration::from_secs(2)), "after {:?}", since.elapsed());
+        assert!(answers(&lab, 8080), "{}", agent.0.output());
+    }
+    Ok(())
 }
 
 #[test]

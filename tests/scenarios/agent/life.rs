@@ -1,12 +1,20 @@
 //! How the agent begins and ends, and what it tells systemd.
 
-use std::{fs, os::unix::net::UnixDatagram};
+use std::{
+    fs::{self, File},
+    os::unix::net::UnixDatagram,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::Signal;
-use wsl_mirror_lab::{Lab, SCRATCH};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::Signal,
+};
+use wsl_mirror_lab::{Lab, SCRATCH, process::Background};
 
-use crate::guest::{Agent, LIMIT, answers, ok, proxied, soon, status};
+use crate::guest::{Agent, LIMIT, answers, ok, proxied, sh, soon, status};
 
 #[test]
 fn it_ends_well_and_everything_goes_on() -> Result<()> {
@@ -63,6 +71,106 @@ fn there_is_one_in_a_distribution_and_unload_says_who_is_in_its_way() -> Result<
     agent.end()?;
     ok(&lab, &["unload"])?;
     assert!(!answers(&lab, 8080), "the trap is no trap");
+    Ok(())
+}
+
+#[test]
+fn one_that_starts_while_another_ends_is_seen_and_keeps_a_third_out() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().loopback0(false).build()?)?;
+    let mut agent = Agent::start(&lab, "waiting for loopback0")?;
+    // The new one comes to the lock before, while and after the old one leaves it.
+    for milliseconds in [0, 5, 10, 20, 40, 80] {
+        let next = Agent(Background::spawn(&mut lab.wsl_mirror_command(&["run"])?)?);
+        thread::sleep(Duration::from_millis(milliseconds));
+        agent.end()?;
+        next.says("waiting for loopback0")?;
+        let (seen, _) = status(&lab)?;
+        assert_eq!(seen["agent"]["pid"], next.0.pid(), "nobody sees who has come {milliseconds} ms before");
+        agent = next;
+    }
+    for command in ["run", "unload"] {
+        let refused = lab.wsl_mirror(&[command])?;
+        assert_eq!(refused.status.code(), Some(14), "{refused}");
+    }
+    assert_eq!(status(&lab)?.0["agent"]["pid"], agent.0.pid(), "who is refused takes nothing away");
+    agent.end()?;
+    ensure!(!lab.guest().enter(|| fs::exists("/run/wsl-mirror"))?, "something is left in /run");
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_one_has_left_in_run_is_taken_away_by_unload() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().build()?)?;
+    Agent::start(&lab, "steering loopback0")?.kill()?;
+    ensure!(lab.guest().enter(|| fs::exists("/run/wsl-mirror"))?, "it ended well");
+    ok(&lab, &["unload"])?;
+    ensure!(!lab.guest().enter(|| fs::exists("/run/wsl-mirror"))?, "something is left in /run");
+    Ok(())
+}
+
+#[test]
+fn what_fails_at_the_start_and_may_not_later_is_tried_again() -> Result<()> {
+    let lab = Lab::builder().configuration("hook = \"cls_bpf\"\n").build()?;
+    let (lab, _proxy) = proxied(lab)?;
+    let manager = Manager::listen(&lab)?;
+    // Where ours has to be, and of another protocol; it matches nothing.
+    let theirs = "dev loopback0 ingress prio 1";
+    let filter = "protocol ip bpf bytecode '1,6 0 0 0' flowid 1:1";
+    sh(&lab, &format!("tc qdisc add dev loopback0 clsact; tc filter add {theirs} {filter}"))?;
+    let mut command = lab.wsl_mirror_command(&["run"])?;
+    let agent = Agent::started(command.env("NOTIFY_SOCKET", socket()), "somebody else has a tc filter")?;
+    manager.waits_for("READY=1")?;
+    let (report, _) = status(&lab)?;
+    assert_eq!(report["agent"]["state"], "failing", "{report}");
+    sh(&lab, &format!("tc filter del {theirs}"))?;
+    agent.says("steering loopback0")?;
+    assert!(answers(&lab, 8080));
+    Ok(())
+}
+
+#[test]
+fn it_ends_at_once_although_another_one_is_at_work() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().build()?)?;
+    let agent = Agent::start(&lab, "steering loopback0")?;
+    let held = lab.guest().enter(|| File::options().write(true).open("/sys/bus/platform/drivers_probe"))?;
+    // The agent has it for some milliseconds at a time.
+    soon("the lock", || Ok(flock(&held, FlockOperation::NonBlockingLockExclusive).is_ok()))?;
+    agent.0.signal(Signal::HUP)?;
+    agent.says("waiting for another wsl-mirror to finish")?;
+    agent.0.signal(Signal::TERM)?;
+    agent.0.finish(Duration::from_secs(1))?.success()?;
+    assert!(answers(&lab, 8080));
+    Ok(())
+}
+
+#[test]
+fn a_hook_that_somebody_detaches_is_attached_again() -> Result<()> {
+    let (lab, mut proxy) = proxied(Lab::builder().build()?)?;
+    let agent = Agent::start(&lab, "steering loopback0")?;
+    sh(
+        &lab,
+        "for hook in post_bind4 post_bind6; do bpftool link detach pinned /sys/fs/bpf/wsl-mirror/v1/link_$hook; done",
+    )?;
+    proxy.serve("0.0.0.0:8086")?;
+    assert!(!answers(&lab, 8086), "it did pass a hook");
+    // Nothing tells of it: it is looked for twice a minute, and when the agent is told to look.
+    agent.0.signal(Signal::HUP)?;
+    soon("it to be steered", || Ok(answers(&lab, 8086)))?;
+    proxy.serve("0.0.0.0:8087")?;
+    assert!(answers(&lab, 8087), "there is no hook");
+    Ok(())
+}
+
+#[test]
+fn a_dry_run_beside_an_agent_prints_what_that_would_do() -> Result<()> {
+    let (lab, _proxy) = proxied(Lab::builder().build()?)?;
+    let _agent = Agent::start(&lab, "steering loopback0")?;
+    assert_eq!(ok(&lab, &["run", "--dry-run"])?, "nothing: everything is as it should be\n");
+    let refused = lab.wsl_mirror(&["run", "--dry-run", "--cgroup", "/proc"])?;
+    assert_eq!(refused.status.code(), Some(6), "{refused}");
+    let other = lab.another_distribution()?;
+    let plan = lab.wsl_mirror_in(&other, &["run", "--dry-run"])?.success()?.stdout;
+    ensure!(plan.starts_with("stand aside") && plan.lines().count() == 1, "{plan}");
     Ok(())
 }
 

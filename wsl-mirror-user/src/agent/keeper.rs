@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -19,14 +20,22 @@ use crate::wanted::Wanted;
 /// What is known between two rounds, all of which can be read again.
 pub struct Keeper {
     wanted: Wanted,
+    /// What we go by.
     config: Config,
     /// Why the file, as it is now, is not what we go by.
     pub config_error: Option<String>,
+    /// Whether anything was loaded by what we go by.
+    has_loaded: bool,
     /// Whether program and hooks are those of this release, with what the configuration says about them.
     is_loaded: bool,
     /// Kept, because reading it takes other people's programs.
-    firewall: Option<Firewall>,
+    firewall: Option<Arc<Firewall>>,
+    /// Why what is kept is not all there is to know now.
+    unread: Vec<String>,
+    /// Those that serve and carry a tag, by their inodes.
     sockets: HashSet<u32>,
+    /// Why there are others.
+    untagged: Option<String>,
     turn: Turn,
 }
 
@@ -53,8 +62,22 @@ pub struct Round {
     pub standing: Standing,
     /// What was done, in words.
     pub steps: Vec<String>,
-    /// Whether that was to put back what somebody had taken away.
-    pub repaired: bool,
+    /// What became of what somebody had taken away.
+    pub repair: Repair,
+    /// What whoever looks after this machine should know although packets are steered.
+    pub warnings: Vec<String>,
+}
+
+/// What became of what somebody had taken away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// There was nothing like that.
+    #[default]
+    None,
+    /// It was put back.
+    Done,
+    /// It was left for later.
+    HeldBack,
 }
 
 /// How it stands.
@@ -115,39 +138,89 @@ impl Keeper {
             wanted,
             config,
             config_error: None,
+            has_loaded: false,
             is_loaded: false,
             firewall: None,
+            unread: Vec::new(),
             sockets: HashSet::new(),
+            untagged: None,
             turn: Turn::Ours,
         })
     }
 
-    /// Looks at what may have changed, and puts it right.
-    pub fn round(&mut self, changes: Changes) -> Result<Round> {
-        if changes.config {
-            self.read_config();
-        }
-        let _lock = Lock::take()?;
-        let is_stale =
-            changes.packet_filters || (changes.untold || changes.legacy) && firewall::has_legacy_tables();
-        let cached = self.firewall.take().filter(|_| !is_stale);
-        let firewall = cached.unwrap_or_else(firewall::read);
-        let mut state = state::read_with(&self.config.interface, self.config.hook, firewall)?;
-        let done = self.put_right(&state, changes);
-        self.firewall = Some(std::mem::take(&mut state.delivery.firewall));
+    /// Looks at what may have changed, and puts it right. If it `is_patient`, what somebody has taken away is left for later.
+    pub fn round(&mut self, changes: Changes, is_patient: bool, _lock: &Lock) -> Result<Round> {
+        let candidate = if changes.config { self.read_config() } else { None };
+        self.read_firewall(changes);
+        let done = match candidate {
+            Some(candidate) => self.try_out(candidate, changes, is_patient),
+            None => self.read_state().and_then(|state| self.put_right(&state, changes, is_patient)),
+        };
         give_memory_back();
         done
     }
 
-    fn put_right(&mut self, state: &State, changes: Changes) -> Result<Round> {
+    /// Goes by another configuration from now on, if that can be done on this machine. Else by the one before.
+    fn try_out(&mut self, candidate: Config, changes: Changes, is_patient: bool) -> Result<Round> {
+        let before = (std::mem::replace(&mut self.config, candidate), self.is_loaded, self.turn);
+        // What the program logs is part of it, so it is made anew; that loses no packet.
+        self.is_loaded = false;
+        let done = self.read_state().and_then(|state| {
+            // Nor is it in force as long as another distribution steers, if it could not be afterwards.
+            plan::renewal(&State { steered_by_others: None, ..state.clone() }, &self.config)?;
+            self.put_right(&state, changes, is_patient)
+        });
+        let Err(refused) = done else { return done };
+        (self.config, self.is_loaded, self.turn) = before;
+        self.config_error = Some(format!("the configuration does not fit this machine: {refused:#}"));
+        self.read_state().and_then(|state| self.put_right(&state, changes, is_patient))
+    }
+
+    /// Reads the packet filters, unless what is known of them still counts.
+    fn read_firewall(&mut self, changes: Changes) {
+        let is_stale = is_stale(changes, firewall::has_legacy_tables, !self.unread.is_empty());
+        if self.firewall.is_some() && !is_stale {
+            return;
+        }
+        let read = firewall::read();
+        self.unread = if read.has_gaps { read.unread.clone() } else { Vec::new() };
+        if self.firewall.as_ref().is_none_or(|known| read.supersedes(known)) {
+            self.firewall = Some(Arc::new(read));
+        }
+    }
+
+    /// Reads everything else.
+    fn read_state(&self) -> Result<State> {
+        let firewall = self.firewall.clone().unwrap_or_default();
+        state::read_with(&self.config.interface, self.config.hook, firewall)
+    }
+
+    fn put_right(&mut self, state: &State, changes: Changes, is_patient: bool) -> Result<Round> {
+        let interface = self.config.interface.clone();
         if let Some(is_free) = self.stands_aside(state) {
             // What is pinned here is of no use now, and is taken up again when it is.
-            let standing = Standing::Aside { interface: self.config.interface.clone(), is_free };
-            return Ok(Round { standing, steps: Vec::new(), repaired: false });
+            return Ok(Round {
+                standing: Standing::Aside { interface, is_free },
+                steps: Vec::new(),
+                repair: Repair::None,
+                warnings: Vec::new(),
+            });
         }
-        let plan = if self.is_loaded { plan::difference } else { plan::plan };
-        let interface = self.config.interface.clone();
-        let steps = plan(state, &self.config)?;
+        let plan = match (self.is_loaded, self.has_loaded) {
+            (true, _) => plan::difference,
+            (false, true) => plan::renewal,
+            (false, false) => plan::plan,
+        };
+        let mut steps = plan(state, &self.config)?;
+        let ifindex = state.interface.index;
+        let is_same_interface = state.settings.is_some_and(|settings| settings.ifindex == ifindex);
+        let mut repair = Repair::None;
+        if self.is_loaded && is_same_interface && steps.iter().any(Step::is_repair) {
+            repair = if is_patient { Repair::HeldBack } else { Repair::Done };
+            if is_patient {
+                steps = plan::without_repairs(steps);
+            }
+        }
         if !steps.is_empty() {
             let loads = steps.iter().any(|step| matches!(step, Step::LoadProgram { .. }));
             let object = if loads { object::for_this_kernel()? } else { Vec::new() };
@@ -161,20 +234,31 @@ impl Keeper {
         }
         if changes.untold {
             let owners = self.config.owner_policies();
-            owners::tag_sockets(&mut SocketOwners::pinned()?, &owners, &mut self.sockets);
+            self.untagged = owners::tag_sockets(&mut SocketOwners::pinned()?, &owners, &mut self.sockets);
         }
-        let was_loaded = std::mem::replace(&mut self.is_loaded, true);
-        let is_repair = |step: &Step| matches!(step, Step::PrepareDelivery(_));
-        let ifindex = state.interface.index;
-        let is_same_interface = state.settings.is_some_and(|settings| settings.ifindex == ifindex);
+        let had_loaded = std::mem::replace(&mut self.has_loaded, true);
+        self.is_loaded = true;
         Ok(Round {
             standing: match ifindex {
                 0 => Standing::Waiting { interface },
                 ifindex => Standing::Steering { interface, ifindex },
             },
-            repaired: was_loaded && is_same_interface && steps.iter().any(is_repair),
-            steps: if was_loaded { steps.iter().map(ToString::to_string).collect() } else { Vec::new() },
+            repair,
+            steps: if had_loaded { steps.iter().map(ToString::to_string).collect() } else { Vec::new() },
+            warnings: self.warnings(state),
         })
+    }
+
+    fn warnings(&self, state: &State) -> Vec<String> {
+        let shared = plan::shared_mark(state, &self.config);
+        let mut warnings: Vec<String> = shared.into_iter().chain(self.untagged.clone()).collect();
+        if !self.unread.is_empty() {
+            let known =
+                if state.delivery.firewall.has_gaps { "say is not known" } else { "said before counts" };
+            let why = self.unread.join("; ");
+            warnings.push(format!("some packet filters could not be read, and what they {known}: {why}"));
+        }
+        warnings
     }
 
     /// Whether another distribution steers, or is still to be given the chance to; and if so, whether it does not now.
@@ -194,18 +278,19 @@ impl Keeper {
         }
     }
 
-    /// The file's, if it is valid; else what was said before stays in force.
-    fn read_config(&mut self) {
-        match self.wanted.effective_config() {
-            Ok(config) => {
-                self.config_error = None;
-                // What the program logs is part of it, so it is made anew; that loses no packet.
-                self.is_loaded &= config == self.config;
-                self.config = config;
-            }
-            Err(error) => self.config_error = Some(format!("{error:#}")),
-        }
+    /// What the file says, if it is valid and not what we go by already.
+    fn read_config(&mut self) -> Option<Config> {
+        let read = self.wanted.effective_config();
+        self.config_error = read.as_ref().err().map(|error| format!("{error:#}"));
+        read.ok().filter(|config| *config != self.config)
     }
+}
+
+/// Whether packet filters have to be read again: `is_unread` if that has failed the last time.
+fn is_stale(changes: Changes, has_legacy_tables: fn() -> bool, is_unread: bool) -> bool {
+    changes.packet_filters
+        || changes.untold && is_unread
+        || (changes.untold || changes.legacy) && has_legacy_tables()
 }
 
 /// A load needs some megabytes for a moment (the kernel's types, packet filters as text), and glibc would keep them.
@@ -218,3 +303,22 @@ fn give_memory_back() {
 /// Others give it back by themselves.
 #[cfg(not(target_env = "gnu"))]
 const fn give_memory_back() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packet_filters_are_read_when_they_have_changed_and_when_that_has_failed() {
+        let (no, yes) = (|| false, || true);
+        let changes = Changes { packet_filters: true, ..Changes::default() };
+        assert!(is_stale(changes, no, false));
+        let look = Changes { untold: true, ..Changes::default() };
+        assert!(!is_stale(look, no, false) && is_stale(look, no, true) && is_stale(look, yes, false));
+        let legacy = Changes { legacy: true, ..Changes::default() };
+        assert!(!is_stale(legacy, no, true) && is_stale(legacy, yes, false));
+        // Of these there may be many, and each reading may take seconds to fail.
+        let machine = Changes { machine: true, config: true, ..Changes::default() };
+        assert!(!is_stale(machine, yes, true));
+    }
+}

@@ -9,7 +9,8 @@ pub mod report;
 mod schedule;
 mod systemd;
 
-use std::time::Instant;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -18,8 +19,13 @@ use self::keeper::{Keeper, Round, Standing};
 use self::report::Report;
 use self::schedule::{Changes, Schedule};
 use self::systemd::Systemd;
+use crate::exit::exit_of;
+use crate::host::lock::Lock;
 use crate::output;
 use crate::wanted::Wanted;
+
+/// How long it waits for another wsl-mirror before it tries again later. systemd waits 10 s for it to be ready.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Keeps the world as it should be until SIGTERM or SIGINT; then everything goes on as it is.
 pub fn run(wanted: Wanted) -> Result<()> {
@@ -54,41 +60,75 @@ impl Agent {
         // Listened to before the first look, so that no change is missed.
         let mut events = Events::listen(self.wanted.config_path())?;
         let mut schedule = Schedule::new(Instant::now());
-        let first = self.round(Changes::ALL).await??;
-        self.tell(&Ok(first), &mut schedule);
-        systemd::ready();
+        let mut changes = Changes::ALL;
+        let mut is_first = true;
         loop {
+            if !changes.is_empty() {
+                if changes.untold && events.watch_again() {
+                    schedule.note(Event::Config, Instant::now());
+                }
+                let Some(lock) = self.wait_for_lock(&mut events, &mut schedule).await? else { break };
+                let done = match lock {
+                    Ok(lock) => self.round(changes, schedule.is_patient(Instant::now()), lock).await?,
+                    Err(error) => Err(error),
+                };
+                match done {
+                    // What another try does not mend is told by the exit code; everything else is tried again.
+                    Err(error) if is_first && !exit_of(&error).is_worth_another_try() => {
+                        self.seat.leave();
+                        return Err(error);
+                    }
+                    done => self.tell(&done, &mut schedule),
+                }
+                if std::mem::take(&mut is_first) {
+                    systemd::ready();
+                }
+                self.systemd.reloaded();
+            }
             let wait = schedule.next().min(self.systemd.next_sign_of_life());
             tokio::select! {
-                event = events.next() => match event? {
-                    Event::Stop => break,
-                    Event::Reload => {
-                        self.systemd.reloading();
-                        schedule.note(Event::Reload, Instant::now());
-                    }
-                    event => schedule.note(event, Instant::now()),
-                },
+                event = events.next() => if self.heard(event?, &mut schedule) { break },
                 () = tokio::time::sleep_until(wait.into()) => {}
             }
             self.systemd.sign_of_life();
-            let changes = schedule.take(Instant::now());
-            if changes.is_empty() {
-                continue;
-            }
-            let done = self.round(changes).await?;
-            self.tell(&done, &mut schedule);
-            self.systemd.reloaded();
+            changes = schedule.take(Instant::now());
         }
         systemd::stopping();
         self.seat.leave();
         Ok(())
     }
 
+    /// Whether it is to end.
+    fn heard(&mut self, event: Event, schedule: &mut Schedule) -> bool {
+        if event == Event::Reload {
+            self.systemd.reloading();
+        }
+        schedule.note(event, Instant::now());
+        event == Event::Stop
+    }
+
+    /// Waits until nobody else changes anything; `None` if it is told to end meanwhile. From there on a round is short, and
+    /// is not broken off.
+    async fn wait_for_lock(
+        &mut self,
+        events: &mut Events,
+        schedule: &mut Schedule,
+    ) -> Result<Option<Result<Lock>>> {
+        let mut lock = pin!(Lock::wait(PATIENCE));
+        loop {
+            tokio::select! {
+                biased;
+                lock = &mut lock => return Ok(Some(lock)),
+                event = events.next() => if self.heard(event?, schedule) { return Ok(None) },
+            }
+        }
+    }
+
     /// A round blocks, and netlink's own runtime cannot run within ours: so it has a thread.
-    async fn round(&mut self, changes: Changes) -> Result<Result<Round>> {
+    async fn round(&mut self, changes: Changes, is_patient: bool, lock: Lock) -> Result<Result<Round>> {
         let mut keeper = self.keeper.take().context("the last round never came to its end")?;
         let (keeper, done) = tokio::task::spawn_blocking(move || {
-            let done = keeper.round(changes);
+            let done = keeper.round(changes, is_patient, &lock);
             (keeper, done)
         })
         .await
@@ -100,12 +140,14 @@ impl Agent {
     /// Tells whoever wants to know, if there is something new.
     fn tell(&mut self, done: &Result<Round>, schedule: &mut Schedule) {
         let config_error = self.keeper.as_ref().and_then(|keeper| keeper.config_error.clone());
+        schedule.refuses_config(config_error.is_some());
         let mut report = Report { pid: std::process::id(), config_error, ..self.report.clone() };
         match done {
             Ok(round) => {
-                schedule.went_well(round.repaired, Instant::now());
+                schedule.went_well(round.repair, Instant::now());
                 round.standing.name().clone_into(&mut report.state);
                 report.says = round.standing.to_string();
+                report.warnings.clone_from(&round.warnings);
                 if !round.steps.is_empty() && !self.report.says.is_empty() {
                     output::note(&format!("something has changed; done: {}", round.steps.join("; ")));
                 }
@@ -126,6 +168,10 @@ impl Agent {
         }
         if report.says != self.report.says {
             output::note(&report.says);
+        }
+        let is_new = |warning: &&String| !self.report.warnings.contains(warning);
+        for warning in report.warnings.iter().filter(is_new) {
+            output::note(warning);
         }
         match &report.config_error {
             Some(error) if Some(error) != self.report.config_error.as_ref() => {

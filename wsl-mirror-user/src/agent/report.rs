@@ -2,8 +2,8 @@
 //! distribution, as the pins do.
 
 use std::fs::{self, File};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,8 @@ const DIRECTORY: &str = "/run/wsl-mirror";
 pub const LOCK: &str = "/run/wsl-mirror/agent.lock";
 const REPORT: &str = "/run/wsl-mirror/agent.json";
 const NEW: &str = "/run/wsl-mirror/agent.json.new";
-/// A `status` has the lock for some microseconds, to see who has it.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// A `status` has the lock for some microseconds, to see who has it; an agent that was told to end has it until it has.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How it goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct Report {
     /// Why the configuration, as it is now, is not in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_error: Option<String>,
+    /// What is not as it should be, although it goes on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Held by the agent of this distribution; there is one.
@@ -45,17 +48,12 @@ pub struct Seat {
 impl Seat {
     /// Takes it; fails if it is taken.
     pub fn take() -> Result<Self> {
-        let done = fs::DirBuilder::new().mode(0o755).create(DIRECTORY);
-        if let Err(error) = done
-            && error.kind() != std::io::ErrorKind::AlreadyExists
-        {
-            return Err(error).or_exit(Exit::Failure, || format!("cannot make {DIRECTORY}"));
-        }
-        let lock = File::options().write(true).create(true).truncate(false).mode(0o600).open(LOCK);
-        let lock = lock.or_exit(Exit::Failure, || format!("cannot open {LOCK}"))?;
         let start = Instant::now();
         loop {
+            let Some(lock) = open()? else { continue };
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                // Whoever left while we waited has taken the file with it: nobody would see a lock on that one.
+                Ok(()) if !is_there(&lock) => {}
                 Ok(()) => return Ok(Self { lock }),
                 Err(Errno::WOULDBLOCK | Errno::INTR) if start.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(5));
@@ -81,13 +79,47 @@ impl Seat {
         fs::rename(NEW, REPORT).with_context(|| format!("cannot rename {NEW} to {REPORT}"))
     }
 
-    /// Nothing is left of it.
+    /// Nothing is left of it, unless somebody has taken its file away: what is there then is another one's.
     pub fn leave(self) {
-        // The folder stays if somebody else has put something into it.
-        let _ = fs::remove_file(REPORT);
-        let _ = fs::remove_file(LOCK);
-        let _ = fs::remove_dir(DIRECTORY);
+        if is_there(&self.lock) {
+            // The lock last: whoever finds it gone has the seat, and writes a report.
+            for path in [REPORT, NEW, LOCK] {
+                let _ = fs::remove_file(path);
+            }
+            // The folder stays if somebody else has put something into it.
+            let _ = fs::remove_dir(DIRECTORY);
+        }
         drop(self.lock);
+    }
+}
+
+/// Opens the file that is locked, and makes it if need be; `None` if its folder went away meanwhile.
+fn open() -> Result<Option<File>> {
+    let made = fs::DirBuilder::new().mode(0o755).create(DIRECTORY);
+    if let Err(error) = made
+        && error.kind() != ErrorKind::AlreadyExists
+    {
+        return Err(error).or_exit(Exit::Failure, || format!("cannot make {DIRECTORY}"));
+    }
+    match File::options().write(true).create(true).truncate(false).mode(0o600).open(LOCK) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if error.kind() == ErrorKind::NotFound && !Path::new(DIRECTORY).exists() => Ok(None),
+        Err(error) => Err(error).or_exit(Exit::Failure, || format!("cannot open {LOCK}")),
+    }
+}
+
+/// Whether this is the file that others find.
+fn is_there(lock: &File) -> bool {
+    let (Ok(ours), Ok(there)) = (lock.metadata(), fs::metadata(LOCK)) else { return false };
+    (ours.dev(), ours.ino()) == (there.dev(), there.ino())
+}
+
+/// Takes away what an agent has left that did not end by itself; not if there is one.
+pub fn tidy_up() {
+    if Path::new(DIRECTORY).exists()
+        && let Ok(seat) = Seat::take()
+    {
+        seat.leave();
     }
 }
 
@@ -103,4 +135,18 @@ pub fn of_the_running_one() -> Option<Report> {
 fn is_taken(lock: &Path) -> bool {
     let Ok(file) = File::open(lock) else { return false };
     matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_makes_the_folder_and_does_not_take_it_away_with_another_agents_seat() {
+        let unit = include_str!("../../../contrib/wsl-mirror.service");
+        let made = DIRECTORY.strip_prefix("/run/").unwrap();
+        for line in [&format!("RuntimeDirectory={made}"), "RuntimeDirectoryPreserve=yes"] {
+            assert!(unit.lines().any(|found| found == line), "{line}");
+        }
+    }
 }

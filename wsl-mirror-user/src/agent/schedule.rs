@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::events::Event;
+use super::keeper::Repair;
 
 /// Changes of packet filters and of a file come in bursts: so long nothing more has to come, but no longer is waited than
 /// this.
@@ -19,7 +20,8 @@ const LOOK_FREE: Duration = Duration::from_millis(2100);
 const LEGACY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// How soon is tried again what has failed; each time twice as long, up to [`LOOK`].
 const RETRY: Duration = Duration::from_secs(1);
-/// So many repairs within so long, and then one in so long: somebody else wants it otherwise, again and again.
+/// So many repairs within so long, and from then on one in so long until there was nothing to repair for as long:
+/// somebody else wants it otherwise, again and again.
 const FIGHT: (usize, Duration, Duration) = (10, Duration::from_secs(10), Duration::from_secs(5));
 
 /// What may have changed. Interfaces, policy rules and sysctls are read in any case: that costs next to nothing.
@@ -77,9 +79,14 @@ pub struct Schedule {
     look: Instant,
     is_aside: bool,
     retry: Option<(Instant, Duration)>,
+    /// Whether the configuration, as it is, is not in force; on another machine it could be.
+    is_config_refused: bool,
+    /// The last ones.
     repairs: Vec<Instant>,
-    /// The machine is not looked at before, for nothing would come of it.
-    truce: Instant,
+    /// Nothing is repaired before, for nothing would come of it. Everything else is done at once.
+    truce: Option<Instant>,
+    /// Whether a repair waits for that.
+    is_held_back: bool,
 }
 
 impl Schedule {
@@ -93,8 +100,10 @@ impl Schedule {
             look: now + LOOK,
             is_aside: false,
             retry: None,
+            is_config_refused: false,
             repairs: Vec::new(),
-            truce: now,
+            truce: None,
+            is_held_back: false,
         }
     }
 
@@ -118,29 +127,36 @@ impl Schedule {
 
     /// When the next look is due.
     pub fn next(&self) -> Instant {
-        let machine = self.machine.map(|machine| machine.max(self.truce));
+        let held_back = self.truce.filter(|_| self.is_held_back);
         let bursts =
             [self.packet_filters, self.config].into_iter().flatten().map(|burst| burst.due(PATIENCE));
         let legacy = self.legacy.map(|burst| burst.due(LEGACY));
         let retry = self.retry.map(|(retry, _)| retry);
-        bursts.chain(machine).chain(legacy).chain(retry).fold(self.look, Instant::min)
+        bursts.chain(self.machine).chain(held_back).chain(legacy).chain(retry).fold(self.look, Instant::min)
     }
 
-    /// What is due now. A failure is tried again with all there is.
+    /// Whether somebody else wants it otherwise, and is not to be fought just now.
+    pub fn is_patient(&self, now: Instant) -> bool {
+        self.truce.is_some_and(|truce| now < truce)
+    }
+
+    /// What is due now. A failure is tried again with all there is, but for a file that may be half written.
     pub fn take(&mut self, now: Instant) -> Changes {
         let is_due = |burst: Option<Burst>| burst.is_some_and(|burst| burst.due(PATIENCE) <= now);
+        let is_look = self.look <= now;
         let mut changes = Changes {
-            machine: self.machine.is_some_and(|machine| machine.max(self.truce) <= now),
+            machine: self.machine.is_some() || self.is_held_back && !self.is_patient(now),
             packet_filters: is_due(self.packet_filters),
-            config: is_due(self.config),
-            untold: self.look <= now,
+            config: is_due(self.config) || is_look && self.is_config_refused && self.config.is_none(),
+            untold: is_look,
             legacy: self.legacy.is_some_and(|burst| burst.due(LEGACY) <= now),
         };
         if self.retry.is_some_and(|(retry, _)| retry <= now) {
-            changes = Changes::ALL;
+            changes = Changes { config: changes.config || self.config.is_none(), ..Changes::ALL };
         }
         if changes.machine {
             self.machine = None;
+            self.is_held_back = false;
         }
         if changes.packet_filters {
             self.packet_filters = None;
@@ -157,17 +173,26 @@ impl Schedule {
         changes
     }
 
-    /// A round has come to its end; `repaired` if it put right what somebody had changed.
-    pub fn went_well(&mut self, repaired: bool, now: Instant) {
+    /// A round has come to its end.
+    pub fn went_well(&mut self, repair: Repair, now: Instant) {
         let (many, within, pause) = FIGHT;
         self.retry = None;
-        if repaired {
-            self.repairs.retain(|repair| *repair + within > now);
-            self.repairs.push(now);
-            if self.repairs.len() > many {
-                self.truce = now + pause;
+        self.repairs.retain(|repair| *repair + within > now);
+        match repair {
+            Repair::None => {}
+            Repair::HeldBack => self.is_held_back = true,
+            Repair::Done => {
+                // Each in the rhythm of a truce is one of those that keep it up.
+                let is_fought = self.truce.is_some() && !self.repairs.is_empty();
+                self.repairs.push(now);
+                self.truce = (is_fought || self.repairs.len() >= many).then_some(now + pause);
             }
         }
+    }
+
+    /// Whether the configuration, as it is, is not in force.
+    pub const fn refuses_config(&mut self, is_refused: bool) {
+        self.is_config_refused = is_refused;
     }
 
     /// A round has failed.
@@ -230,7 +255,7 @@ mod tests {
         while schedule.next() <= start + Duration::from_mins(1) {
             let now = schedule.next();
             assert_eq!(schedule.take(now), Changes { untold: true, ..Changes::default() });
-            schedule.went_well(false, now);
+            schedule.went_well(Repair::None, now);
             looks += 1;
         }
         assert_eq!(looks, 2);
@@ -248,21 +273,70 @@ mod tests {
             assert_eq!(schedule.take(now), Changes::ALL);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-        schedule.went_well(false, now);
+        schedule.went_well(Repair::None, now);
         assert!(schedule.next() > now + RETRY);
+    }
+
+    /// Somebody undoes at once what we do, for so long: when we repaired.
+    fn fight(schedule: &mut Schedule, start: Instant, long: Duration) -> Vec<Instant> {
+        let mut repairs = Vec::new();
+        let mut now = start;
+        while now < start + long {
+            schedule.note(Event::Machine, now);
+            assert!(schedule.take(now).machine, "it is looked at in any case");
+            let repair = if schedule.is_patient(now) { Repair::HeldBack } else { Repair::Done };
+            schedule.went_well(repair, now);
+            if repair == Repair::Done {
+                repairs.push(now);
+            }
+            now += 10 * MILLISECOND;
+        }
+        repairs
     }
 
     #[test]
     fn who_undoes_everything_we_do_is_not_fought_without_end() {
-        let (mut schedule, mut now) = schedule();
-        for _ in 0..11 {
-            schedule.note(Event::Machine, now);
-            assert!(schedule.take(now).machine);
-            schedule.went_well(true, now);
-            now += MILLISECOND;
-        }
-        schedule.note(Event::Machine, now);
-        assert!(!schedule.take(now).machine, "a truce");
-        assert!(schedule.take(now + FIGHT.2).machine);
+        let (mut schedule, start) = schedule();
+        let repairs = fight(&mut schedule, start, Duration::from_mins(2));
+        let (many, _, pause) = FIGHT;
+        assert!(repairs[many - 1] - start < pause, "at once, as long as there is hope");
+        assert!(repairs[many - 1..].windows(2).all(|pair| pair[1] - pair[0] >= pause), "then one in a while");
+        assert_eq!(repairs.len(), many + 23, "for as long as it takes");
+        // Once it was quiet, what comes is put right at once again.
+        let later = repairs[repairs.len() - 1] + FIGHT.1;
+        assert_eq!(fight(&mut schedule, later, Duration::from_secs(1)).len(), many);
+    }
+
+    #[test]
+    fn what_was_held_back_is_done_when_the_truce_is_over() {
+        let (mut schedule, start) = schedule();
+        let repairs = fight(&mut schedule, start, Duration::from_secs(1));
+        let truce = repairs[repairs.len() - 1] + FIGHT.2;
+        schedule.legacy = None;
+        assert_eq!(schedule.next(), truce);
+        assert!(schedule.take(repairs[repairs.len() - 1] + FIGHT.2 / 2).is_empty());
+        assert!(schedule.take(truce).machine && !schedule.is_patient(truce));
+        schedule.went_well(Repair::None, truce);
+        assert!(schedule.next() > truce + FIGHT.2, "they have given up");
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_without_a_file_that_is_being_written() {
+        let (mut schedule, now) = schedule();
+        schedule.went_wrong(now);
+        let retry = now + RETRY;
+        schedule.note(Event::Config, now + RETRY / 2 + RETRY * 49 / 100);
+        assert_eq!(schedule.take(retry), Changes { config: false, ..Changes::ALL });
+        assert!(schedule.take(retry + PATIENCE.0).config, "once it is quiet");
+    }
+
+    #[test]
+    fn a_file_that_does_not_fit_this_machine_is_read_again_with_each_look() {
+        let (mut schedule, now) = schedule();
+        schedule.refuses_config(true);
+        let look = now + LOOK;
+        assert_eq!(schedule.take(look), Changes { untold: true, config: true, ..Changes::default() });
+        schedule.refuses_config(false);
+        assert!(!schedule.take(look + LOOK).config);
     }
 }

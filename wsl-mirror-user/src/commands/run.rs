@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::agent;
+use crate::agent::{self, report};
 use crate::datapath::{object, plan, state};
 use crate::exit::Exit;
 use crate::host::{firewall, lock::Lock, require_root};
@@ -28,17 +28,36 @@ impl Run {
             agent::run(self.wanted)?;
             return Ok(Exit::Success);
         }
-        let config = self.wanted.effective_config()?;
-        let _lock = Lock::take()?;
-        let state = state::read_with(&config.interface, config.hook, firewall::read())?;
-        let steps = plan::plan(&state, &config)?;
-        object::for_this_kernel()?;
-        for step in &steps {
-            output::line(&step.to_string())?;
-        }
-        if state.interface.index == 0 {
-            output::line(&format!("wait for {}, and attach the program to it", config.interface))?;
+        for line in self.would_do()? {
+            output::line(&line)?;
         }
         Ok(Exit::Success)
+    }
+
+    /// What an agent would do now: the one that is at work, or else a new one.
+    fn would_do(&self) -> Result<Vec<String>> {
+        let config = self.wanted.effective_config()?;
+        self.wanted.open_cgroup()?;
+        let _lock = Lock::take()?;
+        let state = state::read_with(&config.interface, config.hook, firewall::read().into())?;
+        let name = &config.interface;
+        if state.steered_by_others.is_some() {
+            return Ok(vec![format!(
+                "stand aside, since wsl-mirror of another distribution steers {name}, until it does not any more"
+            )]);
+        }
+        let steps = match report::of_the_running_one() {
+            Some(_) => plan::difference(&state, &config)?,
+            None => plan::plan(&state, &config)?,
+        };
+        object::for_this_kernel()?;
+        let mut lines: Vec<String> = steps.iter().map(ToString::to_string).collect();
+        if state.interface.index == 0 {
+            lines.push(format!("wait for {name}, and attach the program to it"));
+        }
+        if lines.is_empty() {
+            lines.push("nothing: everything is as it should be".to_owned());
+        }
+        Ok(lines)
     }
 }

@@ -437,12 +437,11 @@ impl Port {
 
 /// What the agent says of itself.
 fn agent_text(agent: &Agent) -> String {
-    let not_in_force = agent
-        .config_error
-        .as_ref()
-        .map(|error| format!("\n         {BAD}not in force{BAD:#}: {error}"))
-        .unwrap_or_default();
-    format!("agent    process {}: {}{not_in_force}", agent.pid, agent.says)
+    let mut lines = vec![format!("agent    process {}: {}", agent.pid, agent.says)];
+    let not_in_force = agent.config_error.iter().map(|error| format!("{BAD}not in force{BAD:#}: {error}"));
+    let rest = not_in_force.chain(agent.warnings.iter().cloned());
+    lines.extend(rest.map(|line| format!("         {line}")));
+    lines.join("\n")
 }
 
 /// What other distributions steer.
@@ -536,8 +535,13 @@ mod tests {
         );
         let json = serde_json::to_value(nothing()).unwrap();
         assert_eq!(json, serde_json::json!({"loaded": false, "steering": false}));
-        let agent =
-            Agent { pid: 7, state: "aside".into(), says: "standing aside".into(), config_error: None };
+        let agent = Agent {
+            pid: 7,
+            state: "aside".into(),
+            says: "standing aside".into(),
+            config_error: None,
+            warnings: Vec::new(),
+        };
         let elsewhere = Elsewhere { interface: "loopback0".into(), ifindex: 9, hook: "cls_bpf", program: 42 };
         let report = Report { steering: true, elsewhere: vec![elsewhere], agent: Some(agent), ..nothing() };
         let expected = serde_json::json!({

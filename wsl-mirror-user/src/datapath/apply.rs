@@ -276,7 +276,9 @@ impl Work<'_> {
     fn tag_sockets(&mut self, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
         let mut map = SocketOwners::from_map(self.map("SOCKET_OWNER")?)?;
         // Tags go with their sockets, or with the map: nothing is to be undone.
-        owners::tag_sockets(&mut map, owners, &mut HashSet::new());
+        if let Some(failed) = owners::tag_sockets(&mut map, owners, &mut HashSet::new()) {
+            output::note(&failed);
+        }
         Ok(())
     }
 

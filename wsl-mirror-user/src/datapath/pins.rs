@@ -1,10 +1,14 @@
 //! The pins: where they are, and what is there.
 
-use std::fmt;
+use std::ffi::CString;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::{fmt, io, mem};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapError, MapInfo};
+use aya_obj::generated::{bpf_attr, bpf_cmd};
 use wsl_mirror_ebpf::abi::LAYOUT;
 
 use super::object;
@@ -55,6 +59,23 @@ pub fn path(name: &str) -> PathBuf {
 /// The path under which a pin's successor is made.
 pub fn path_of_new(name: &str) -> PathBuf {
     directory().join(format!("{name}{NEW}"))
+}
+
+/// Opens what is pinned there, whatever it is; aya does it too, but lets nobody have the descriptor of a link.
+pub fn open(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all zeros is a value of this union, and means nothing.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the kernel reads the attributes, which are as long as we say, and the path, which outlives the call.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, bpf_cmd::BPF_OBJ_GET, &raw const attributes, size_of::<bpf_attr>())
+    };
+    match i32::try_from(fd) {
+        // SAFETY: it is a new descriptor, and nobody else's.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// What is pinned.

@@ -29,6 +29,8 @@ pub struct State {
     pub policies: BTreeMap<PortKey, PortPolicy>,
     /// `OWNERS`, if pinned.
     pub owners: BTreeMap<Owner, OwnerPolicy>,
+    /// The hooks for sockets whose pinned links hang on a cgroup no more (`bpftool link detach`, or the cgroup is gone).
+    pub detached_hooks: Vec<SocketHook>,
     /// The interface that is asked for.
     pub interface: Interface,
     /// The id of the pinned program.
@@ -209,7 +211,15 @@ impl fmt::Display for Step {
 /// Computes the steps from `state` to what `config` wants, with a program and hooks of this release in the place of those
 /// that are there. Without the interface, all but attaching.
 pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
-    let aim = Aim::new(state, config)?;
+    Ok(whole(state, config, &Aim::new(state, config, Marks::MustBeFree)?))
+}
+
+/// The same for whoever stays after a [`plan`].
+pub fn renewal(state: &State, config: &Config) -> Result<Vec<Step>> {
+    Ok(whole(state, config, &Aim::new(state, config, Marks::MayBeKept)?))
+}
+
+fn whole(state: &State, config: &Config, aim: &Aim) -> Vec<Step> {
     let mut steps = Vec::new();
     if !state.has_bpffs {
         steps.push(Step::MountBpffs);
@@ -239,17 +249,17 @@ pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
         });
     }
     steps.push(Step::SwapProgramPin);
-    steps.extend(aim.delivery.after.into_iter().map(Step::CleanUp));
-    Ok(steps)
+    steps.extend(aim.delivery.after.iter().copied().map(Step::CleanUp));
+    steps
 }
 
 /// Computes the steps that are missing, for whoever stays after a [`plan`]: what is pinned is gone on with if all of it is
 /// there. No steps mean that everything is as it should be.
 pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
+    let aim = Aim::new(state, config, Marks::MayBeKept)?;
     if !is_whole(state) {
-        return plan(state, config);
+        return Ok(whole(state, config, &aim));
     }
-    let aim = Aim::new(state, config)?;
     let mut steps = aim.writes(state, config);
     if aim.adds_clsact {
         steps.push(Step::AddClsact);
@@ -270,14 +280,57 @@ pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Whether everything is pinned that a load pins, but for the link, which is made where there is an interface.
+impl Step {
+    /// Whether it puts back what somebody has taken away, if it is part of a [`difference`] on the interface that is
+    /// steered. That makes everything anew where a pin or a hook is missing.
+    pub const fn is_repair(&self) -> bool {
+        matches!(
+            self,
+            Self::PrepareDelivery(_)
+                | Self::LoadProgram { .. }
+                | Self::AttachLink
+                | Self::AddClsact
+                | Self::AddFilter
+                | Self::ReplaceInFilter { .. }
+        )
+    }
+}
+
+/// What of a [`difference`] can be done without the repairs that are part of it: what is written of ports and owners.
+/// `SETTINGS` says what the machine is prepared for, and waits with them.
+pub fn without_repairs(steps: Vec<Step>) -> Vec<Step> {
+    if !steps.iter().any(Step::is_repair) {
+        return steps;
+    }
+    let is_written =
+        |step: &Step| matches!(step, Step::WritePolicies(_) | Step::WriteOwners(_) | Step::WriteRules(_));
+    let uses_pinned = steps.first() == Some(&Step::UsePinned);
+    let mut written: Vec<Step> = steps.into_iter().filter(|step| uses_pinned && is_written(step)).collect();
+    if !written.is_empty() {
+        written.insert(0, Step::UsePinned);
+    }
+    written
+}
+
+/// Whether everything is pinned and at work that a load pins, but for the link, which is made where there is an
+/// interface.
 fn is_whole(state: &State) -> bool {
     let hooks = SocketHook::ALL.map(SocketHook::pin);
     state.has_bpffs
         && state.pins.leftovers.is_empty()
+        && state.detached_hooks.is_empty()
         && state.pins.has(pins::PROGRAM)
         && MAPS.iter().chain(&hooks).all(|name| state.pins.has(name))
         && state.settings.is_some_and(|settings| settings.layout == LAYOUT)
+}
+
+/// Which bits of the mark will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marks {
+    /// Only those that nobody else uses.
+    MustBeFree,
+    /// Those that are in force too: flows carry them, and the program steers with them whether we look after it or not.
+    MayBeKept,
 }
 
 /// What both plans aim at.
@@ -290,7 +343,7 @@ struct Aim {
 
 impl Aim {
     /// Fails where the machine or what is loaded forbids it.
-    fn new(state: &State, config: &Config) -> Result<Self> {
+    fn new(state: &State, config: &Config, marks: Marks) -> Result<Self> {
         let hook = choose_hook(state, config)?;
         refuse_anothers_interface(state)?;
         refuse_second_interface(state, hook)?;
@@ -307,7 +360,7 @@ impl Aim {
         }
         let is_there = state.interface.index != 0;
         let adds_clsact = is_there && hook == Hook::ClsBpf && !state.interface.clsact.exists;
-        let mark = choose_mark(state, config)?;
+        let mark = choose_mark(state, config, marks)?;
         let delivery = if is_there {
             delivery::plan(&state.delivery, config.delivery, mark)
         } else {
@@ -359,10 +412,14 @@ fn refuse_anothers_interface(state: &State) -> Result<()> {
 }
 
 /// The bits of the mark: those of the configuration, or the first that nobody uses.
-fn choose_mark(state: &State, config: &Config) -> Result<u32> {
+fn choose_mark(state: &State, config: &Config, marks: Marks) -> Result<u32> {
     let uses = state.delivery.marks();
+    let in_force = mark_in_force(state).filter(|_| marks == Marks::MayBeKept);
     let Some(mark) = config.mark else {
-        return marks::first_free(&uses).ok_or_else(|| {
+        // Of what could not be read nobody knows which bits it uses.
+        let is_good = |mark: &u32| state.delivery.firewall.has_gaps && marks::users(*mark, &uses).is_empty();
+        let chosen = in_force.filter(is_good).or_else(|| marks::first_free(&uses)).or(in_force);
+        return chosen.ok_or_else(|| {
             let users = marks::names(&marks::users(u32::MAX, &uses));
             Failure::new(
                 Exit::Config,
@@ -371,7 +428,7 @@ fn choose_mark(state: &State, config: &Config) -> Result<u32> {
         });
     };
     let users = marks::users(mark, &uses);
-    if users.is_empty() {
+    if users.is_empty() || in_force == Some(mark) {
         return Ok(mark);
     }
     Err(Failure::new(
@@ -383,6 +440,27 @@ fn choose_mark(state: &State, config: &Config) -> Result<u32> {
             marks::names(&users)
         ),
     ))
+}
+
+fn mark_in_force(state: &State) -> Option<u32> {
+    state
+        .settings
+        .filter(|settings| settings.layout == LAYOUT && settings.mark != 0)
+        .map(|settings| settings.mark)
+}
+
+/// What is to be said of a mark that [`difference`] goes on with although somebody else has begun to use it.
+pub fn shared_mark(state: &State, config: &Config) -> Option<String> {
+    let uses = state.delivery.marks();
+    let mark = choose_mark(state, config, Marks::MayBeKept).ok()?;
+    let users = marks::users(mark, &uses);
+    (!users.is_empty()).then(|| {
+        format!(
+            "others use bits of our mark {mark:#x}, too: {}. It stays in force until the configuration names other bits \
+             (or, if it says \"auto\", until one is free)",
+            marks::names(&users)
+        )
+    })
 }
 
 /// The program that the pinned link holds on the interface that is asked for. A link whose interface went away
@@ -471,7 +549,8 @@ fn policy_changes(there: &BTreeMap<PortKey, PortPolicy>, exempt: &BTreeSet<PortK
         .collect()
 }
 
-/// What has to change so that `PORT_DELIVERY` says what the machine's rules do.
+/// What has to change so that `PORT_DELIVERY` says what the machine's rules do. What some of them said before, which could
+/// not be read now, is left.
 fn rule_changes(state: &State) -> Option<Step> {
     let drops = state.delivery.firewall.drops(&state.interface.name);
     let wanted: BTreeMap<PortKey, PortRule> = drops
@@ -484,6 +563,7 @@ fn rule_changes(state: &State) -> Option<Step> {
         .into_iter()
         .map(|key| RuleChange { key, old: state.rules.get(&key).copied(), new: wanted.get(&key).copied() })
         .filter(|change| change.old != change.new)
+        .filter(|change| change.new.is_some() || !state.delivery.firewall.has_gaps)
         .collect();
     (!changes.is_empty()).then_some(Step::WriteRules(changes))
 }
@@ -503,6 +583,8 @@ fn owner_changes(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::exit::exit_of;
     use wsl_mirror_ebpf::abi::Protocol;
@@ -626,7 +708,7 @@ mod tests {
     fn what_another_distribution_steers_is_left_to_it() {
         let state =
             State { steered_by_others: Some(Found { ifindex: 7, hook: Hook::Tcx, program: 99 }), ..fresh() };
-        for plan in [plan, difference] {
+        for plan in [plan, renewal, difference] {
             let error = plan(&state, &Config::default()).unwrap_err();
             assert_eq!(exit_of(&error), Exit::OtherDistribution);
             assert!(error.to_string().contains("program 99, tcx"), "{error}");
@@ -743,7 +825,8 @@ mod tests {
 
     /// A rule of somebody else's that looks at these bits, among those of an iptables.
     fn used_by_others(state: &mut State, bits: u32) {
-        state.delivery.firewall.ruleset.marks.push(marks::MarkUse { bits, by: "their rule".into() });
+        let firewall = Arc::make_mut(&mut state.delivery.firewall);
+        firewall.ruleset.marks.push(marks::MarkUse { bits, by: "their rule".into() });
     }
 
     #[test]
@@ -787,6 +870,72 @@ mod tests {
         assert_eq!(mark_of(&loaded(), None).unwrap(), None, "nothing to write: it stands there");
         used_by_others(&mut state, u32::MAX);
         assert_eq!(exit_of(&mark_of(&state, None).unwrap_err()), Exit::Config);
+    }
+
+    #[test]
+    fn a_mark_in_force_that_somebody_begins_to_use_is_kept_by_who_stays_and_refused_to_who_loads() {
+        let config = Config { mark: Some(0x1000), ..Config::default() };
+        let mut state = loaded();
+        assert_eq!(shared_mark(&state, &config), None);
+        used_by_others(&mut state, 0x1000);
+        assert_eq!(difference(&state, &config).unwrap(), [], "all goes on");
+        assert!(shared_mark(&state, &config).unwrap().contains("their rule"));
+        state.pins.names.retain(|name| name != "FLOWS");
+        assert!(difference(&state, &config).is_ok() && renewal(&state, &config).is_ok());
+        assert_eq!(exit_of(&plan(&state, &config).unwrap_err()), Exit::Config);
+        let other = Config { mark: Some(0x3000), ..Config::default() };
+        assert_eq!(exit_of(&difference(&state, &other).unwrap_err()), Exit::Config, "it is not in force");
+        // Left to us, another bit is taken; if there is none, this one is kept.
+        let state = loaded();
+        let mut taken = state.clone();
+        used_by_others(&mut taken, 0x1000);
+        assert_ne!(difference(&taken, &Config::default()).unwrap(), []);
+        assert_eq!(shared_mark(&taken, &Config::default()), None);
+        let mut full = state;
+        used_by_others(&mut full, u32::MAX);
+        assert_eq!(difference(&full, &Config::default()).unwrap(), []);
+        assert!(shared_mark(&full, &Config::default()).is_some());
+    }
+
+    #[test]
+    fn what_packet_filters_said_before_is_not_forgotten_because_they_could_not_be_read() {
+        let mut state = loaded();
+        state.rules.insert(PortKey::new(Protocol::Tcp, 8090), PortRule::NotOnLo);
+        state.settings = state.settings.map(|settings| Settings { mark: 0x0100_0000, ..settings });
+        state.delivery.machine.as_mut().unwrap().rules = vec![delivery::rule::Rule::ours(0x0100_0000)];
+        Arc::make_mut(&mut state.delivery.firewall).has_gaps = true;
+        assert_eq!(
+            difference(&state, &Config::default()).unwrap(),
+            [],
+            "nor who used the first bit of the list"
+        );
+        Arc::make_mut(&mut state.delivery.firewall).has_gaps = false;
+        let steps = difference(&state, &Config::default()).unwrap();
+        assert!(steps.iter().any(|step| matches!(step, Step::WriteRules(_))), "{steps:?}");
+    }
+
+    #[test]
+    fn a_hook_that_is_detached_makes_all_anew() {
+        let mut state = loaded();
+        state.detached_hooks.push(SocketHook::Bind4);
+        let steps = difference(&state, &Config::default()).unwrap();
+        assert!(steps.contains(&Step::AttachSocketHook(SocketHook::Bind4)), "{steps:?}");
+    }
+
+    #[test]
+    fn without_repairs_only_what_is_written_of_ports_and_owners_is_done() {
+        let mut state = loaded();
+        state.delivery.machine.as_mut().unwrap().rules.clear();
+        let steps = difference(&state, &Config::default()).unwrap();
+        assert_eq!(without_repairs(steps), []);
+        state.rules.insert(PortKey::new(Protocol::Tcp, 8090), PortRule::NotOnLo);
+        let steps = without_repairs(difference(&state, &Config::default()).unwrap());
+        assert!(matches!(steps.as_slice(), [Step::UsePinned, Step::WriteRules(_)]), "{steps:?}");
+        state.delivery = delivery::tests::loaded();
+        let steps = difference(&state, &Config::default()).unwrap();
+        assert_eq!(without_repairs(steps.clone()), steps, "nothing is repaired");
+        state.pins.names.clear();
+        assert_eq!(without_repairs(difference(&state, &Config::default()).unwrap()), []);
     }
 
     #[test]

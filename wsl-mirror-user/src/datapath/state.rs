@@ -1,6 +1,7 @@
 //! Reads what is there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Result;
 use aya::programs::ProgramInfo;
@@ -9,6 +10,7 @@ use wsl_mirror_ebpf::abi::{Hook, Settings};
 
 use super::hook::{self, Found};
 use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap};
+use super::owners::SocketHook;
 use super::pins::{self, Pins};
 use super::plan::{Interface, State};
 use crate::config::HookChoice;
@@ -19,17 +21,17 @@ use crate::host::{bpffs, delivery, interface};
 /// Reads everything that a plan for the interface `name` depends on; it has to be there.
 pub fn read(name: &str, choice: HookChoice) -> Result<State> {
     let index = interface::require_index(name)?;
-    read_at(name, index, choice, firewall::read())
+    read_at(name, index, choice, firewall::read().into())
 }
 
 /// The same whether the interface is there or not, with packet filters that were read before.
-pub fn read_with(name: &str, choice: HookChoice, firewall: Firewall) -> Result<State> {
+pub fn read_with(name: &str, choice: HookChoice, firewall: Arc<Firewall>) -> Result<State> {
     let index = interface::find(name)?.unwrap_or(0);
     read_at(name, index, choice, firewall)
 }
 
 /// `index` is 0 if there is no such interface.
-fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Firewall) -> Result<State> {
+fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Arc<Firewall>) -> Result<State> {
     let pins = Pins::read()?;
     pins.require_our_layout()?;
     let settings = if pins.has("SETTINGS") { Some(SettingsMap::pinned()?.get()?) } else { None };
@@ -57,6 +59,7 @@ fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Firewall) -> Re
         policies,
         owners,
         rules,
+        detached_hooks: detached_hooks(&pins)?,
         interface: Interface { name: name.to_owned(), index, tcx_programs, clsact },
         pinned_program: pinned_program(&pins)?,
         linked_program,
@@ -66,10 +69,10 @@ fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Firewall) -> Re
 
 /// Reads what delivery by `lo` and the mark depend on. What cannot be read costs us the delivery, not the load.
 pub fn delivery_state(own: &[u32]) -> Result<delivery::State> {
-    Ok(delivery_with(has_others(own)?, firewall::read()))
+    Ok(delivery_with(has_others(own)?, firewall::read().into()))
 }
 
-fn delivery_with(has_others: bool, firewall: Firewall) -> delivery::State {
+fn delivery_with(has_others: bool, firewall: Arc<Firewall>) -> delivery::State {
     let machine = delivery::Machine::read().map_err(|error| format!("{error:#}"));
     delivery::State { machine, firewall, has_others }
 }
@@ -105,6 +108,17 @@ fn pinned_program(pins: &Pins) -> Result<Option<u32>> {
     let info = ProgramInfo::from_pin(&path)
         .or_exit(Exit::Kernel, || format!("cannot open the pinned program {}", path.display()))?;
     Ok(Some(info.id()))
+}
+
+/// The hooks for sockets whose pinned links hang nowhere.
+fn detached_hooks(pins: &Pins) -> Result<Vec<SocketHook>> {
+    let mut detached = Vec::new();
+    for hook in SocketHook::ALL.into_iter().filter(|hook| pins.has(hook.pin())) {
+        if hook.is_detached()? {
+            detached.push(hook);
+        }
+    }
+    Ok(detached)
 }
 
 /// The id of the program in the pinned link.

@@ -28,6 +28,7 @@ pub fn unload() -> Result<bool> {
             ),
         ));
     }
+    report::tidy_up();
     let pins = Pins::read()?;
     let mut errors = Errors::default();
     if pins.is_empty() {

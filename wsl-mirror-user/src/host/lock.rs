@@ -43,37 +43,66 @@ impl Lock {
     }
 
     fn take_by(operation: FlockOperation) -> Result<Self> {
+        let mut wait = Wait::begin(operation, PATIENCE)?;
+        while !wait.is_over()? {
+            std::thread::sleep(RETRY);
+        }
+        Ok(Self { _file: wait.file })
+    }
+
+    /// [`Self::take`] for who has something else to look at meanwhile. To wait no more leaves nothing behind.
+    pub async fn wait(patience: Duration) -> Result<Self> {
+        let mut wait = Wait::begin(FlockOperation::NonBlockingLockExclusive, patience)?;
+        while !wait.is_over()? {
+            tokio::time::sleep(RETRY).await;
+        }
+        Ok(Self { _file: wait.file })
+    }
+}
+
+/// Somebody waits for it.
+struct Wait {
+    file: OwnedFd,
+    operation: FlockOperation,
+    start: Instant,
+    patience: Duration,
+    told: bool,
+}
+
+impl Wait {
+    fn begin(operation: FlockOperation, patience: Duration) -> Result<Self> {
         let file = open().or_exit(Exit::Failure, || {
             format!(
                 "cannot open the lock of this network namespace (sysfs, {FILE}): is CAP_SYS_ADMIN missing?"
             )
         })?;
-        let start = Instant::now();
-        let mut told = false;
-        loop {
-            match flock(&file, operation) {
-                Ok(()) => return Ok(Self { _file: file }),
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
-                Err(error) => {
-                    return Err(error).or_exit(Exit::Failure, || format!("cannot lock sysfs' {FILE}"));
-                }
+        Ok(Self { file, operation, start: Instant::now(), patience, told: false })
+    }
+
+    /// Takes the lock if it is free, and says whether it was; fails once that takes too long.
+    fn is_over(&mut self) -> Result<bool> {
+        match flock(&self.file, self.operation) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            Err(error) => {
+                return Err(error).or_exit(Exit::Failure, || format!("cannot lock sysfs' {FILE}"));
             }
-            if start.elapsed() > PATIENCE {
-                return Err(Failure::new(
-                    Exit::Busy,
-                    format!(
-                        "another wsl-mirror has been at work in this network namespace for more than {} s; \
-                         find it with `pgrep -a wsl-mirror`, in every distribution",
-                        PATIENCE.as_secs()
-                    ),
-                ));
-            }
-            if !told && start.elapsed() > Duration::from_secs(1) {
-                output::note("waiting for another wsl-mirror to finish …");
-                told = true;
-            }
-            std::thread::sleep(RETRY);
         }
+        if self.start.elapsed() > self.patience {
+            return Err(Failure::new(
+                Exit::Busy,
+                format!(
+                    "another wsl-mirror has been at work in this network namespace for more than {} s; \
+                     find it with `pgrep -a wsl-mirror`, in every distribution",
+                    self.patience.as_secs()
+                ),
+            ));
+        }
+        if !self.told && self.start.elapsed() > Duration::from_secs(1) {
+            output::note("waiting for another wsl-mirror to finish …");
+            self.told = true;
+        }
+        Ok(false)
     }
 }
 

@@ -15,6 +15,7 @@ pub mod sysctls;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -51,15 +52,15 @@ impl Machine {
 pub struct State {
     /// The machine, or why it cannot be read.
     pub machine: Result<Machine, String>,
-    /// The packet filters.
-    pub firewall: Firewall,
+    /// The packet filters. Large; who stays reads them once and shares them.
+    pub firewall: Arc<Firewall>,
     /// Whether another distribution has a program of ours on an interface: it needs what is here as we do.
     pub has_others: bool,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { machine: Ok(Machine::default()), firewall: Firewall::default(), has_others: false }
+        Self { machine: Ok(Machine::default()), firewall: Arc::default(), has_others: false }
     }
 }
 
@@ -439,7 +440,7 @@ pub mod tests {
         };
         let state = |hook| {
             let ruleset = Ruleset { chains: vec![chain(hook)], marks: vec![] };
-            State { firewall: Firewall { ruleset, unread: vec![] }, ..ready() }
+            State { firewall: Firewall { ruleset, ..Firewall::default() }.into(), ..ready() }
         };
         assert_eq!(state("output").obstacles(MARK), [Objection::Restored("rule 7".into())]);
         assert_eq!(state("output").obstacles(0x1_0000), [], "not these bits");

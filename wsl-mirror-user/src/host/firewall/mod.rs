@@ -138,9 +138,17 @@ pub struct Firewall {
     pub ruleset: Ruleset,
     /// What could not be read, one sentence each: what it says is not known.
     pub unread: Vec<String>,
+    /// Whether a part of it is unknown because reading it has failed: another time it may be read. What nobody is
+    /// installed for that could read it is not meant.
+    pub has_gaps: bool,
 }
 
 impl Firewall {
+    /// Whether to go by this from now on, and no more by what was read before.
+    pub const fn supersedes(&self, older: &Self) -> bool {
+        !self.has_gaps || older.has_gaps
+    }
+
     /// Every use of a bit of the mark by somebody else.
     pub fn marks(&self) -> Vec<MarkUse> {
         let rules = self.ruleset.chains.iter().flat_map(|chain| &chain.rules);
@@ -226,7 +234,10 @@ fn put_together(
             chains = ruleset.chains;
             firewall.ruleset.marks = ruleset.marks;
         }
-        Ok(Err(why)) | Err(Unread::Failed(why)) => firewall.unread.push(format!("nftables: {why}")),
+        Ok(Err(why)) | Err(Unread::Failed(why)) => {
+            firewall.unread.push(format!("nftables: {why}"));
+            firewall.has_gaps = true;
+        }
         Err(Unread::NotInstalled) => {}
     }
     let iptables_nft = match iptables_nft {
@@ -234,9 +245,13 @@ fn put_together(
         Ok(text) if !text.trim().is_empty() && !iptables::is_of_nft(&text) => Err(Unread::NotInstalled),
         read => read,
     };
+    let mut iptables_nft_failed = false;
     match iptables_nft.map(|text| parse_iptables(&text, "iptables-nft")) {
         Ok(Ok(ruleset)) => fill_in(&mut chains, ruleset.chains),
-        Ok(Err(why)) | Err(Unread::Failed(why)) => firewall.unread.push(format!("iptables-nft: {why}")),
+        Ok(Err(why)) | Err(Unread::Failed(why)) => {
+            firewall.unread.push(format!("iptables-nft: {why}"));
+            iptables_nft_failed = true;
+        }
         Err(Unread::NotInstalled) if !nft_is_there => {
             firewall.unread.push("nftables: neither nft nor iptables-nft-save is installed".into());
         }
@@ -251,13 +266,18 @@ fn put_together(
             chain.table
         ));
     }
+    // Where nft is there and translates everything, it is not needed.
+    firewall.has_gaps |= iptables_nft_failed && (untranslated.is_some() || !nft_is_there);
     let legacy = match legacy {
         Ok(text) if iptables::is_of_nft(&text) => Err(Unread::NotInstalled),
         read => read,
     };
     match legacy.map(|text| parse_iptables(&text, "iptables-legacy")) {
         Ok(Ok(ruleset)) => chains.extend(ruleset.chains),
-        Ok(Err(why)) | Err(Unread::Failed(why)) => firewall.unread.push(format!("iptables-legacy: {why}")),
+        Ok(Err(why)) | Err(Unread::Failed(why)) => {
+            firewall.unread.push(format!("iptables-legacy: {why}"));
+            firewall.has_gaps = true;
+        }
         Err(Unread::NotInstalled) => firewall
             .unread
             .push("iptables-legacy: it has tables, but iptables-legacy-save is not installed".into()),
@@ -434,6 +454,41 @@ mod tests {
         assert_eq!(firewall.unread.len(), 2, "{:?}", firewall.unread);
         assert_eq!(put_together(sample!("wsl.json"), nothing(), Ok(String::new())).unread, [""; 0]);
         assert_eq!(put_together(nothing(), nothing(), Ok(String::new())).unread.len(), 1);
+    }
+
+    #[test]
+    fn what_failed_leaves_a_gap_and_what_is_not_installed_does_not() {
+        let failed = || Err(Unread::Failed("it failed".into()));
+        let none = || Ok(String::new());
+        for (nft, iptables_nft, legacy) in [
+            (failed(), sample!("docker28.save"), none()),
+            (nothing(), failed(), none()),
+            (sample!("docker28.json"), failed(), none()),
+            (sample!("wsl.json"), nothing(), failed()),
+            (Ok("{".into()), nothing(), none()),
+        ] {
+            let what = format!("{nft:?} {iptables_nft:?} {legacy:?}");
+            assert!(put_together(nft, iptables_nft, legacy).has_gaps, "{what}");
+        }
+        for (nft, iptables_nft, legacy) in [
+            (nothing(), nothing(), nothing()),
+            (sample!("docker28.json"), nothing(), none()),
+            // Every rule of this one is nft's own.
+            (sample!("wsl.json"), failed(), none()),
+        ] {
+            assert!(!put_together(nft, iptables_nft, legacy).has_gaps);
+        }
+    }
+
+    #[test]
+    fn a_reading_that_failed_does_not_supersede_one_that_succeeded() {
+        let good = || put_together(sample!("docker28.json"), sample!("docker28.save"), Ok(String::new()));
+        let failed = || put_together(Err(Unread::Failed("slow".into())), nothing(), Ok(String::new()));
+        let other = || put_together(sample!("wsl.json"), nothing(), Ok(String::new()));
+        assert!(!failed().supersedes(&good()));
+        assert!(
+            other().supersedes(&good()) && other().supersedes(&failed()) && failed().supersedes(&failed())
+        );
     }
 
     #[test]
