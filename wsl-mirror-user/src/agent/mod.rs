@@ -29,7 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Keeps the world as it should be until SIGTERM or SIGINT; then everything goes on as it is.
 pub fn run(wanted: Wanted) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // For one round at a time. A second thread, now and then, while the first one comes to rest, would be one more heap.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build()?;
     runtime.block_on(Agent::start(wanted)?.stay())
 }
 
