@@ -241,6 +241,27 @@ pub fn command_line(command: &Command) -> String {
     line
 }
 
+/// Waits for the child of this process that is called so; gives its number. `children` in /proc would say, which not every
+/// kernel has (`CONFIG_PROC_CHILDREN`).
+pub fn wait_for_child(parent: u32, name: &str) -> Result<String> {
+    let stat = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    wait_for(&format!("process {parent} to have a child {name}"), COMMAND_LIMIT, || {
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            // PID (NAME) STATE PARENT …
+            let Some(stat) = stat(&pid) else { continue };
+            let Some((called, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") "))
+            else {
+                continue;
+            };
+            if called == name && rest.split(' ').nth(1) == Some(&parent.to_string()) {
+                return Ok(Some(pid));
+            }
+        }
+        Ok(None)
+    })
+}
+
 /// Asks `ready` again and again until it gives a value; past `limit` (longer in emulation) the error says what was
 /// awaited.
 pub fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {

@@ -1,11 +1,11 @@
 //! `install` and `uninstall` in a distribution that runs: what they do about systemd, and about an agent.
 
-use std::{fs, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use wsl_mirror_lab::{
     Lab,
-    process::{Background, COMMAND_LIMIT, Finished, run, wait_for},
+    process::{Background, COMMAND_LIMIT, Finished, run, wait_for, wait_for_child},
 };
 
 /// Mounts and processes of its own, on the guest's network. Of the machine's files, those are others that are looked at:
@@ -47,13 +47,7 @@ impl<'a> Machine<'a> {
         let mut command = lab.guest().command("unshare");
         command.args(["--pid", "--fork", "--kill-child", "--mount", "sh", "-ec", DISTRIBUTION, "sh"]);
         let unshare = Background::spawn(command.arg(program))?;
-        let children = format!("/proc/{0}/task/{0}/children", unshare.pid());
-        let init = wait_for("the distribution", COMMAND_LIMIT, || {
-            let children = fs::read_to_string(&children).with_context(|| unshare.output())?;
-            let Some(child) = children.split_whitespace().next() else { return Ok(None) };
-            let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            Ok((name.trim() == "sleep").then(|| child.to_owned()))
-        })?;
+        let init = wait_for_child(unshare.pid(), "sleep").with_context(|| unshare.output())?;
         Ok(Self { lab, _unshare: unshare, init })
     }
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use wsl_mirror_lab::{
     Lab, Namespace, SCRATCH,
-    process::{Background, COMMAND_LIMIT, run},
+    process::{Background, COMMAND_LIMIT, run, wait_for},
 };
 
 use crate::guest::{everything, ok, refused, run_wrapped, unchanged};
@@ -53,7 +53,7 @@ fn of_loads_from_two_distributions_the_first_one_steers_and_the_second_one_says_
     let delay = ["-e", "inject=bpf:delay_enter=500000:when=6"];
     let first =
         Background::spawn(&mut lab.wsl_mirror_wrapped(&[slow.as_slice(), &delay].concat(), &["load"])?)?;
-    std::thread::sleep(Duration::from_millis(250));
+    wait_for("the first one to be at work", COMMAND_LIMIT, || Ok(hold(&other).is_err().then_some(())))?;
     let started = Instant::now();
     let binary = lab.wsl_mirror_command(&[])?.get_program().to_owned();
     let second = run(other.command(&binary).arg("load"), COMMAND_LIMIT)?;

@@ -1,13 +1,13 @@
 //! The unit, started by a systemd that believes to be in WSL: a folder of Debian with the package in it, booted in the
 //! guest's network with mounts and processes of its own.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use wsl_mirror_lab::{
     Lab,
-    process::{Background, COMMAND_LIMIT, Finished, run, run_with_input, wait_for},
+    process::{Background, COMMAND_LIMIT, Finished, run, run_with_input, wait_for, wait_for_child},
 };
 
 use super::{Root, file, newest};
@@ -63,13 +63,7 @@ impl Booted {
         ]);
         command.args(["--ipc", "--cgroup", "sh", "-ec", BOOT, "sh", &root.path]);
         let unshare = Background::spawn(&mut command)?;
-        let children = format!("/proc/{0}/task/{0}/children", unshare.pid());
-        let init = wait_for("systemd's process", COMMAND_LIMIT, || {
-            let children = fs::read_to_string(&children).with_context(|| unshare.output())?;
-            let Some(child) = children.split_whitespace().next() else { return Ok(None) };
-            let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            Ok((name.trim() == "systemd").then(|| child.to_owned()))
-        })?;
+        let init = wait_for_child(unshare.pid(), "systemd").with_context(|| unshare.output())?;
         let booted = Self { _unshare: unshare, init };
         wait_for("the end of the boot", Duration::from_mins(1), || {
             let state = booted.run(&["systemctl", "is-system-running"])?.stdout;
