@@ -229,9 +229,7 @@ fn socket() -> String {
 fn systemd_hears_that_it_is_ready_how_it_goes_and_that_it_is_alive() -> Result<()> {
     let (lab, _proxy) = proxied(Lab::builder().loopback0(false).build()?)?;
     let manager = Manager::listen(&lab)?;
-    let inner = lab.wsl_mirror_command(&["run"])?;
-    let mut command = lab.guest().command("sh");
-    command.args(["-c", "WATCHDOG_PID=$$ exec \"$@\"", "sh"]).arg(inner.get_program()).args(inner.get_args());
+    let mut command = lab.wsl_mirror_wrapped(&["sh", "-c", "WATCHDOG_PID=$$ exec \"$@\"", "sh"], &["run"])?;
     command.env("NOTIFY_SOCKET", socket()).env("WATCHDOG_USEC", "400000");
     let agent = Agent::started(&mut command, "waiting for loopback0")?;
     manager.waits_for("STATUS=waiting for loopback0")?;

@@ -30,10 +30,8 @@ fn config_check_needs_no_root_and_says_where_what_is_wrong() -> Result<()> {
     let json: Value = serde_json::from_str(&json.stdout)?;
     assert_eq!((&json["valid"], &json["problems"][1]["line"]), (&false.into(), &4.into()));
 
-    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
-    let inner = lab.wsl_mirror_command(&["config", "check"])?;
-    let mut command = lab.guest().command("setpriv");
-    command.args(nobody).arg(inner.get_program()).args(inner.get_args());
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let mut command = lab.wsl_mirror_wrapped(&nobody, &["config", "check"])?;
     wsl_mirror_lab::process::run(&mut command, wsl_mirror_lab::process::COMMAND_LIMIT)?.success()?;
     Ok(())
 }

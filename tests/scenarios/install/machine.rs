@@ -138,7 +138,9 @@ fn installing_over_an_older_program_restarts_the_agent_that_runs_it() -> Result<
     let same = machine.wsl_mirror(&["install"])?.success()?;
     ensure!(same.stdout.is_empty() && same.stderr.contains("installed already"), "{same}");
     // What dpkg and install(1) do: another file in the place of the old one.
-    machine.sh("cp /usr/sbin/wsl-mirror /usr/sbin/new; mv /usr/sbin/new /usr/sbin/wsl-mirror")?;
+    let replace =
+        || machine.sh("cp /usr/sbin/wsl-mirror /usr/sbin/new; mv /usr/sbin/new /usr/sbin/wsl-mirror");
+    replace()?;
     let called = |pid: u64| machine.sh(&format!("tr '\\0' ' ' </proc/{pid}/cmdline"));
     let before = called(old)?;
     let done = machine.wsl_mirror(&["install"])?.success()?;
@@ -152,7 +154,7 @@ fn installing_over_an_older_program_restarts_the_agent_that_runs_it() -> Result<
     // The unit's, systemd restarts.
     machine.sh("mkdir -p /run/systemd/system")?;
     machine.wsl_mirror(&["install"])?.success()?;
-    machine.sh("cp /usr/sbin/wsl-mirror /usr/sbin/new; mv /usr/sbin/new /usr/sbin/wsl-mirror")?;
+    replace()?;
     let done = machine.wsl_mirror(&["install"])?.success()?;
     assert_eq!(done.stdout, "systemctl restart --no-block wsl-mirror.service\n");
     Ok(())

@@ -55,16 +55,15 @@ fn of_loads_from_two_distributions_the_first_one_steers_and_the_second_one_says_
         Background::spawn(&mut lab.wsl_mirror_wrapped(&[slow.as_slice(), &delay].concat(), &["load"])?)?;
     wait_for("the first one to be at work", COMMAND_LIMIT, || Ok(hold(&other).is_err().then_some(())))?;
     let started = Instant::now();
-    let binary = lab.wsl_mirror_command(&[])?.get_program().to_owned();
-    let second = run(other.command(&binary).arg("load"), COMMAND_LIMIT)?;
+    let second = lab.wsl_mirror_in(&other, &["load"])?;
     ensure!(started.elapsed() > Duration::from_millis(200), "it did not wait: {second}");
     first.finish(COMMAND_LIMIT)?.success()?;
     // The second one finds that there is nothing to be done, and does nothing.
     assert_eq!(second.status.code(), Some(20), "{second}");
-    run(other.command(&binary).arg("unload"), COMMAND_LIMIT)?.success()?;
+    lab.wsl_mirror_in(&other, &["unload"])?.success()?;
     assert_eq!(lab.wsl_mirror(&["status"])?.status.code(), Some(0));
     ok(&lab, &["unload"])?;
-    run(other.command(&binary).arg("load"), COMMAND_LIMIT)?.success()?;
+    lab.wsl_mirror_in(&other, &["load"])?.success()?;
     Ok(())
 }
 
