@@ -63,7 +63,9 @@ fn run() -> Result<()> {
 fn watch(workspace: &Path) {
     let lock = workspace.join("Cargo.lock");
     let sources = workspace.join(EBPF);
-    let files = [sources.join("src"), sources.join("Cargo.toml"), workspace.join("Cargo.toml"), lock];
+    let core = sources.join("core");
+    let crates = [&sources, &core].map(|folder| [folder.join("src"), folder.join("Cargo.toml")]);
+    let files = [crates.as_flattened(), &[workspace.join("Cargo.toml"), lock]].concat();
     // A path that does not exist would make cargo run this script on every build.
     for path in files.iter().filter(|path| path.exists()) {
         println!("cargo:rerun-if-changed={}", path.display());

@@ -39,7 +39,7 @@ use rustix::{
     thread::{set_name, set_thread_res_uid},
 };
 use socket2::{Domain, SockAddr, Socket, Type};
-use wsl_mirror_ebpf::abi::Owner;
+use wsl_mirror_core::abi::Owner;
 
 const TAGS: &str = "/sys/fs/bpf/wsl-mirror/v1/SOCKET_OWNER";
 

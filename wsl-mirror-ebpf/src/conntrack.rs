@@ -1,17 +1,17 @@
 //! Conntrack entries: find, take away, make.
 //!
-//! The kfuncs are called by placeholder; see [`wsl_mirror_ebpf::kernel`].
+//! The kfuncs are called by placeholder; see [`wsl_mirror_core::kfuncs`].
 
 use core::arch::asm;
 use core::mem::transmute;
 
 use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::cty::c_void;
-use wsl_mirror_ebpf::abi::{Protocol, Reason};
-use wsl_mirror_ebpf::kernel::{Field, Kfunc};
-use wsl_mirror_ebpf::packet::Packet;
-use wsl_mirror_ebpf::verdict::status::DST_NAT;
-use wsl_mirror_ebpf::verdict::{Conntrack, Entry};
+use wsl_mirror_core::abi::{Protocol, Reason};
+use wsl_mirror_core::kfuncs::{Field, Kfunc};
+use wsl_mirror_core::packet::Packet;
+use wsl_mirror_core::verdict::status::DST_NAT;
+use wsl_mirror_core::verdict::{Conntrack, Entry};
 
 use crate::frame::Skb;
 use crate::tuple::Tuple;

@@ -6,7 +6,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::cty::c_void;
 use aya_ebpf::programs::TcContext;
-use wsl_mirror_ebpf::packet::{Bytes, Frame};
+use wsl_mirror_core::packet::{Bytes, Frame};
 
 /// `skb->pkt_type` of a frame whose MAC address is the interface's (`include/uapi/linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;

@@ -2,7 +2,7 @@
 //! socket ([`owners`]).
 //!
 //! It is the edge: it reads the packet, asks the kernel and acts, and leaves every decision to
-//! [`wsl_mirror_ebpf::verdict::decide`], and for fragments without ports to [`wsl_mirror_ebpf::fragments`]. It returns
+//! [`wsl_mirror_core::verdict::decide`], and for fragments without ports to [`wsl_mirror_core::fragments`]. It returns
 //! `TCX_NEXT`, so that whoever else is on the hook still runs, but for what it has `lo` deliver.
 #![no_std]
 #![no_main]
@@ -27,13 +27,13 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use wsl_mirror_ebpf::abi::{
+use wsl_mirror_core::abi::{
     Carrier, FlowKey, FlowState, FragmentKey, LAYOUT, PORTS, Policy, PortDelivery, PortKey, PortPolicy,
     PortRule, PortStats, Protocol, Reason, Settings, Verdict, Verdicts,
 };
-use wsl_mirror_ebpf::fragments::{self, Datagrams};
-use wsl_mirror_ebpf::packet::{self, MAX_HEADERS, Packet};
-use wsl_mirror_ebpf::verdict::{Conntrack, Decision, Kernel, Listener, Remembered, Way, decide};
+use wsl_mirror_core::fragments::{self, Datagrams};
+use wsl_mirror_core::packet::{self, MAX_HEADERS, Packet};
+use wsl_mirror_core::verdict::{Conntrack, Decision, Kernel, Listener, Remembered, Way, decide};
 
 use crate::frame::Skb;
 

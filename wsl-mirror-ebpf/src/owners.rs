@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
 use aya_ebpf::macros::{btf_map, cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
-use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Policy, Protocol, SocketDelivery};
+use wsl_mirror_core::abi::{Owner, OwnerPolicy, Policy, Protocol, SocketDelivery};
 
 use crate::NO_PREALLOC;
 

@@ -2,9 +2,9 @@
 
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock};
 use aya_ebpf::helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
-use wsl_mirror_ebpf::abi::{Policy, Protocol};
-use wsl_mirror_ebpf::packet::Packet;
-use wsl_mirror_ebpf::verdict::Listener;
+use wsl_mirror_core::abi::{Policy, Protocol};
+use wsl_mirror_core::packet::Packet;
+use wsl_mirror_core::verdict::Listener;
 
 use crate::frame::Skb;
 use crate::owners;

@@ -1,7 +1,7 @@
 //! A packet's addresses and ports, as the kernel's lookups want them.
 
 use aya_ebpf::bindings::bpf_sock_tuple;
-use wsl_mirror_ebpf::packet::{LOCALHOST, Packet};
+use wsl_mirror_core::packet::{LOCALHOST, Packet};
 
 /// The IPv4 arm of `struct bpf_sock_tuple`: everything in network order.
 #[repr(C)]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
-use wsl_mirror_ebpf::abi::{BUILT_IN_OWNERS, Owner, OwnerPolicy, Policy, PortKey};
+use wsl_mirror_core::abi::{BUILT_IN_OWNERS, Owner, OwnerPolicy, Policy, PortKey};
 
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::interface;

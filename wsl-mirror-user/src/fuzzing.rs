@@ -9,13 +9,13 @@ use rtnetlink::{
 
 use crate::{
     config::Config,
-    datapath::{
+    host::{bpffs, delivery, firewall},
+    install::wsl_conf,
+    loader::{
         btf::Btf,
         hook, object,
         relocate::{Targets, relocate},
     },
-    host::{bpffs, delivery, firewall},
-    install::wsl_conf,
 };
 
 /// What a fuzzer calls, by its name.

@@ -6,12 +6,12 @@
 mod agent;
 mod commands;
 mod config;
-mod datapath;
 mod exit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod host;
 mod install;
+mod loader;
 mod output;
 mod policy;
 mod wanted;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use wsl_mirror_ebpf::abi::{PortKey, Protocol};
+use wsl_mirror_core::abi::{PortKey, Protocol};
 
 /// `PORT[-PORT][/tcp|/udp]`: ports of one protocol, or of both.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What can be wrong with a frame.
 
 use proptest::prelude::*;
-use wsl_mirror_ebpf::abi::Reason;
+use wsl_mirror_core::abi::Reason;
 
 use crate::{Spec, TO_US, Transport};
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use wsl_mirror_ebpf::packet::{Bytes, Frame, MAX_HEADERS};
+use wsl_mirror_core::packet::{Bytes, Frame, MAX_HEADERS};
 
 /// The address of the interface that receives: a frame is to us exactly if it begins with this.
 pub const TO_US: [u8; 6] = [0x00, 0x15, 0x5d, 0x17, 0x96, 0x5a];

@@ -1,7 +1,7 @@
 //! Frames for tests, from good to garbage, and what the pure functions say about them.
 //!
 //! One set of generators for everybody who asks the same questions: the host's tests of
-//! [`wsl_mirror_ebpf::packet`], and those that send the same frames through the program in the kernel. All
+//! [`wsl_mirror_core::packet`], and those that send the same frames through the program in the kernel. All
 //! are seeded: a run is like the one before.
 //!
 //! - [`Spec`]: a frame, field by field; [`Spec::build`] makes a [`Sample`] of it.
@@ -19,7 +19,7 @@ use proptest::{
     strategy::{Strategy, ValueTree as _},
     test_runner::{Config, RngSeed, TestRunner},
 };
-use wsl_mirror_ebpf::{
+use wsl_mirror_core::{
     abi::Reason,
     packet::{Packet, parse},
 };

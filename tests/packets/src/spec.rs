@@ -1,6 +1,6 @@
 //! A frame, field by field.
 
-use wsl_mirror_ebpf::{
+use wsl_mirror_core::{
     abi::Protocol,
     packet::{Packet, Role},
 };

@@ -1,7 +1,7 @@
 //! Strategies for frames.
 
 use proptest::{prelude::*, sample::select};
-use wsl_mirror_ebpf::abi::Reason;
+use wsl_mirror_core::abi::Reason;
 
 use crate::{Fault, Sample, Spec, TO_US, Transport, fault};
 

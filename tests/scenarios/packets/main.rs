@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use wsl_mirror_ebpf::{
+use wsl_mirror_core::{
     abi::{FragmentKey, Policy, PortKey, PortPolicy, PortRule, Protocol, Reason, Verdict, Verdicts},
     verdict::Decision,
 };

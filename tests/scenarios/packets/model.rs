@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use wsl_mirror_ebpf::{
+use wsl_mirror_core::{
     abi::{Carrier, FlowKey, FlowState, FragmentKey, Policy, PortKey, PortRule, Protocol, Reason},
     fragments::{self, Datagrams},
     packet::{Packet, fragment, parse},

@@ -9,7 +9,7 @@ use aya::{
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use rustix::time::{ClockId, clock_gettime};
-use wsl_mirror_ebpf::abi::{
+use wsl_mirror_core::abi::{
     FlowKey, FlowState, FragmentKey, PortDelivery, PortKey, PortPolicy, PortRule, Reason, Settings, Verdicts,
 };
 

@@ -9,12 +9,12 @@ use anyhow::Result;
 
 use super::schedule::Changes;
 use crate::config::Config;
-use crate::datapath::apply::{self, Target};
-use crate::datapath::maps::SocketOwners;
-use crate::datapath::plan::{self, State, Step};
-use crate::datapath::{object, owners, state};
 use crate::host::firewall::{self, Firewall};
 use crate::host::{cgroup, lock::Lock};
+use crate::loader::apply::{self, Target};
+use crate::loader::maps::SocketOwners;
+use crate::loader::plan::{self, State, Step};
+use crate::loader::{object, owners, state};
 use crate::wanted::Wanted;
 
 /// What is known between two rounds, all of which can be read again.

@@ -3,12 +3,12 @@
 use anyhow::Result;
 use clap::Subcommand;
 use serde::Serialize;
-use wsl_mirror_ebpf::abi::{Policy, PortPolicy};
+use wsl_mirror_core::abi::{Policy, PortPolicy};
 
-use crate::datapath::maps::PolicyMap;
-use crate::datapath::pins::Pins;
 use crate::exit::{Exit, Failure};
 use crate::host::{lock::Lock, require_root};
+use crate::loader::maps::PolicyMap;
+use crate::loader::pins::Pins;
 use crate::output;
 use crate::policy::{PortRange, PortSpec, ranges};
 
@@ -130,7 +130,7 @@ fn list(json: bool) -> Result<Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wsl_mirror_ebpf::abi::{PortKey, Protocol};
+    use wsl_mirror_core::abi::{PortKey, Protocol};
 
     #[test]
     fn json_keeps_its_shape() {

@@ -3,10 +3,10 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::datapath::apply::{self, Target};
-use crate::datapath::{object, plan, state};
 use crate::exit::Exit;
 use crate::host::{lock::Lock, require_root};
+use crate::loader::apply::{self, Target};
+use crate::loader::{object, plan, state};
 use crate::output;
 use crate::wanted::Wanted;
 

@@ -5,12 +5,12 @@ use aya_log::EbpfLogger;
 use clap::Args;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use wsl_mirror_ebpf::abi::Reason;
+use wsl_mirror_core::abi::Reason;
 
-use crate::datapath::pins::Pins;
-use crate::datapath::state;
 use crate::exit::{Exit, Failure};
 use crate::host::require_root;
+use crate::loader::pins::Pins;
+use crate::loader::state;
 use crate::output;
 
 /// Arguments of `log`.

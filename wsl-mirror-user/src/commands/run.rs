@@ -4,9 +4,9 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::agent::{self, report};
-use crate::datapath::{object, plan, state};
 use crate::exit::Exit;
 use crate::host::{firewall, lock::Lock, require_root};
+use crate::loader::{object, plan, state};
 use crate::output;
 use crate::wanted::Wanted;
 

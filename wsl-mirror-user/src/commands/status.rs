@@ -6,17 +6,17 @@ use anyhow::Result;
 use aya::programs::{ProgramInfo, loaded_programs};
 use clap::Args;
 use serde::Serialize;
-use wsl_mirror_ebpf::abi::{
+use wsl_mirror_core::abi::{
     Hook, Owner, OwnerPolicy, Policy, PortKey, PortRule, Protocol, Reason, Settings, Verdicts,
 };
 
 use crate::agent::report::{self, Report as Agent};
-use crate::datapath::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
-use crate::datapath::pins::Pins;
-use crate::datapath::state::{self, Attachment};
 use crate::exit::Exit;
 use crate::host::networking::Networking;
 use crate::host::{delivery, interface, lock::Lock, require_root};
+use crate::loader::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
+use crate::loader::pins::Pins;
+use crate::loader::state::{self, Attachment};
 use crate::output::{self, BAD, GOOD, HEADING};
 
 /// Arguments of `status`.

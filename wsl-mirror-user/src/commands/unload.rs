@@ -3,9 +3,9 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::datapath::unload;
 use crate::exit::Exit;
 use crate::host::{lock::Lock, require_root};
+use crate::loader::unload;
 use crate::output;
 
 /// Arguments of `unload`.

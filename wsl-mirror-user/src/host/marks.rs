@@ -6,7 +6,7 @@
 //!   field, whatever it contains. A mask of more than half of the mark narrows nothing: `mark set 0x1` and
 //!   `mark != 0x1`, as WSL has them for every packet, mean bit 0x1 and not the whole.
 
-use wsl_mirror_ebpf::abi::DEFAULT_MARK;
+use wsl_mirror_core::abi::DEFAULT_MARK;
 
 /// The bits that are tried, in this order, where the configuration names none. 0x1 is WSL's, 0x2000 netavark's and
 /// CNI portmap's, 0xc000 kube-proxy's, 0xf00 Cilium's, 0xff0000 Tailscale's. In the highest byte there is seldom

@@ -15,7 +15,7 @@ use netlink_sys::{Socket, SocketAddr};
 use procfs::process::{FDTarget, Process, all_processes};
 use rustix::fs::fstat;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Protocol};
+use wsl_mirror_core::abi::{Owner, OwnerPolicy, Protocol};
 
 use crate::exit::{Exit, OrExit as _};
 
@@ -182,7 +182,7 @@ pub fn borrow(holder: &Holder, inode: u32) -> Result<Option<OwnedFd>> {
 mod tests {
     use super::*;
     use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-    use wsl_mirror_ebpf::abi::{BUILT_IN_OWNERS, Policy};
+    use wsl_mirror_core::abi::{BUILT_IN_OWNERS, Policy};
 
     fn holder(name: &str, uid: u32, started: u64) -> Holder {
         Holder { pid: 1, fd: 3, started, owner: Owner::new(name.as_bytes(), uid) }

@@ -24,7 +24,7 @@ use crate::{
 
 /// The packages whose tests need no root and touch nothing outside of their process.
 const HOST_PACKAGES: [&str; 5] =
-    ["wsl-mirror-ebpf", "wsl-mirror", "xtask", "xtask-lab", "wsl-mirror-toolchain"];
+    ["wsl-mirror-core", "wsl-mirror", "xtask", "xtask-lab", "wsl-mirror-toolchain"];
 /// How many of the lab's networks run at once, unless `RUST_TEST_THREADS` says otherwise: each has an engine
 /// of its own, and more of them than cores make the timeouts of a scenario a matter of luck.
 const LAB_THREADS: &str = "2";

@@ -7,7 +7,7 @@ mod walk;
 
 use std::ops::RangeInclusive;
 
-use wsl_mirror_ebpf::abi::{PortRule, Protocol};
+use wsl_mirror_core::abi::{PortRule, Protocol};
 
 use super::marks::MarkUse;
 use super::tool::{self, Unread};

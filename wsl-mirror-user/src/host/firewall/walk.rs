@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use wsl_mirror_ebpf::abi::{PortRule, Protocol};
+use wsl_mirror_core::abi::{PortRule, Protocol};
 
 use super::{Chain, Condition, Drop, Rule, Ruleset, Sense, Verdict};
 

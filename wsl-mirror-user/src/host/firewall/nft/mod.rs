@@ -430,7 +430,7 @@ mod tests {
     fn dropped(objects: &[Value], rules: &[Value], policy: &str) -> usize {
         let chain = json!({"name": "c", "hook": "prerouting", "prio": -300, "policy": policy});
         let drops = super::super::walk::drops(&ruleset(objects, chain, rules), "loopback0");
-        drops.iter().filter(|drop| drop.protocol == wsl_mirror_ebpf::abi::Protocol::Udp).count()
+        drops.iter().filter(|drop| drop.protocol == wsl_mirror_core::abi::Protocol::Udp).count()
     }
 
     fn not_on_lo() -> Value {

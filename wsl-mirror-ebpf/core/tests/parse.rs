@@ -11,7 +11,7 @@ use etherparse::{
     EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
-use wsl_mirror_ebpf::{
+use wsl_mirror_core::{
     abi::{Protocol, Reason},
     packet::{MAX_HEADERS, Packet, Role, parse},
 };

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, SkStorage};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use wsl_mirror_ebpf::abi::{
+use wsl_mirror_core::abi::{
     Owner, OwnerPolicy, PORTS, PortDelivery, PortKey, PortPolicy, PortRule, PortStats, Reason, Settings,
     Verdicts,
 };

@@ -1,13 +1,13 @@
 //! Writes the running kernel's kfunc ids and field offsets over the object's placeholders.
 //!
-//! Why there are placeholders: [`wsl_mirror_ebpf::kernel`]. The walk goes over the executable sections in
+//! Why there are placeholders: [`wsl_mirror_core::kfuncs`]. The walk goes over the executable sections in
 //! instructions of 8 bytes (16 for `ld_imm64`); a call to a placeholder becomes a kfunc call, a load from a
 //! placeholder offset gets the real one. Ids change with every build of a kernel: they are looked up at each
 //! load and never kept.
 
 use anyhow::{Context as _, Result, bail};
 use object::{Object as _, ObjectSection as _, SectionFlags, elf};
-use wsl_mirror_ebpf::kernel::{Field, Kfunc};
+use wsl_mirror_core::kfuncs::{Field, Kfunc};
 
 use super::btf::Btf;
 
@@ -141,7 +141,7 @@ fn executable_sections(object: &[u8]) -> Result<Vec<std::ops::Range<usize>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::object::pristine;
+    use crate::loader::object::pristine;
 
     /// The instructions of an object's sections, in pieces of 8 bytes.
     fn instructions(object: &[u8]) -> Vec<[u8; 8]> {

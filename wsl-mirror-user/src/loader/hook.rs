@@ -8,7 +8,7 @@ use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, lo
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::tc::{self, TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
-use wsl_mirror_ebpf::abi::Hook;
+use wsl_mirror_core::abi::Hook;
 
 use super::owners::SocketHook;
 use super::pins;

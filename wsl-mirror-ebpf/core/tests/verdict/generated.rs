@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, thread};
 
-use wsl_mirror_ebpf::{
+use wsl_mirror_core::{
     abi::{Carrier, FragmentKey, Policy, Reason, Verdict},
     fragments::{self, Datagrams},
     packet::{self, Packet},

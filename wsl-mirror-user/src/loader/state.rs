@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use aya::programs::ProgramInfo;
 use aya::programs::links::{FdLink, PinnedLink};
-use wsl_mirror_ebpf::abi::{Hook, Settings};
+use wsl_mirror_core::abi::{Hook, Settings};
 
 use super::hook::{self, Found};
 use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap};

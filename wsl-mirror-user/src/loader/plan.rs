@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::Result;
-use wsl_mirror_ebpf::abi::{
+use wsl_mirror_core::abi::{
     Hook, LAYOUT, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, PortRule, Settings,
 };
 
@@ -587,7 +587,7 @@ mod tests {
 
     use super::*;
     use crate::exit::exit_of;
-    use wsl_mirror_ebpf::abi::Protocol;
+    use wsl_mirror_core::abi::Protocol;
 
     fn fresh() -> State {
         State {

@@ -9,7 +9,7 @@ use std::{fmt, io, mem};
 use anyhow::{Context as _, Result};
 use aya::maps::{MapError, MapInfo};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
-use wsl_mirror_ebpf::abi::LAYOUT;
+use wsl_mirror_core::abi::LAYOUT;
 
 use super::object;
 use super::owners::SocketHook;

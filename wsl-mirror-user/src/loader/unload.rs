@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::programs::links::{FdLink, PinnedLink};
-use wsl_mirror_ebpf::abi::Hook;
+use wsl_mirror_core::abi::Hook;
 
 use super::maps::SettingsMap;
 use super::owners::{self, SocketHook};

@@ -1,7 +1,7 @@
 //! What the verdict does in every world that it can meet: every answer that conntrack can give is tried with thousands
 //! of combinations of the others, together all of them many times ([`everywhere`]); and each test states one property.
 
-use wsl_mirror_ebpf::{
+use wsl_mirror_core::{
     abi::{Carrier, Policy, Protocol, Reason, Verdict},
     packet::{Packet, Role},
     verdict::{Conntrack, Decision, Entry, Listener, Way, decide, status, tcp_state},

@@ -1,7 +1,7 @@
 //! Worlds for the verdict: one combination of answers that conntrack, the maps and the sockets can give, failures
 //! included.
 
-use wsl_mirror_ebpf::{
+use wsl_mirror_core::{
     abi::{Carrier, FlowState, Policy, Reason},
     packet::Packet,
     verdict::{Conntrack, Entry, Kernel, Listener, Remembered, Way},

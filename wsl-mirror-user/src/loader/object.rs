@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use wsl_mirror_ebpf::kernel::Kfunc;
+use wsl_mirror_core::kfuncs::Kfunc;
 
 use super::btf::Btf;
 use super::relocate::{Missing, Targets, relocate};

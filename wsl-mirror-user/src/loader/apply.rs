@@ -11,7 +11,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy, Settings};
+use wsl_mirror_core::abi::{Owner, OwnerPolicy, Settings};
 
 use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap, SocketOwners};
 use super::owners::{self, SocketHook};

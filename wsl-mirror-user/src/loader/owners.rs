@@ -9,7 +9,7 @@ use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, loaded_links};
 use rustix::fd::BorrowedFd;
-use wsl_mirror_ebpf::abi::{Owner, OwnerPolicy};
+use wsl_mirror_core::abi::{Owner, OwnerPolicy};
 
 use super::maps::SocketOwners;
 use super::pins;
