@@ -3,10 +3,16 @@
 use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, nat, raw::RawSocket, udp};
+use wsl_mirror_lab::{
+    Lab,
+    checks::{load, load_with, windows_udp},
+    nat,
+    raw::RawSocket,
+    udp,
+};
 
 use super::{PROXY, Rule, Ways, process};
-use crate::world::{HANG, exempt, load, load_with, send_in_fragments, services, udp_datagram, windows_udp};
+use crate::world::{HANG, exempt, send_in_fragments, services, udp_datagram};
 
 const EIGHT_KB: usize = 8192;
 
@@ -25,7 +31,8 @@ fn eight_kb() -> Vec<u8> {
 
 /// Sends [`eight_kb`] from Windows in fragments, in this order, with this identification.
 fn send(nic: &RawSocket, from: u16, to: u16, id: u16, order: [usize; 6]) -> Result<()> {
-    send_in_fragments(nic, &udp_datagram(from, to, &eight_kb()), id, order)
+    send_in_fragments(nic, &udp_datagram(from, to, &eight_kb()), id, order);
+    Ok(())
 }
 
 /// That the datagram comes back whole.
@@ -42,13 +49,13 @@ fn socket(lab: &Lab, from: u16, to: u16) -> Result<UdpSocket> {
 
 #[test]
 fn under_the_rule_fragments_in_any_order_are_answered() -> Result<()> {
-    let lab = services()?;
+    let lab = services();
     let rule = Rule::add(&lab, "udp", 8080)?;
     let client = || windows_udp(&lab, 8080);
     let ask = |client: udp::Client| client.request(&eight_kb()).map(|reply| reply.len());
-    load_with(&lab, "delivery = \"plain\"\n")?;
+    load_with(&lab, "delivery = \"plain\"\n");
     assert_eq!(ask(client().limit(HANG)), Err(udp::Failure::TimedOut), "the plain way");
-    load(&lab)?;
+    load(&lab);
     let ways = Ways::new(&lab, &[8080])?;
     for _ in 0..5 {
         assert_eq!(ask(client()), Ok(EIGHT_KB), "as Windows sends it");
@@ -68,15 +75,14 @@ fn under_the_rule_fragments_in_any_order_are_answered() -> Result<()> {
     assert!(lab.packets("steer_fragment")? > 0);
     assert_eq!(nat::dnat_packets(lab.guest(), "udp", 8080)?, before, "Docker's rule sees none of it");
     rule.remove()?;
-    lab.keep();
     Ok(())
 }
 
 #[test]
 fn fragments_are_not_misled_by_a_datagram_of_the_same_number_that_went_by_lo() -> Result<()> {
-    let lab = services()?;
+    let lab = services();
     let rule = Rule::add(&lab, "udp", 8080)?;
-    load(&lab)?;
+    load(&lab);
     let ways = Ways::new(&lab, &[8080, 8017])?;
     let nic = RawSocket::open(lab.windows(), "winlo0")?;
     let (by_lo, plain) = (socket(&lab, 40_100, 8080)?, socket(&lab, 40_101, 8017)?);
@@ -94,7 +100,6 @@ fn fragments_are_not_misled_by_a_datagram_of_the_same_number_that_went_by_lo() -
     ways.came(8080)?.all_by_lo("under the rule");
     println!("plain: {:?}", ways.came(8017)?);
     rule.remove()?;
-    lab.keep();
     Ok(())
 }
 
@@ -110,8 +115,8 @@ fn fragments_to_a_port_that_is_not_steered_are_not_misled_either() -> Result<()>
         proxy.tell(&format!("serve {port}"))?;
     }
     Rule::add(&lab, "udp", 8310)?;
-    load(&lab)?;
-    exempt(&lab, "add", "8311")?;
+    load(&lab);
+    exempt(&lab, "add", "8311");
     let nic = RawSocket::open(lab.windows(), "winlo0")?;
     let (by_lo, exempt) = (socket(&lab, 40_200, 8310)?, socket(&lab, 40_201, 8311)?);
     let answered = |socket: &UdpSocket| -> Result<()> {
