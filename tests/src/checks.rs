@@ -18,7 +18,8 @@ pub const HELLO: &[u8] = b"hello";
 
 /// Takes the value, or panics at the caller's line with the whole chain of errors.
 ///
-/// For helpers: clippy allows `unwrap` only inside of `#[test]` functions.
+/// For helpers: clippy allows `unwrap` only inside of `#[test]` functions. An `Option` takes `context` first, so that
+/// the panic names what is missing.
 pub trait OrPanic {
     /// The value on success.
     type Value;
@@ -36,18 +37,6 @@ impl<T, E: Into<anyhow::Error>> OrPanic for Result<T, E> {
         match self {
             Ok(value) => value,
             Err(error) => panic!("{:#}", error.into()),
-        }
-    }
-}
-
-impl<T> OrPanic for Option<T> {
-    type Value = T;
-
-    #[track_caller]
-    fn or_panic(self) -> T {
-        match self {
-            Some(value) => value,
-            None => panic!("the value is missing"),
         }
     }
 }
