@@ -1,6 +1,10 @@
 //! Commands and checks that panic at the caller's line: the test that called fails there.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use anyhow::Result;
 use serde_json::Value;
@@ -135,4 +139,13 @@ pub fn windows(lab: &Lab, port: u16) -> tcp::Client {
 /// A UDP client on Windows, to this port of 127.0.0.1.
 pub fn windows_udp(lab: &Lab, port: u16) -> udp::Client {
     udp::Client::new(lab.windows(), loopback(port))
+}
+
+/// Raises a flag when it is dropped, a panic included: threads that watch the flag end, and their scope with them.
+pub struct RaiseOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for RaiseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
