@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, GUEST_EPHEMERAL, Gateway, LAN_ADDRESS, Lab, REFLECTION_MAC, Running,
     SCRATCH, Service, SharedLab,
@@ -414,15 +414,15 @@ fn a_lab_is_shared_only_as_long_as_it_cannot_be_told_from_a_new_one() {
         assert!(all.contains(word), "after `{change}`: {all}");
     }
     sh(&changes.map(|(_, take_back, _)| take_back).join("\n"));
-    lab.tidy_up().context("when all was taken back").unwrap();
+    lab.tidy_up().expect("when all was taken back");
     sh("nft add chain ip nat MORE");
     assert!(found(&mut lab).contains("the ruleset is another one"), "a chain in a table that was there");
     sh("nft delete chain ip nat MORE");
-    lab.tidy_up().context("without the chain").unwrap();
+    lab.tidy_up().expect("without the chain");
     let listening = servers::tcp_echo(&guest, loopback(8100)).unwrap();
     assert!(lab.tidy_up().is_err(), "somebody listens");
     drop(listening);
-    lab.tidy_up().context("when nobody listens any more").unwrap();
+    lab.tidy_up().expect("when nobody listens any more");
     let connection = tcp::Client::new(lab.windows(), loopback(8100));
     let server = servers::tcp_echo(&guest, loopback(8100)).unwrap();
     let mut connection = connection.connect().unwrap();
@@ -430,7 +430,7 @@ fn a_lab_is_shared_only_as_long_as_it_cannot_be_told_from_a_new_one() {
     drop(server);
     assert!(lab.tidy_up().is_err(), "a connection is open");
     drop(connection);
-    lab.tidy_up().context("when it is closed").unwrap();
+    lab.tidy_up().expect("when it is closed");
 }
 
 /// A lab of the pool with this container, which no other test orders.

@@ -1,6 +1,7 @@
 //! Commands and checks that panic at the caller's line: the test that called fails there.
 
 use std::{
+    ffi::OsStr,
     fs,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     Lab, Namespace, SCRATCH, loopback,
-    process::{Finished, wait_for},
+    process::{COMMAND_LIMIT, Finished, run, wait_for},
     tcp, udp,
 };
 
@@ -49,6 +50,20 @@ impl<T, E: Into<anyhow::Error>> OrPanic for Result<T, E> {
 #[track_caller]
 pub fn ok(lab: &Lab, arguments: &[&str]) -> Finished {
     lab.wsl_mirror(arguments).and_then(Finished::success).or_panic()
+}
+
+/// Runs `wsl-mirror` in another distribution; panics if it fails.
+#[track_caller]
+pub fn ok_in(lab: &Lab, distribution: &Namespace, arguments: &[&str]) -> Finished {
+    lab.wsl_mirror_in(distribution, arguments).and_then(Finished::success).or_panic()
+}
+
+/// Runs `wsl-mirror` in the guest by another program: `strace …`, `setpriv …`.
+#[track_caller]
+pub fn wrapped(lab: &Lab, wrapper: &[impl AsRef<OsStr>], arguments: &[&str]) -> Finished {
+    lab.wsl_mirror_wrapped(wrapper, arguments)
+        .and_then(|mut command| run(&mut command, COMMAND_LIMIT))
+        .or_panic()
 }
 
 /// Runs `wsl-mirror` in the guest; panics at any other exit code. Returns its standard error.

@@ -4,7 +4,7 @@ use std::fs;
 
 use wsl_mirror_lab::{
     Lab, Namespace, Sockets,
-    checks::{OrPanic as _, delivery, ok, status},
+    checks::{OrPanic as _, delivery, ok, ok_in, status},
 };
 
 use crate::guest::{Agent, answers, on_hook, proxied, soon};
@@ -120,7 +120,7 @@ fn a_filter_that_a_terminated_distribution_left_is_taken_over_or_taken_away() {
     let before = delivery(lab.guest());
     for take_over in [true, false] {
         let other = another(&lab, configuration);
-        lab.wsl_mirror_in(&other, &["load"]).unwrap().success().unwrap();
+        ok_in(&lab, &other, &["load"]);
         terminate(&other);
         assert_eq!(on_hook_of(&lab, configuration), 1, "a filter outlives its pins");
         // The hooks on the cgroup go a little later.

@@ -14,7 +14,7 @@ use rustix::{
 };
 use wsl_mirror_lab::{
     Lab, SCRATCH,
-    checks::{OrPanic as _, ok, sh, status},
+    checks::{OrPanic as _, ok, ok_in, sh, status},
     pace, pins,
     process::Background,
 };
@@ -171,7 +171,7 @@ fn a_dry_run_beside_an_agent_prints_what_that_would_do() {
     let refused = lab.wsl_mirror(&["run", "--dry-run", "--cgroup", "/proc"]).unwrap();
     assert_eq!(refused.status.code(), Some(6), "{refused}");
     let other = lab.another_distribution().unwrap();
-    let plan = lab.wsl_mirror_in(&other, &["run", "--dry-run"]).unwrap().success().unwrap().stdout;
+    let plan = ok_in(&lab, &other, &["run", "--dry-run"]).stdout;
     assert!(plan.starts_with("stand aside") && plan.lines().count() == 1, "{plan}");
 }
 

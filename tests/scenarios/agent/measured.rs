@@ -255,7 +255,7 @@ fn while_docker_has_no_proxy_its_port_is_never_steered() {
     assert!(echo(2000), "what all of this is for");
     let steered = || -> u64 {
         let (status, _) = status(&lab);
-        let ports = status["ports"].as_array().context("no ports").unwrap();
+        let ports = status["ports"].as_array().expect("no ports");
         let port = ports.iter().find(|port| port["port"] == 8080 && port["protocol"] == "tcp");
         port.and_then(|port| port["steered_flows"].as_u64()).unwrap_or(0)
     };

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::Context as _;
-use wsl_mirror_lab::{Lab, Namespace, SCRATCH, checks::OrPanic as _, process::Finished};
+use wsl_mirror_lab::{Lab, Namespace, SCRATCH, checks::OrPanic as _, checks::ok, process::Finished};
 
 /// Where the program will be in the distribution.
 const BINARY: &str = "/usr/local/sbin/wsl-mirror";
@@ -108,14 +108,10 @@ fn the_boot_command_starts_the_agent_in_the_background_and_then_what_was_there()
         distribution.write("agent/wsl-mirror", &fake);
         lab.guest().run("chmod", ["755", &agent]).unwrap();
         distribution.write("etc/wsl.conf", "[boot]\ncommand = \"echo theirs >/run/theirs\"\n");
-        lab.wsl_mirror(&["install", "--root", &distribution.root, "--binary", &agent])
-            .unwrap()
-            .success()
-            .unwrap();
+        ok(&lab, &["install", "--root", &distribution.root, "--binary", &agent]);
         let conf =
             lab.guest().enter(|| fs::read_to_string(format!("{}/etc/wsl.conf", distribution.root))).unwrap();
-        let command =
-            conf.lines().find_map(|line| line.strip_prefix("command = ")).context("no command").unwrap();
+        let command = conf.lines().find_map(|line| line.strip_prefix("command = ")).expect("no command");
         // What WSL does with it: the quotes are gone.
         let started = lab.guest().run("sh", ["-c", &command.replace('"', "")]).unwrap();
         assert!(started.took.as_secs() < 20, "it holds the boot up: {started}");

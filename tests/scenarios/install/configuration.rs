@@ -1,7 +1,7 @@
 //! `config check`
 
 use serde_json::Value;
-use wsl_mirror_lab::{Lab, SCRATCH};
+use wsl_mirror_lab::{Lab, SCRATCH, checks::ok};
 
 #[test]
 fn config_check_needs_no_root_and_says_where_what_is_wrong() {
@@ -9,7 +9,7 @@ fn config_check_needs_no_root_and_says_where_what_is_wrong() {
     let path = format!("{SCRATCH}/checked.toml");
     let write = |text: &str| lab.guest().enter(|| std::fs::write(&path, text)).unwrap();
     write("exempt = [22]\n");
-    let good = lab.wsl_mirror(&["config", "check", "--config", &path]).unwrap().success().unwrap();
+    let good = ok(&lab, &["config", "check", "--config", &path]);
     assert_eq!(good.stdout, format!("{path} is valid\n"));
 
     write("exempt = [22]\nhok = \"tcx\"\n\ndelivry = 1\n");

@@ -7,17 +7,12 @@ use serde_json::Value;
 use wsl_mirror_lab::{
     Lab, SCRATCH, Sockets,
     checks::OrPanic as _,
+    checks::wrapped,
     pace,
     process::{COMMAND_LIMIT, Finished, run},
 };
 
 use crate::unit::{has_judge, values};
-
-/// Runs `wsl-mirror` in the guest by another program.
-#[track_caller]
-fn wrapped(lab: &Lab, wrapper: &[String], arguments: &[&str]) -> Finished {
-    run(&mut lab.wsl_mirror_wrapped(wrapper, arguments).or_panic(), COMMAND_LIMIT).or_panic()
-}
 
 fn capabilities() -> Vec<String> {
     let all = values("CapabilityBoundingSet").join(" ");

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 use wsl_mirror_lab::{
     Lab, Namespace,
-    checks::{OrPanic as _, config, delivery, ok, refused, sh, status, windows},
+    checks::{OrPanic as _, config, delivery, ok, ok_in, refused, sh, status, windows},
     loopback, servers, tcp,
 };
 
@@ -114,13 +114,13 @@ fn what_a_terminated_distribution_left_is_adopted_or_taken_away() {
     let before = delivery(lab.guest());
     for adopt in [true, false] {
         let other = lab.another_distribution().unwrap();
-        lab.wsl_mirror_in(&other, &["load"]).unwrap().success().unwrap();
+        ok_in(&lab, &other, &["load"]);
         let loaded = delivery(lab.guest());
         assert!(loaded.contains(RULE) && loaded.contains(RECORD), "{loaded}");
         terminate(&lab, other);
         assert_eq!(delivery(lab.guest()), loaded, "nobody has taken it away");
         let (left, code) = status(&lab);
-        let left = left["left_behind"].as_array().context("it is not seen").unwrap();
+        let left = left["left_behind"].as_array().expect("it is not seen");
         assert_eq!((left.len(), code), (4, 3), "rule, two switches, record: {left:?}");
         if adopt {
             ok(&lab, &["load"]);
@@ -145,7 +145,7 @@ fn what_another_distribution_still_needs_stays() {
     let other = lab.another_distribution().unwrap();
     // On another interface: loopback0 is for one of them.
     other.enter(|| std::fs::write("/etc/wsl-mirror.toml", "interface = \"eth0\"\n")).unwrap();
-    lab.wsl_mirror_in(&other, &["load"]).unwrap().success().unwrap();
+    ok_in(&lab, &other, &["load"]);
     let loaded = delivery(lab.guest());
     ok(&lab, &["load"]);
     assert_eq!(delivery(lab.guest()), loaded);
@@ -157,7 +157,7 @@ fn what_another_distribution_still_needs_stays() {
     ok(&lab, &["unload"]);
     assert!(delivery(lab.guest()).contains(RULE), "the other one's packets need it");
     assert_eq!(status(&lab).0["left_behind"], Value::Null, "it is not left behind");
-    lab.wsl_mirror_in(&other, &["unload"]).unwrap().success().unwrap();
+    ok_in(&lab, &other, &["unload"]);
     assert_eq!(delivery(lab.guest()), before);
 }
 
@@ -414,8 +414,7 @@ fn ports_that_are_dropped_unless_they_come_in_on_lo_are_listed_with_the_rule() {
         let listed = &status(&lab).0["delivery"]["dropped"];
         let ports: Vec<_> = listed
             .as_array()
-            .context("no list")
-            .unwrap()
+            .expect("no list")
             .iter()
             .map(|dropped| {
                 format!("{}/{}", dropped["first_port"], dropped["protocol"].as_str().unwrap_or_default())
@@ -471,7 +470,7 @@ fn a_filter_of_another_distribution_needs_it_too() {
     let other = lab.another_distribution().unwrap();
     let before = delivery(lab.guest());
     other.enter(|| std::fs::write("/etc/wsl-mirror.toml", "hook = \"cls_bpf\"\n")).unwrap();
-    lab.wsl_mirror_in(&other, &["load"]).unwrap().success().unwrap();
+    ok_in(&lab, &other, &["load"]);
     let loaded = delivery(lab.guest());
     // Somebody who has loaded nothing has nothing to take away.
     assert_eq!(ok(&lab, &["unload"]).stderr, "wsl-mirror: nothing is loaded\n");
@@ -479,6 +478,6 @@ fn a_filter_of_another_distribution_needs_it_too() {
     let (seen, code) = status(&lab);
     assert_eq!((&seen["loaded"], &seen["steering"], code), (&false.into(), &true.into(), 0), "{seen}");
     assert_eq!(seen["elsewhere"][0]["hook"], "cls_bpf");
-    lab.wsl_mirror_in(&other, &["unload"]).unwrap().success().unwrap();
+    ok_in(&lab, &other, &["unload"]);
     assert_eq!(delivery(lab.guest()), before);
 }

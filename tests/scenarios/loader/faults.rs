@@ -5,13 +5,13 @@ use std::{fs, time::Duration};
 use anyhow::Context as _;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
-    checks::{OrPanic as _, config, ok, status, windows},
+    checks::{OrPanic as _, config, ok, status, windows, wrapped},
     pace,
     process::Finished,
     tcp::KeepAlive,
 };
 
-use crate::guest::{everything, is_steered, ours, published, run_wrapped, unchanged};
+use crate::guest::{everything, is_steered, ours, published, unchanged};
 
 /// Runs a command and lets its call number `when` of `call` go wrong; whether it makes that many.
 #[track_caller]
@@ -20,7 +20,7 @@ fn injected(lab: &Lab, call: &str, what: &str, when: usize, arguments: &[&str]) 
     let filter = format!("trace={call}");
     let inject = format!("inject={call}:{what}:when={when}");
     let strace = ["strace", "-f", "-qq", "-o", &trace, "-e", &filter, "-e", &inject];
-    let finished = run_wrapped(lab, &strace, arguments);
+    let finished = wrapped(lab, &strace, arguments);
     let trace = lab.guest().enter(|| fs::read_to_string(&trace)).or_panic();
     let hit = trace.contains("(INJECTED)") || trace.contains("killed by SIGKILL");
     (finished, hit)

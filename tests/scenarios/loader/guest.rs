@@ -14,7 +14,6 @@ use wsl_mirror_lab::{
     Container, DockerOptions, Lab, Service, SharedLab,
     checks::{OrPanic as _, delivery, ok, status, windows},
     pace, pins,
-    process::{COMMAND_LIMIT, Finished, run},
 };
 
 use crate::bpf;
@@ -41,12 +40,6 @@ pub fn published() -> SharedLab {
 /// Whether a new connection from Windows to a published port works.
 pub fn is_steered(lab: &Lab, port: u16) -> bool {
     windows(lab, port).limit(pace::limit(Duration::from_millis(700))).echo(b"hello").is_ok()
-}
-
-/// Runs it by another program: `strace …`, `setpriv …`.
-#[track_caller]
-pub fn run_wrapped(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Finished {
-    run(&mut lab.wsl_mirror_wrapped(wrapper, arguments).or_panic(), COMMAND_LIMIT).or_panic()
 }
 
 /// `exempt list --json` as `PORT/PROTOCOL` or `PORT-PORT/PROTOCOL`.

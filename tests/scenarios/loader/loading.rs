@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use rustix::process::Signal;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
-    checks::{OrPanic as _, STEER, ok, refused, sh, status, windows},
+    checks::{OrPanic as _, STEER, ok, refused, sh, status, windows, wrapped},
     loopback, pace, pins,
     process::{Background, wait_for},
     servers, tcp,
@@ -14,7 +14,7 @@ use wsl_mirror_lab::{
 
 use crate::{
     bpf,
-    guest::{everything, is_steered, ours, published, run_wrapped, unchanged},
+    guest::{everything, is_steered, ours, published, unchanged},
 };
 
 #[test]
@@ -166,15 +166,13 @@ fn unload_ends_only_when_the_program_is_off_the_interface() {
     let trace = format!("{SCRATCH}/trace");
     for round in 0..pace::rounds(5).max(2) {
         ok(&lab, &["load"]);
-        run_wrapped(&lab, &["strace", "-qq", "-o", &trace, "-e", "trace=bpf,unlink"], &["unload"])
+        wrapped(&lab, &["strace", "-qq", "-o", &trace, "-e", "trace=bpf,unlink"], &["unload"])
             .success()
             .unwrap();
         assert_eq!(bpf::tcx(lab.guest()), [], "round {round}");
         let trace = lab.guest().enter(|| fs::read_to_string(&trace)).unwrap();
-        let (_, after) = trace
-            .split_once(&format!("unlink(\"{}\")", pins::path("link")))
-            .context("it was not unpinned")
-            .unwrap();
+        let (_, after) =
+            trace.split_once(&format!("unlink(\"{}\")", pins::path("link"))).expect("it was not unpinned");
         let answer = after.lines().rfind(|line| line.contains("BPF_PROG_QUERY"));
         assert!(answer.is_some_and(|line| line.contains("prog_ids=[]")), "{answer:?}");
     }
@@ -307,7 +305,7 @@ fn the_log_has_a_line_for_each_new_flow_and_ctrl_c_ends_it_well() {
 #[test]
 fn a_load_whose_messages_nobody_can_read_loads_all_the_same() {
     let lab = Lab::builder().bpffs(false).build().unwrap();
-    run_wrapped(&lab, &["sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"], &["load"]).success().unwrap();
+    wrapped(&lab, &["sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"], &["load"]).success().unwrap();
     assert_eq!(status(&lab).1, 0);
 }
 
@@ -321,7 +319,7 @@ fn a_load_of_what_is_loaded_already_takes_less_than_a_tenth_of_a_second() {
     for _ in 0..5 {
         let mut times = Vec::new();
         for _ in 0..11 {
-            times.push(run_wrapped(&lab, &["chrt", "--fifo", "50"], &["load"]).success().unwrap().took);
+            times.push(wrapped(&lab, &["chrt", "--fifo", "50"], &["load"]).success().unwrap().took);
         }
         times.sort();
         println!("11 loads: median {:?}, from {:?} to {:?}", times[5], times[0], times[10]);

@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result};
 use rustix::fs::{FlockOperation, flock};
 use wsl_mirror_lab::{
     Lab, Namespace, SCRATCH,
-    checks::{ok, refused},
+    checks::{ok, ok_in, refused, wrapped},
     process::{Background, COMMAND_LIMIT, run, wait_for},
 };
 
-use crate::guest::{everything, run_wrapped, unchanged};
+use crate::guest::{everything, unchanged};
 
 /// Where the lock is in a distribution that has mounted sysfs, as all have.
 const FILE: &str = "/sys/bus/platform/drivers_probe";
@@ -63,10 +63,10 @@ fn of_loads_from_two_distributions_the_first_one_steers_and_the_second_one_says_
     first.finish(COMMAND_LIMIT).unwrap().success().unwrap();
     // The second one finds that there is nothing to be done, and does nothing.
     assert_eq!(second.status.code(), Some(20), "{second}");
-    lab.wsl_mirror_in(&other, &["unload"]).unwrap().success().unwrap();
+    ok_in(&lab, &other, &["unload"]);
     assert_eq!(lab.wsl_mirror(&["status"]).unwrap().status.code(), Some(0));
     ok(&lab, &["unload"]);
-    lab.wsl_mirror_in(&other, &["load"]).unwrap().success().unwrap();
+    ok_in(&lab, &other, &["load"]);
 }
 
 #[test]
@@ -75,9 +75,7 @@ fn nobody_but_root_can_take_the_lock() {
     // It is one file, and nothing else is bound, locked or created that somebody could have had first.
     let trace = format!("{SCRATCH}/trace");
     let calls = "trace=flock,fcntl,bind,openat,open,creat,semget,shmget,mq_open";
-    run_wrapped(&lab, &["strace", "-f", "-qq", "-y", "-o", &trace, "-e", calls], &["load"])
-        .success()
-        .unwrap();
+    wrapped(&lab, &["strace", "-f", "-qq", "-y", "-o", &trace, "-e", calls], &["load"]).success().unwrap();
     let trace = lab.guest().enter(|| fs::read_to_string(&trace)).unwrap();
     let locks: Vec<_> =
         trace.lines().filter(|line| line.contains("flock(") || line.contains("F_SETLK")).collect();

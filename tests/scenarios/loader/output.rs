@@ -2,15 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Context as _;
 use serde_json::Value;
 use wsl_mirror_lab::{
     Lab,
-    checks::{OrPanic as _, STEER, config, ok, refused, sh, status},
+    checks::{OrPanic as _, STEER, config, ok, refused, sh, status, wrapped},
     loopback, pins, servers, tcp,
 };
 
-use crate::{bpf, guest::run_wrapped};
+use crate::bpf;
 
 /// A guest with something to show.
 #[track_caller]
@@ -115,10 +114,9 @@ fn text_is_aligned_and_coloured_only_on_a_terminal() {
     assert!(text.contains("\nexempt   11 ports"), "{text}");
     // Numbers stand below the end of their heading, texts below its beginning.
     let lines: Vec<&str> = text.lines().collect();
-    let heading = lines.iter().position(|line| line.starts_with("reason")).context("no table").unwrap();
+    let heading = lines.iter().position(|line| line.starts_with("reason")).expect("no table");
     let (end, meaning) = (lines[heading].find("packets"), lines[heading].find("meaning"));
-    let (end, meaning) =
-        (end.context("no packets").unwrap() + "packets".len(), meaning.context("no meaning").unwrap());
+    let (end, meaning) = (end.expect("no packets") + "packets".len(), meaning.expect("no meaning"));
     let rows: Vec<_> = lines[heading + 1..].iter().take_while(|line| !line.is_empty()).collect();
     assert!(rows.len() >= 2, "{text}");
     for row in rows {
@@ -129,7 +127,7 @@ fn text_is_aligned_and_coloured_only_on_a_terminal() {
 
     let on_terminal = |environment: &str| -> String {
         let script = format!("exec script -qec \"{environment} $0 $*\" /dev/null");
-        run_wrapped(&lab, &["sh", "-c", &script], &["status"]).success().unwrap().stdout
+        wrapped(&lab, &["sh", "-c", &script], &["status"]).success().unwrap().stdout
     };
     assert!(
         on_terminal("env TERM=xterm").starts_with("\x1b[1m\x1b[32msteering\x1b[0m "),
@@ -147,7 +145,7 @@ fn a_reader_that_goes_away_ends_it_quietly() {
     {
         // The reader is gone before the first byte is written, for sure.
         let script = "{ sleep 0.1; \"$0\" \"$@\"; echo \"code $?\" >&2; } | true";
-        let finished = run_wrapped(&lab, &["sh", "-c", script], arguments).success().unwrap();
+        let finished = wrapped(&lab, &["sh", "-c", script], arguments).success().unwrap();
         assert!(finished.stderr == "code 0\n", "{finished}");
     }
 }

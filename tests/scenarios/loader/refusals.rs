@@ -4,11 +4,11 @@ use std::fs;
 
 use wsl_mirror_lab::{
     Lab, SCRATCH,
-    checks::{OrPanic as _, config, ok, refused, sh},
+    checks::{OrPanic as _, config, ok, refused, sh, wrapped},
     pins,
 };
 
-use crate::guest::{everything, run_wrapped, unchanged};
+use crate::guest::{everything, unchanged};
 
 const AS_NOBODY: [&str; 6] = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
 
@@ -49,7 +49,7 @@ fn who_is_not_root_is_told_so_whatever_the_command() {
         &["exempt", "add", "80"],
         &["exempt", "del", "80"],
     ] {
-        let finished = run_wrapped(&lab, &AS_NOBODY, arguments);
+        let finished = wrapped(&lab, &AS_NOBODY, arguments);
         assert!(finished.status.code() == Some(5), "{finished}");
         assert!(finished.stderr.contains("root is needed") && finished.stderr.contains("sudo"), "{finished}");
     }

@@ -224,7 +224,7 @@ fn packages_are_upgraded_while_systemd_runs_the_agent_without_a_loss() {
     let at_work = || -> (String, u64) {
         let status = booted.run(&["wsl-mirror", "status", "--json"]).success().unwrap().stdout;
         let program = serde_json::from_str::<Value>(&status).unwrap()["program"]["id"].as_u64();
-        (booted.unit("MainPID"), program.context("no program").unwrap())
+        (booted.unit("MainPID"), program.expect("no program"))
     };
     let before = at_work();
     under_traffic(&lab, || {
