@@ -1,13 +1,18 @@
 //! Commands and checks that panic at the caller's line: the test that called fails there.
 
-use std::{fs, time::Duration};
+use std::{
+    ffi::OsStr,
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use anyhow::Result;
 use serde_json::Value;
 
 use crate::{
     Lab, Namespace, SCRATCH, loopback,
-    process::{Finished, wait_for},
+    process::{COMMAND_LIMIT, Finished, run, wait_for},
     tcp, udp,
 };
 
@@ -18,7 +23,8 @@ pub const HELLO: &[u8] = b"hello";
 
 /// Takes the value, or panics at the caller's line with the whole chain of errors.
 ///
-/// For helpers: clippy allows `unwrap` only inside of `#[test]` functions.
+/// For helpers: clippy allows `unwrap` only inside of `#[test]` functions. An `Option` takes `context` first, so that
+/// the panic names what is missing.
 pub trait OrPanic {
     /// The value on success.
     type Value;
@@ -40,22 +46,24 @@ impl<T, E: Into<anyhow::Error>> OrPanic for Result<T, E> {
     }
 }
 
-impl<T> OrPanic for Option<T> {
-    type Value = T;
-
-    #[track_caller]
-    fn or_panic(self) -> T {
-        match self {
-            Some(value) => value,
-            None => panic!("the value is missing"),
-        }
-    }
-}
-
 /// Runs `wsl-mirror` in the guest; panics if it fails.
 #[track_caller]
 pub fn ok(lab: &Lab, arguments: &[&str]) -> Finished {
     lab.wsl_mirror(arguments).and_then(Finished::success).or_panic()
+}
+
+/// Runs `wsl-mirror` in another distribution; panics if it fails.
+#[track_caller]
+pub fn ok_in(lab: &Lab, distribution: &Namespace, arguments: &[&str]) -> Finished {
+    lab.wsl_mirror_in(distribution, arguments).and_then(Finished::success).or_panic()
+}
+
+/// Runs `wsl-mirror` in the guest by another program: `strace …`, `setpriv …`.
+#[track_caller]
+pub fn wrapped(lab: &Lab, wrapper: &[impl AsRef<OsStr>], arguments: &[&str]) -> Finished {
+    lab.wsl_mirror_wrapped(wrapper, arguments)
+        .and_then(|mut command| run(&mut command, COMMAND_LIMIT))
+        .or_panic()
 }
 
 /// Runs `wsl-mirror` in the guest; panics at any other exit code. Returns its standard error.
@@ -146,4 +154,13 @@ pub fn windows(lab: &Lab, port: u16) -> tcp::Client {
 /// A UDP client on Windows, to this port of 127.0.0.1.
 pub fn windows_udp(lab: &Lab, port: u16) -> udp::Client {
     udp::Client::new(lab.windows(), loopback(port))
+}
+
+/// Raises a flag when it is dropped, a panic included: threads that watch the flag end, and their scope with them.
+pub struct RaiseOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for RaiseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
