@@ -210,7 +210,7 @@ fn a_syn_that_a_firewall_drops_leaves_an_entry_for_seconds_only() {
     assert_eq!(client.echo(HELLO), Err(tcp::Failure::ConnectTimedOut));
     let entries = nat::conntrack_with(lab.guest(), &["tcp", "dport=8100"]).or_panic();
     let seconds: Vec<u64> =
-        entries.iter().filter_map(|entry| entry.split_whitespace().nth(4).or_panic().parse().ok()).collect();
+        entries.iter().filter_map(|entry| entry.split_whitespace().nth(4)?.parse().ok()).collect();
     assert_eq!(seconds.len(), 1, "{entries:?}");
     assert!(seconds[0] <= 5, "{entries:?}");
 }

@@ -34,8 +34,7 @@ pub fn find(release: &Release) -> Result<Installed, String> {
         let manifest = fs::read_to_string(&manifest)
             .with_context(|| format!("reading {}", manifest.display()))
             .or_panic();
-        let line =
-            manifest.lines().find_map(|line| line.strip_prefix(release.package).or_panic().strip_prefix(' '));
+        let line = manifest.lines().find_map(|line| line.strip_prefix(release.package)?.strip_prefix(' '));
         match line {
             Some(version) if release.is(version) => {
                 return Ok(Installed { root: Some(root), version: version.to_owned() });
@@ -63,7 +62,7 @@ fn folder() -> PathBuf {
     if let Some(named) = set("WSL_MIRROR_ENGINES") {
         return named;
     }
-    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME").or_panic().join(".cache")));
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
     cache.context("HOME is not set, nor XDG_CACHE_HOME").or_panic().join("wsl-mirror/engines")
 }
 

@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, NetworkBackend, Podman, PodmanOptions, Running, Service,
     checks::{HELLO, OrPanic as _, RaiseOnDrop, load},
