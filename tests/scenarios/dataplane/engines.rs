@@ -166,7 +166,7 @@ fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() {
         nft(&lab, "delete table ip slow");
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         assert_eq!(answer, Ok(HELLO.to_vec()));
-    })
+    });
 }
 
 /// A redirection to another local port needs no masquerade to work: an answer tells that it does.

@@ -6,7 +6,7 @@ use std::{
     net::{Shutdown, TcpListener},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{
     Lab,
     checks::{HELLO, OrPanic as _, STEER, load, load_with, windows},
@@ -40,7 +40,7 @@ fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_time_wait()
     load(&lab);
     let before = nat::dnat_packets(lab.guest(), "tcp", 8019).or_panic();
     for (count, port) in PORTS.cycle().take(connections()).enumerate() {
-        let page = || read_to_the_end(&mut client(&lab, 8019, port).connect().or_panic());
+        let page = || read_to_the_end(&mut client(&lab, 8019, port).connect()?);
         let bytes = page().with_context(|| format!("connection {count}, from port {port}")).or_panic();
         assert_eq!(bytes, PAGE);
     }
@@ -64,9 +64,9 @@ fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() {
     // The last tenth from one port, each at once after the reset of the one before.
     let ports = PORTS.cycle().take(connections() * 9 / 10).chain(iter::repeat_n(40_099, connections() / 10));
     for (count, port) in ports.enumerate() {
-        let echo = || {
-            let mut stream = client(&lab, 8080, port).connect().or_panic();
-            tcp::exchange(&mut stream, HELLO).or_panic();
+        let echo = || -> Result<()> {
+            let mut stream = client(&lab, 8080, port).connect()?;
+            tcp::exchange(&mut stream, HELLO)?;
             reset(&stream)
         };
         echo().with_context(|| format!("connection {count}, from port {port}")).or_panic();

@@ -154,9 +154,12 @@ fn check_row(test: &str, configuration: &Configuration) {
     let violations = promises::violations(configuration, &columns, leniency);
     let failures: Vec<String> = violations.iter().map(ToString::to_string).collect();
     results::write(test, configuration, &Ok((installed.version, &columns, failures.clone())));
-    if !failures.is_empty() {
-        panic!("{configuration} {:?}:\n  {}", configuration.details(), failures.join("\n  "));
-    }
+    assert!(
+        failures.is_empty(),
+        "{configuration} {:?}:\n  {}",
+        configuration.details(),
+        failures.join("\n  ")
+    );
 }
 
 /// An engine with a container whose ports are published in all four ways; it goes when this does.

@@ -51,7 +51,7 @@ fn assert_both_hang(lab: &Lab, when: &str) {
 #[track_caller]
 fn assert_both_are_steered_at_once(lab: &Lab, when: &str) {
     assert_steered_at_once(lab, ANY, when);
-    assert_steered_at_once(lab, LOOPBACK, when)
+    assert_steered_at_once(lab, LOOPBACK, when);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn docker_may_start_before_the_program_or_after_it() {
         assert_answers_udp(&second, ANY, "with the program first");
         unload(&second);
         assert_both_hang(&second, "after the unload");
-    })
+    });
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn loopback0_may_appear_before_docker_or_after_it_and_once_more_after_the_load()
             docker.restart(&container).or_panic();
             assert_new_ones_are_steered(engine, &lab, "after a restart on another loopback0");
         }
-    })
+    });
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn containers_that_start_stop_restart_and_follow_each_other_are_steered_at_once(
         assert_new_ones_are_steered(engine, &lab, "of the next container");
         unload(&lab);
         assert_both_hang(&lab, "after the unload");
-    })
+    });
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn ports_are_steered_again_after_dockerd_was_killed_with_its_containers_and_all_
         assert_new_ones_are_steered(engine, &lab, "of a dockerd that was started again");
         unload(&lab);
         assert_both_hang(&lab, "after the unload");
-    })
+    });
 }
 
 /// A dockerd that can be ended by itself: whoever starts it starts it again, as systemd does. A file asks for it.
@@ -189,8 +189,7 @@ fn ports_are_steered_again_after_dockerd_alone_was_restarted_and_its_containers_
         assert_both_hang(&lab, "without the program");
         load(&lab);
         assert_both_are_steered_at_once(&lab, "after the load");
-        let process =
-            || -> String { docker.cli(&["inspect", "--format", "{{.State.Pid}}", "web"]).or_panic().stdout };
+        let process = || docker.cli(&["inspect", "--format", "{{.State.Pid}}", "web"]).or_panic().stdout;
         let before = process();
         for round in 0..2 {
             let when = format!("of a live container, dockerd restarted, round {round}");
@@ -207,7 +206,7 @@ fn ports_are_steered_again_after_dockerd_alone_was_restarted_and_its_containers_
         }
         unload(&lab);
         assert_both_hang(&lab, "after the unload");
-    })
+    });
 }
 
 /// What `firewall-cmd --reload`, `ufw reload` and their like do to everybody's rules.
@@ -297,7 +296,7 @@ fn connections_go_on_and_new_ones_work_while_a_firewall_flushes_and_refills_ever
             assert!(report.exchanges > 10, "port {port}: {report:?}");
         }
         assert_both_are_steered_at_once(&lab, "after the reload");
-    })
+    });
 }
 
 /// Of a SYN that an engine translates, `dataplane` tells; this one is dropped.
@@ -317,8 +316,8 @@ fn a_syn_that_docker_28_5_dropped_before_the_load_gets_through_when_it_is_retran
         load(&lab);
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         assert_eq!(answer, Ok(HELLO.to_vec()));
-        assert_steered_at_once(&lab, LOOPBACK, "after the load")
-    })
+        assert_steered_at_once(&lab, LOOPBACK, "after the load");
+    });
 }
 
 #[test]
@@ -351,7 +350,7 @@ fn a_dockerd_without_its_proxy_keeps_its_ports_and_one_that_has_it_again_is_stee
             docker.start_again(&container).or_panic();
             assert_new_ones_are_steered(engine, &lab, &format!("with the proxy again, round {round}"));
         }
-    })
+    });
 }
 
 /// `load` reads which ports are dropped unless on `lo`; of later ones the first SYN tells, when it comes once more.

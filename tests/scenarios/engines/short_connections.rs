@@ -401,11 +401,11 @@ fn a_hang_is_not_excused_by_a_port_that_goes_down_while_it_waits() {
 
 #[test]
 fn of_ten_thousand_short_connections_only_those_to_a_port_that_was_down_fail() {
-    only_ports_that_were_down_fail(10_000)
+    only_ports_that_were_down_fail(10_000);
 }
 
 #[test]
 #[ignore = "runs with `cargo xtask test --engines`"]
 fn of_a_hundred_thousand_short_connections_only_those_to_a_port_that_was_down_fail() {
-    only_ports_that_were_down_fail(100_000)
+    only_ports_that_were_down_fail(100_000);
 }

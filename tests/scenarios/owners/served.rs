@@ -206,7 +206,7 @@ fn the_configuration_names_other_owners_and_the_user_is_above_all_of_them() {
     let configure = |text: &str| {
         let path = "/etc/wsl-mirror.toml";
         lab.guest().enter(|| std::fs::write(path, text)).or_panic();
-        load(&lab)
+        load(&lab);
     };
     configure("owners = [{ name = \"rootlessport\", uid = 1000, policy = \"steer\" }]\n");
     let mut rootless = process(&lab, "rootlessport");

@@ -42,7 +42,7 @@ fn ports_under_a_rule_that_load_has_read_answer_windows_and_linux_at_once() -> R
         }
     }
     for port in [8080, 8081] {
-        ways.came(port)?.all_by_lo("every packet");
+        ways.came(port).all_by_lo("every packet");
     }
     assert_eq!(lab.packets("steer_learned")?, 0, "nothing was left to be learned");
     assert!(lab.packets("steer_local")? > 0, "Linux to Linux");
@@ -78,9 +78,9 @@ fn under_the_rule_exempt_ports_and_those_of_other_owners_are_left_to_it() -> Res
             assert!(server_udp(from, port, HANG).is_err(), "{} to {port}", from.name());
         }
     }
-    ways.came(8302)?.all_by_lo("steered");
-    ways.came(8300)?.all_plain("exempt");
-    ways.came(8301)?.all_plain("another owner's");
+    ways.came(8302).all_by_lo("steered");
+    ways.came(8300).all_plain("exempt");
+    ways.came(8301).all_plain("another owner's");
     assert_eq!(lab.packets("steer_learned")?, 0);
     exempt(&lab, "del", "8300");
     assert_eq!(server(lab.windows(), 8300, AT_ONCE).context("exempt no more")?, PROXY);
@@ -165,7 +165,7 @@ fn what_a_rule_closes_to_windows_alone_stays_closed() -> Result<()> {
         assert!(server(from, 8301, Duration::from_millis(1500)).is_err(), "{} to 8301", from.name());
         assert_eq!(server(from, 8300, AT_ONCE).context("no rule is about it")?, PROXY);
     }
-    ways.came(8301)?.all_plain("closed");
+    ways.came(8301).all_plain("closed");
     assert_eq!(lab.packets("steer_learned")?, 0);
     let status = lab.status()?;
     let listed = &status["delivery"]["dropped"][0];
@@ -190,8 +190,8 @@ fn connecting_by_lo_takes_no_longer_than_connecting_the_plain_way() -> Result<()
         plain.push(client(lab.windows(), 8080).connect_time(HELLO)?);
         by_lo.push(client(lab.windows(), 8081).connect_time(HELLO)?);
     }
-    ways.came(8080)?.all_plain("without the rule");
-    ways.came(8081)?.all_by_lo("with it");
+    ways.came(8080).all_plain("without the rule");
+    ways.came(8081).all_by_lo("with it");
     let median = |mut times: Vec<Duration>| {
         times.sort();
         times[times.len() / 2]

@@ -93,7 +93,7 @@ fn flows_by_lo_survive_the_rule_coming_and_going_loads_and_flushes() -> Result<(
         assert_eq!(report.failure, None, "keep-alive from {name}");
     }
     for port in [8080, 8009, 8020] {
-        ways.came(port)?.all_by_lo("to the end");
+        ways.came(port).all_by_lo("to the end");
     }
     for rule in rules {
         rule.remove()?;
@@ -172,8 +172,8 @@ fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_
         for stream in [&mut under, &mut free, &mut within] {
             assert!(still_talks(stream, patience)?);
         }
-        ways.came(8080)?.all_by_lo("under the rule");
-        ways.came(8081)?.all_by_lo("under the rule");
+        ways.came(8080).all_by_lo("under the rule");
+        ways.came(8081).all_by_lo("under the rule");
         for rule in gone {
             rule.remove()?;
         }
@@ -228,7 +228,7 @@ fn flows_that_began_the_plain_way_go_by_lo_once_the_rule_that_eats_them_is_known
         assert!(still_talks(&mut stream, at_once)? && ask(&socket, at_once)?, "without the rule");
         flows.push((from.name(), stream, socket));
     }
-    ways.came(8080)?.all_plain("without the rule");
+    ways.came(8080).all_plain("without the rule");
     let rules = Rule::add_both(&lab, 8080)?;
     for (from, stream, socket) in &mut flows {
         assert!(
