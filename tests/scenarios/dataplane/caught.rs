@@ -3,10 +3,8 @@
 use std::{thread, time::Duration};
 
 use wsl_mirror_lab::{
-    checks::{HELLO, OrPanic as _, load, windows, windows_udp},
-    nat, pace,
-    process::wait_for,
-    udp,
+    checks::{HELLO, OrPanic as _, load, wait_until, windows, windows_udp},
+    nat, pace, udp,
 };
 
 use crate::world::{HANG, services};
@@ -18,10 +16,9 @@ fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted()
     let before = nat::dnat_packets(lab.guest(), "tcp", 8080).or_panic();
     thread::scope(|scope| {
         let connecting = scope.spawn(|| client.echo(HELLO));
-        wait_for("the SYN to be caught", Duration::from_secs(1), || {
-            Ok((nat::dnat_packets(lab.guest(), "tcp", 8080)? > before).then_some(()))
-        })
-        .or_panic();
+        wait_until("the SYN to be caught", Duration::from_secs(1), || {
+            nat::dnat_packets(lab.guest(), "tcp", 8080).or_panic() > before
+        });
         load(&lab);
         assert!(!connecting.is_finished(), "the first SYN was not caught after all");
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));

@@ -9,9 +9,8 @@ use std::{
 use anyhow::Context as _;
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, Service,
-    checks::{HELLO, OrPanic as _, STEER, load, load_with, nft, unload, windows, windows_udp},
+    checks::{HELLO, OrPanic as _, STEER, load, load_with, nft, unload, wait_until, windows, windows_udp},
     loopback, nat, pace,
-    process::wait_for,
     raw::{RawSocket, frame_from_windows},
     servers, tcp, udp,
 };
@@ -103,10 +102,9 @@ impl<'a> OneWay<'a> {
         for _ in 0..3 {
             let before = arrived();
             self.socket.send(HELLO).or_panic();
-            wait_for(&format!("a datagram to reach the container {when}"), Duration::from_secs(1), || {
-                Ok((arrived() == before + 1).then_some(()))
-            })
-            .or_panic();
+            wait_until(&format!("a datagram to reach the container {when}"), Duration::from_secs(1), || {
+                arrived() == before + 1
+            });
         }
     }
 }
@@ -153,16 +151,14 @@ fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() {
     let client = windows(&lab, 8080).limit(pace::limit(Duration::from_secs(10)));
     thread::scope(|scope| {
         let connecting = scope.spawn(|| client.echo(HELLO));
-        wait_for("the SYN to be translated", Duration::from_secs(1), || {
-            Ok((!nat::conntrack_with(lab.guest(), &["tcp", "dport=8080"])?.is_empty()).then_some(()))
-        })
-        .or_panic();
+        wait_until("the SYN to be translated", Duration::from_secs(1), || {
+            !nat::conntrack_with(lab.guest(), &["tcp", "dport=8080"]).or_panic().is_empty()
+        });
         load_with(&lab, STEER);
         // The retransmission, a second after the first SYN, meets the program before the answer can come.
-        wait_for("the SYN's retransmission", Duration::from_secs(8), || {
-            Ok((lab.packets("pass_engine_nat")? > 0).then_some(()))
-        })
-        .or_panic();
+        wait_until("the SYN's retransmission", Duration::from_secs(8), || {
+            lab.packets("pass_engine_nat").or_panic() > 0
+        });
         nft(&lab, "delete table ip slow");
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         assert_eq!(answer, Ok(HELLO.to_vec()));

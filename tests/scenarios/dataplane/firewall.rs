@@ -5,9 +5,8 @@ use std::{net::TcpListener, thread, time::Duration};
 use anyhow::Context as _;
 use wsl_mirror_lab::{
     Lab, SharedLab,
-    checks::{HELLO, OrPanic as _, STEER, load, load_with, nft, windows},
+    checks::{HELLO, OrPanic as _, STEER, load, load_with, nft, wait_until, windows},
     loopback, nat,
-    process::wait_for,
     services::Pattern,
     tcp,
 };
@@ -113,10 +112,9 @@ fn flush_in_a_download(lab: &Lab, wait_for_the_server: bool) -> (&'static str, b
     thread::sleep(Duration::from_millis(300));
     nat::conntrack_flush(lab.guest()).or_panic();
     if wait_for_the_server {
-        wait_for("the server to ask", Duration::from_secs(5), || {
-            Ok((!nat::conntrack_with(lab.guest(), &["tcp"])?.is_empty()).then_some(()))
-        })
-        .or_panic();
+        wait_until("the server to ask", Duration::from_secs(5), || {
+            !nat::conntrack_with(lab.guest(), &["tcp"]).or_panic().is_empty()
+        });
     }
     let received = std::io::copy(&mut client, &mut std::io::sink());
     let port = client.local_addr().or_panic().port();

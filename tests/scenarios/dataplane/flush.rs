@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, Service,
-    checks::{HELLO, OrPanic as _, load, nft, unload, windows, windows_udp},
+    checks::{HELLO, OrPanic as _, load, nft, unload, wait_until, windows, windows_udp},
     nat, pace,
     process::wait_for,
     tcp, udp,
@@ -122,10 +122,9 @@ fn an_established_flow_that_dockers_rule_caught_in_its_midst_is_taken_back() {
     thread::sleep(Duration::from_millis(300));
     nat::conntrack_flush(lab.guest()).or_panic();
     connection.write_all(HELLO).or_panic();
-    wait_for("Docker's rule to catch the flow", Duration::from_secs(2), || {
-        Ok((nat::dnat_packets(lab.guest(), "tcp", 8080)? > before).then_some(()))
-    })
-    .or_panic();
+    wait_until("Docker's rule to catch the flow", Duration::from_secs(2), || {
+        nat::dnat_packets(lab.guest(), "tcp", 8080).or_panic() > before
+    });
 
     load(&lab);
     let mut answer = vec![0; HELLO.len()];

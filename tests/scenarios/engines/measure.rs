@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, thread, time::Duration};
 
 use anyhow::Result;
-use wsl_mirror_lab::{Lab, checks::OrPanic as _, loopback, nat, pace, servers, tcp, udp};
+use wsl_mirror_lab::{
+    Lab,
+    checks::{HELLO, OrPanic as _},
+    loopback, nat, pace, servers, tcp, udp,
+};
 
 use super::cells::{Bound, Cell, Client, Column, Outcome, Protocol, Server};
 
-const HELLO: &[u8] = b"hello";
 /// How long is waited for what may never come; an answer takes less than a hundredth of it.
 const HANG: Duration = Duration::from_millis(700);
 /// How often each cell is asked at first, at once: one that answers now and then shall not pass for either.

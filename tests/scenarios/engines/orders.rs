@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 use anyhow::Context as _;
 use wsl_mirror_lab::{
     Docker, DockerOptions, Lab, SCRATCH,
-    checks::{HELLO, OrPanic as _, load, unload},
+    checks::{HELLO, OrPanic as _, load, unload, wait_until},
     nat,
     process::{COMMAND_LIMIT, run_with_input, wait_for},
     tcp,
@@ -194,10 +194,9 @@ fn ports_are_steered_again_after_dockerd_alone_was_restarted_and_its_containers_
         for round in 0..2 {
             let when = format!("of a live container, dockerd restarted, round {round}");
             lab.guest().enter(|| fs::write(&asked, "")).or_panic();
-            wait_for("dockerd to end", COMMAND_LIMIT, || {
-                Ok((!lab.guest().enter(|| fs::exists(&asked))?).then_some(()))
-            })
-            .or_panic();
+            wait_until("dockerd to end", COMMAND_LIMIT, || {
+                !lab.guest().enter(|| fs::exists(&asked)).or_panic()
+            });
             wait_for("dockerd to answer again", COMMAND_LIMIT, || Ok(docker.cli(&["ps"]).ok().map(drop)))
                 .or_panic();
             let now = process();
@@ -309,10 +308,7 @@ fn a_syn_that_docker_28_5_dropped_before_the_load_gets_through_when_it_is_retran
     let client = windows(&lab, LOOPBACK);
     std::thread::scope(|scope| {
         let connecting = scope.spawn(|| client.echo(HELLO));
-        wait_for("the SYN to be dropped", Duration::from_secs(1), || {
-            Ok((caught(&lab, LOOPBACK) > 0).then_some(()))
-        })
-        .or_panic();
+        wait_until("the SYN to be dropped", Duration::from_secs(1), || caught(&lab, LOOPBACK) > 0);
         load(&lab);
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         assert_eq!(answer, Ok(HELLO.to_vec()));
