@@ -33,7 +33,7 @@ mod pool;
 pub mod process;
 pub mod services;
 mod snapshot;
-mod sockets;
+pub mod sockets;
 mod traffic;
 mod wsl_mirror;
 

@@ -5,9 +5,17 @@ use wsl_mirror_core::abi::LAYOUT;
 /// The mount point of the guest's bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
+/// The directory of every layout's pins.
+pub const PARENT: &str = "/sys/fs/bpf/wsl-mirror";
+
 /// The directory that the loader pins into.
 pub fn directory() -> String {
-    format!("{BPFFS}/wsl-mirror/v{LAYOUT}")
+    directory_of(LAYOUT)
+}
+
+/// The directory that a loader of this layout pins into.
+pub fn directory_of(layout: u32) -> String {
+    format!("{PARENT}/v{layout}")
 }
 
 /// The pin of this name: a map (`SETTINGS`), the program (`program`) or a link (`link`).

@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    Container, Docker, DockerOptions, Lab, LabBuilder, netfilter,
+    Container, Docker, DockerOptions, Lab, LabBuilder, netfilter, pins,
     process::wait_for,
     snapshot::{self, Snapshot},
 };
@@ -132,7 +132,7 @@ impl Stand {
         as_made.remove_what_came_later(lab)?;
         // Before the program goes and conntrack forgets: a connection that neither knows may never close.
         let closed = wait_until_closed(lab);
-        if lab.guest().enter(|| fs::exists("/sys/fs/bpf/wsl-mirror"))? {
+        if lab.guest().enter(|| fs::exists(pins::PARENT))? {
             lab.wsl_mirror(&["unload"])?.success()?;
         }
         closed?;

@@ -7,10 +7,10 @@ use rustix::process::Signal;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
     checks::{OrPanic as _, delivery, ok, sh, status},
-    pace, pins,
+    pace, pins, sockets,
 };
 
-use crate::guest::{Agent, PROXY, answers, on_hook, process, proxied, soon};
+use crate::guest::{Agent, answers, on_hook, process, proxied, soon};
 
 const RULE: &str = "from all to 127.0.0.1 fwmark 0x1000/0x1000 iif lo lookup local proto 119";
 
@@ -236,7 +236,7 @@ fn two_proxies_come_and_go_and_only_theirs_are_steered() {
     other.serve("0.0.0.0:8080").unwrap();
     assert!(!answers(&lab, 8080), "nobody's proxy");
     drop(other);
-    let mut again = process(&lab, PROXY);
+    let mut again = process(&lab, sockets::PROXY);
     again.serve("0.0.0.0:8080").unwrap();
     assert!(answers(&lab, 8080));
     assert_eq!(on_hook(&lab), 1);

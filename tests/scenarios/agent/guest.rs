@@ -1,7 +1,6 @@
 //! The guest, and the agent in it.
 
 use std::{
-    io::Read as _,
     process::Command,
     time::{Duration, Instant},
 };
@@ -11,16 +10,14 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use rustix::process::Signal;
 use wsl_mirror_lab::{
     Lab, Sockets,
-    checks::{OrPanic as _, has_tcx},
-    loopback, nat, pace,
+    checks::{OrPanic as _, has_tcx, wait_until},
+    nat,
     process::{Background, wait_for},
-    tcp,
+    sockets::{self, PROXY},
 };
 
 /// How long the agent may take for anything: far longer than it does.
 pub const LIMIT: Duration = Duration::from_secs(10);
-/// Whose ports are steered without a word in the configuration.
-pub const PROXY: &str = "docker-proxy";
 
 /// A lab with an engine's trap ([`nat::trap`]), and a docker-proxy of ours on 8080.
 #[track_caller]
@@ -39,15 +36,12 @@ pub fn process(lab: &Lab, name: &str) -> Sockets {
 
 /// Whether Windows gets docker-proxy's answer from this port.
 pub fn answers(lab: &Lab, port: u16) -> bool {
-    answers_within(lab, port, pace::limit(Duration::from_millis(700)))
+    sockets::answers(lab, port).as_deref() == Some(PROXY)
 }
 
-/// The same with more or less patience.
+/// The same with another limit.
 pub fn answers_within(lab: &Lab, port: u16, limit: Duration) -> bool {
-    let client = tcp::Client::new(lab.windows(), loopback(port)).reset_on_close();
-    let Ok(mut stream) = client.limit(limit).connect() else { return false };
-    let mut name = [0; PROXY.len()];
-    stream.read_exact(&mut name).is_ok() && name == *PROXY.as_bytes()
+    sockets::answers_within(lab, port, limit).as_deref() == Some(PROXY)
 }
 
 /// `wsl-mirror run`; killed when it is dropped.
@@ -126,10 +120,10 @@ impl Agent {
     }
 }
 
-/// Waits until something about the guest is so.
+/// Waits for the condition, as long as the agent may take for anything.
 #[track_caller]
-pub fn soon(what: &str, mut is_so: impl FnMut() -> bool) {
-    wait_for(what, LIMIT, || Ok(is_so().then_some(()))).or_panic();
+pub fn soon(what: &str, condition: impl FnMut() -> bool) {
+    wait_until(what, LIMIT, condition);
 }
 
 /// How many programs of ours are on `loopback0`, by whichever hook.

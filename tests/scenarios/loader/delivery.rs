@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 use wsl_mirror_lab::{
     Lab, Namespace,
-    checks::{OrPanic as _, config, delivery, ok, ok_in, refused, sh, status, windows},
+    checks::{OrPanic as _, config, delivery, ok, ok_in, refused, sh, status, wait_until, windows},
     loopback, servers, tcp,
 };
 
@@ -43,10 +43,7 @@ fn terminate(lab: &Lab, other: Namespace) {
         // A filter outlives its distribution; here it would go on steering, which is another story.
         sh(lab, "tc qdisc del dev loopback0 clsact");
     }
-    wsl_mirror_lab::process::wait_for("the end of its program", Duration::from_secs(10), || {
-        Ok(bpf::tcx(lab.guest()).is_empty().then_some(()))
-    })
-    .or_panic();
+    wait_until("the end of its program", Duration::from_secs(10), || bpf::tcx(lab.guest()).is_empty());
 }
 
 #[test]

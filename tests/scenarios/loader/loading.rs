@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use rustix::process::Signal;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
-    checks::{OrPanic as _, STEER, ok, refused, sh, status, windows, wrapped},
+    checks::{OrPanic as _, STEER, ok, refused, sh, status, wait_until, windows, wrapped},
     loopback, pace, pins,
     process::{Background, wait_for},
     servers, tcp,
@@ -55,7 +55,7 @@ fn nobody_but_root_can_open_anything_below_our_directory() {
     let has_tcx = bpf::has_tcx(&lab);
     lab.guest().enter(|| {
         let mode = |path: &str| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
-        assert_eq!((mode("/sys/fs/bpf/wsl-mirror"), mode(&pins::directory())), (0o700, 0o700));
+        assert_eq!((mode(pins::PARENT), mode(&pins::directory())), (0o700, 0o700));
         let mut names = Vec::new();
         for entry in fs::read_dir(pins::directory()).unwrap() {
             let entry = entry.unwrap();
@@ -137,11 +137,9 @@ fn unload_removes_what_load_made_and_nothing_else() {
         assert_eq!(bpf::tcx(guest), [hook[0], hook[2]], "their programs, in their order");
     }
     // The kernel frees maps and programs a little later.
-    wait_for("the end of every object of ours", Duration::from_secs(10), || {
-        let left = objects.iter().filter(|[kind, id]| exists(&lab, kind, id)).count();
-        Ok((left == 0).then_some(()))
-    })
-    .unwrap();
+    wait_until("the end of every object of ours", Duration::from_secs(10), || {
+        !objects.iter().any(|[kind, id]| exists(&lab, kind, id))
+    });
     around_us.pop();
     let now = everything(&lab);
     ok(&lab, &["load"]);

@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use rustix::fs::{FlockOperation, flock};
 use wsl_mirror_lab::{
     Lab, Namespace, SCRATCH,
-    checks::{ok, ok_in, refused, wrapped},
-    process::{Background, COMMAND_LIMIT, run, wait_for},
+    checks::{ok, ok_in, refused, wait_until, wrapped},
+    process::{Background, COMMAND_LIMIT, run},
 };
 
 use crate::guest::{everything, unchanged};
@@ -55,8 +55,7 @@ fn of_loads_from_two_distributions_the_first_one_steers_and_the_second_one_says_
         &mut lab.wsl_mirror_wrapped(&[slow.as_slice(), &delay].concat(), &["load"]).unwrap(),
     )
     .unwrap();
-    wait_for("the first one to be at work", COMMAND_LIMIT, || Ok(hold(&other).is_err().then_some(())))
-        .unwrap();
+    wait_until("the first one to be at work", COMMAND_LIMIT, || hold(&other).is_err());
     let started = Instant::now();
     let second = lab.wsl_mirror_in(&other, &["load"]).unwrap();
     assert!(started.elapsed() > Duration::from_millis(200), "it did not wait: {second}");

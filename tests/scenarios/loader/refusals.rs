@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use wsl_mirror_core::abi::LAYOUT;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
     checks::{OrPanic as _, config, ok, refused, sh, wrapped},
@@ -74,34 +75,29 @@ fn without_a_bpffs_that_could_be_mounted_nothing_is_loaded() {
 
 #[test]
 fn a_pin_path_that_somebody_else_could_have_made_is_refused() {
-    const DIRECTORY: &str = "/sys/fs/bpf/wsl-mirror";
+    const PARENT: &str = pins::PARENT;
+    let directory = pins::directory();
     let nobody = AS_NOBODY.join(" ");
     for (prepare, words) in [
-        (format!("chmod 1777 /sys/fs/bpf; {nobody} mkdir {DIRECTORY}"), ["belongs to user 65534", DIRECTORY]),
+        (format!("chmod 1777 /sys/fs/bpf; {nobody} mkdir {PARENT}"), ["belongs to user 65534", PARENT]),
         (
-            format!("chmod 1777 /sys/fs/bpf; {nobody} mkdir -p {DIRECTORY}/v1"),
+            format!("chmod 1777 /sys/fs/bpf; {nobody} mkdir -p {directory}"),
             ["belongs to user 65534", "rm -r"],
         ),
+        (format!("chmod 1777 /sys/fs/bpf; {nobody} ln -s /nowhere {PARENT}"), ["is no directory", "rm -r"]),
+        (format!("ln -s /sys/fs {PARENT}"), ["is no directory", "rm -r"]),
+        (format!("mkdir {PARENT}; ln -s /sys/fs/bpf {directory}"), ["is no directory", &directory]),
+        (format!("mkdir -m 0770 {PARENT}"), ["writable for others", "0770"]),
+        (format!("mkdir -m 0707 {PARENT}"), ["writable for others", "0707"]),
         (
-            format!("chmod 1777 /sys/fs/bpf; {nobody} ln -s /nowhere {DIRECTORY}"),
-            ["is no directory", "rm -r"],
+            format!("mkdir -p -m 0700 {PARENT}; mkdir -m 0777 {directory}"),
+            ["writable for others", &directory],
         ),
-        (format!("ln -s /sys/fs {DIRECTORY}"), ["is no directory", "rm -r"]),
-        (
-            format!("mkdir {DIRECTORY}; ln -s /sys/fs/bpf {DIRECTORY}/v1"),
-            ["is no directory", "wsl-mirror/v1"],
-        ),
-        (format!("mkdir -m 0770 {DIRECTORY}"), ["writable for others", "0770"]),
-        (format!("mkdir -m 0707 {DIRECTORY}"), ["writable for others", "0707"]),
-        (
-            format!("mkdir -p -m 0700 {DIRECTORY}; mkdir -m 0777 {DIRECTORY}/v1"),
-            ["writable for others", "v1"],
-        ),
-        (format!("mkdir {DIRECTORY}; chown 65534 {DIRECTORY}"), ["belongs to user 65534", "rm -r"]),
+        (format!("mkdir {PARENT}; chown 65534 {PARENT}"), ["belongs to user 65534", "rm -r"]),
         ("chmod 0777 /sys/fs/bpf".to_owned(), ["writable for others", "/sys/fs/bpf is"]),
         ("chown 65534 /sys/fs/bpf".to_owned(), ["belongs to user 65534", "/sys/fs/bpf "]),
         (
-            format!("bpftool map create {DIRECTORY} type array key 4 value 4 entries 1 name x"),
+            format!("bpftool map create {PARENT} type array key 4 value 4 entries 1 name x"),
             ["is no directory", "rm -r"],
         ),
     ] {
@@ -112,12 +108,13 @@ fn a_pin_path_that_somebody_else_could_have_made_is_refused() {
 #[test]
 fn pins_of_another_layout_are_refused() {
     let directory = pins::directory();
+    let newer = pins::directory_of(LAYOUT + 1);
     let create =
         |path: &str, shape: &str| format!("bpftool map create {directory}/{path} type {shape} name x");
     for (prepare, words) in [
-        ("mkdir -p -m 0700 /sys/fs/bpf/wsl-mirror/v2".to_owned(), ["newer release", "unload"]),
-        ("mkdir -p -m 0700 /sys/fs/bpf/wsl-mirror/v0".to_owned(), ["none of our layouts", "rm -r"]),
-        ("mkdir -p -m 0700 /sys/fs/bpf/wsl-mirror/vista".to_owned(), ["none of our layouts", "rm -r"]),
+        (format!("mkdir -p -m 0700 {newer}"), ["newer release", "unload"]),
+        (format!("mkdir -p -m 0700 {}", pins::directory_of(0)), ["none of our layouts", "rm -r"]),
+        (format!("mkdir -p -m 0700 {}/vista", pins::PARENT), ["none of our layouts", "rm -r"]),
         (
             format!("mkdir -p {directory}; {}", create("FOREIGN", "array key 4 value 4 entries 1")),
             ["FOREIGN is none of our pins", "rm -r"],
@@ -144,7 +141,7 @@ fn pins_of_another_layout_are_refused() {
     }
     // Those who only look, or unload, do not touch it either.
     let lab = Lab::builder().build().unwrap();
-    sh(&lab, "mkdir -p -m 0700 /sys/fs/bpf/wsl-mirror/v2");
+    sh(&lab, &format!("mkdir -p -m 0700 {newer}"));
     for arguments in [["status"].as_slice(), &["unload"], &["exempt", "list"], &["exempt", "add", "80"]] {
         refused_unchanged(&lab, arguments, 10, &["newer release"]);
     }

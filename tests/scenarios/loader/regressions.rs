@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use wsl_mirror_lab::{
     Lab,
-    checks::{config, ok, refused, sh, status, windows},
+    checks::{config, ok, refused, sh, status, wait_until, windows},
     pace, pins,
-    process::{Background, wait_for},
+    process::Background,
 };
 
 use crate::{
@@ -96,10 +96,7 @@ fn a_flow_that_was_steered_before_an_unload_is_known_again_after_a_load() {
         let found = verdicts.iter().find(|verdict| verdict["reason"] == "steer_established");
         found.and_then(|verdict| verdict["packets"].as_u64()).unwrap_or_default()
     };
-    wait_for("packets of the flow to be steered", Duration::from_secs(5), || {
-        Ok((established() > 0).then_some(()))
-    })
-    .unwrap();
+    wait_until("packets of the flow to be steered", Duration::from_secs(5), || established() > 0);
     let report = alive.stop();
     assert!(report.failure.is_none(), "{report:?}");
 }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 use wsl_mirror_lab::{
     Lab,
-    checks::OrPanic as _,
+    checks::{OrPanic as _, wait_until},
     process::{Background, COMMAND_LIMIT, Finished, run, run_with_input, wait_for, wait_for_child},
 };
 
@@ -67,12 +67,11 @@ impl Booted {
         let unshare = Background::spawn(&mut command).or_panic();
         let init = wait_for_child(unshare.pid(), "systemd").with_context(|| unshare.output()).or_panic();
         let booted = Self { _unshare: unshare, init };
-        wait_for("the end of the boot", Duration::from_mins(1), || {
+        wait_until("the end of the boot", Duration::from_mins(1), || {
             let state = booted.run(&["systemctl", "is-system-running"]).stdout;
             // Degraded: some of its services have nothing to do here.
-            Ok(["running", "degraded"].contains(&state.trim()).then_some(()))
-        })
-        .or_panic();
+            ["running", "degraded"].contains(&state.trim())
+        });
         booted
     }
 
