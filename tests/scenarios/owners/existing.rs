@@ -11,13 +11,10 @@ use wsl_mirror_lab::{
     Lab, Sockets,
     checks::{OrPanic as _, load, unload},
     nat, pace,
+    sockets::{PROXY, answers, answers_udp},
 };
 
-use crate::{
-    PROXY,
-    clients::{answers, answers_udp},
-    process,
-};
+use crate::process;
 
 #[test]
 fn what_served_before_the_load_is_steered_by_who_serves_it() {

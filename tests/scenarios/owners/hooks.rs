@@ -14,9 +14,10 @@ use wsl_mirror_lab::{
     Lab,
     checks::{OrPanic as _, load, unload},
     pace, pins,
+    sockets::PROXY,
 };
 
-use crate::{PROXY, process};
+use crate::process;
 
 /// What one bind may cost more.
 const COST: Duration = Duration::from_micros(1);

@@ -3,7 +3,6 @@
 //! Windows' packets to any of these ports are caught by an engine's rule, without an engine ([`nat::trap`]): so a port
 //! answers exactly if it is steered, and says who answered. [`Sockets`] play who serves.
 
-mod clients;
 mod existing;
 mod hooks;
 mod served;
@@ -13,9 +12,6 @@ use wsl_mirror_lab::{
     checks::{OrPanic as _, load},
     nat,
 };
-
-/// Whose ports are steered without a word in the configuration.
-const PROXY: &str = "docker-proxy";
 
 /// A process of this name in the guest.
 #[track_caller]

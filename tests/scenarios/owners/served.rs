@@ -4,13 +4,10 @@ use wsl_mirror_lab::{
     Lab,
     checks::{OrPanic as _, load, ok, unload},
     nat, pace,
+    sockets::{PROXY, answers, answers_udp},
 };
 
-use crate::{
-    PROXY,
-    clients::{answers, answers_udp},
-    loaded, process, process_in,
-};
+use crate::{loaded, process, process_in};
 
 #[test]
 fn the_engines_proxy_is_steered_and_a_host_service_never_meets_us() {
