@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fuzzers_have_found_before_harms_nobody() {
+    fn every_input_of_the_corpus_is_harmless() {
         let mut inputs = files(&folder().join("seeds"));
         inputs.extend(archived());
         for (name, target) in TARGETS {

@@ -118,8 +118,8 @@ fn processes(lab: &Lab) -> Vec<String> {
         .collect()
 }
 
-/// How often a cell that seems to be slower with us is measured again: others use the machine too.
-const PATIENCE: usize = 4;
+/// How often the test measures a cell again that seems slower with us: others use the machine too.
+const REMEASUREMENTS: usize = 4;
 
 /// Measures a row, notes it down, and judges it.
 #[track_caller]
@@ -140,7 +140,7 @@ fn check_row(test: &str, configuration: &Configuration) {
     let after = measure::column(&lab);
 
     let mut columns = Columns { without, with, after };
-    for _ in 0..PATIENCE {
+    for _ in 0..REMEASUREMENTS {
         let slower = promises::slower(&columns);
         if slower.is_empty() || pace::is_emulated() {
             break;
