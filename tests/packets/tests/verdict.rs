@@ -13,7 +13,7 @@ use wsl_mirror_core::{
 };
 use wsl_mirror_packets::{BY_FORM, Sample, TO_US, anything, parse_as_the_program_does, samples_of};
 
-use crate::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
+use wsl_mirror_packets::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
 
 const FRAMES: usize = 10_000_000;
 /// Each with a seed of its own, so that the frames are the same on however many cores.
@@ -50,7 +50,7 @@ impl Datagrams for Datagram {
         Self::NOW
     }
 
-    fn first_was(&mut self, _: FragmentKey) -> Option<u64> {
+    fn first_delivered_at(&mut self, _: FragmentKey) -> Option<u64> {
         self.0.map(|ago| Self::NOW.wrapping_sub(ago))
     }
 
@@ -155,14 +155,14 @@ const PROPERTIES: [Property; 16] = [
         !case.is_steered_by_its_flow() || !case.ports().contains(&0)
     }),
     ("no flow to an exempt port begins to be steered", |case| {
-        !case.began() || case.world.written != Policy::Pass
+        !case.began() || case.world.port_policy != Policy::Pass
     }),
     ("no flow begins to be steered to whom it shall not be, unless the user says so", |case| {
-        !case.began() || case.world.written == Policy::Steer || owner(case) != Some(Policy::Pass)
+        !case.began() || case.world.port_policy == Policy::Steer || owner(case) != Some(Policy::Pass)
     }),
     ("no flow begins to be steered that neither user nor owner nor default wants steered", |case| {
-        let World { written, default, .. } = case.world;
-        !case.began() || [Some(written), owner(case), Some(default)].contains(&Some(Policy::Steer))
+        let World { port_policy, default, .. } = case.world;
+        !case.began() || [Some(port_policy), owner(case), Some(default)].contains(&Some(Policy::Steer))
     }),
     ("no flow begins to be steered to nobody", |case| !case.began() || case.world.listener.is_some()),
     ("what the parser does not let through is passed before the kernel is asked anything", |case| {
@@ -193,7 +193,7 @@ const PROPERTIES: [Property; 16] = [
             !case.is_steered_by_its_flow()
                 || on_finished
                 || case.world.entry().is_none_or(|entry| !entry.is_reply)
-                || (case.by_lo && (case.world.remembered.by_lo || case.world.way == Way::ByLo))
+                || (case.by_lo && (case.world.known_flow.by_lo || case.world.way == Way::ByLo))
         },
     ),
 ];

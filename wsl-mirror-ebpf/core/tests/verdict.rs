@@ -7,7 +7,7 @@ use wsl_mirror_core::{
     verdict::{Conntrack, Decision, Entry, Listener, Way, decide, status, tcp_state},
 };
 
-use crate::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
+use wsl_mirror_packets::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
 
 /// The bits that have a meaning to the verdict; and those that have none: expected, assured, confirmed, dying, ….
 const BITS: [u64; 5] =
@@ -137,7 +137,7 @@ fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours(
             Reason::Exempt | Reason::OwnerPolicy | Reason::DefaultPolicy | Reason::NoListener
         );
         // One within Linux of which its listener was asked, and is not to be steered.
-        let within_linux = reason == Reason::NotOurs && calls.has(Call::WrittenPolicy) && !world.admits();
+        let within_linux = reason == Reason::NotOurs && calls.has(Call::PortPolicy) && !world.admits();
         assert_eq!(
             calls.has(Call::Forget),
             (left || within_linux) && is_start(packet),
@@ -184,7 +184,7 @@ fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
         if !begins || world.admits() || is_the_engines(world, packet) {
             return;
         }
-        let expected = match (world.written, world.listener) {
+        let expected = match (world.port_policy, world.listener) {
             (Policy::Pass, _) => Reason::Exempt,
             (_, None) => Reason::NoListener,
             (_, Some(Listener { owner: Policy::Pass, .. })) => Reason::OwnerPolicy,
@@ -204,10 +204,10 @@ fn is_of_a_flow_by_lo(world: &World, packet: &Packet) -> bool {
     uncounted
         && match world.way {
             Way::Plain | Way::Open => false,
-            Way::Seen => world.remembered.by_lo,
+            Way::Seen => world.known_flow.by_lo,
             // What went the plain way would not get through any more.
             Way::ByLo => {
-                world.remembered.by_lo || matches!(world.carrier(), Some(Carrier::Listener | Carrier::Linux))
+                world.known_flow.by_lo || matches!(world.carrier(), Some(Carrier::Listener | Carrier::Linux))
             }
         }
 }
@@ -219,7 +219,7 @@ fn a_reply_is_never_touched() {
         // The one packet of that direction that is no reply: it begins a connection on a finished one's tuple.
         if entry.is_reply && !is_finished(&entry, packet) && !is_of_a_flow_by_lo(world, packet) {
             assert_eq!(reason, Reason::Reply, "{packet:?} {world:?}");
-            let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Way | Call::Remembered);
+            let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Way | Call::KnownFlow);
             assert!(!calls.made.iter().flatten().any(more), "nobody is asked who serves: {calls:?}");
         }
     });
@@ -311,7 +311,7 @@ fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
         }
         if ours {
             // It goes on as it began, whatever is written by now.
-            assert!(!calls.has(Call::WrittenPolicy) && !calls.has(Call::Listener), "{calls:?}");
+            assert!(!calls.has(Call::PortPolicy) && !calls.has(Call::Listener), "{calls:?}");
         }
     });
 }
@@ -325,7 +325,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
         }
         if is_caught_midway(world, &entry, packet) {
             let asked = |call| calls.has(call);
-            assert!(!asked(Call::WrittenPolicy) && !asked(Call::DefaultPolicy) && !asked(Call::Listener));
+            assert!(!asked(Call::PortPolicy) && !asked(Call::DefaultPolicy) && !asked(Call::Listener));
             return;
         }
         // Where there are two ways, who listens is asked about what may have to take the other one.
@@ -337,7 +337,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
         let more = |call: &Call| {
             !matches!(
                 call,
-                Call::Conntrack | Call::Way | Call::Remembered | Call::RememberEngine | Call::HasConnection
+                Call::Conntrack | Call::Way | Call::KnownFlow | Call::RememberEngine | Call::HasConnection
             )
         };
         assert!(!calls.made.iter().flatten().any(more), "{packet:?} {world:?} {calls:?}");
@@ -442,7 +442,7 @@ fn a_flow_that_begins_goes_by_lo_if_a_rule_is_known_or_its_listener_has_learned_
 #[test]
 fn a_flow_that_goes_by_lo_stays_there_and_one_on_the_plain_way_leaves_it_only_for_a_rule_that_is_known() {
     everywhere(|world, packet, Decision { reason, by_lo }, _| {
-        let (flow, Some(entry)) = (world.remembered, world.entry()) else { return };
+        let (flow, Some(entry)) = (world.known_flow, world.entry()) else { return };
         if flow.carrier.is_none() || entry.is_reply {
             return;
         }
@@ -471,7 +471,7 @@ fn a_flow_that_goes_by_lo_stays_there_and_one_on_the_plain_way_leaves_it_only_fo
 /// has answered.
 fn is_of_an_earlier_flow(world: &World, entry: &Entry, packet: &Packet) -> bool {
     let is_same = match packet.role {
-        Role::Syn => world.carrier() == Some(Carrier::Linux) && world.remembered.sequence == SEQUENCE,
+        Role::Syn => world.carrier() == Some(Carrier::Linux) && world.known_flow.sequence == SEQUENCE,
         Role::Datagram => entry.status & status::SEEN_REPLY != 0,
         Role::Ack | Role::Other => true,
     };
@@ -489,7 +489,7 @@ fn a_flow_that_begins_within_linux_is_judged_by_its_listener_and_not_by_an_earli
         }
         // Of a datagram it is no more than likely: to stay there is as good. Where nothing went so far it does not ask.
         let may = match packet.role {
-            Role::Datagram => world.begins_by_lo() || world.remembered.by_lo,
+            Role::Datagram => world.begins_by_lo() || world.known_flow.by_lo,
             _ => world.begins_by_lo(),
         };
         let asks = packet.role == Role::Syn || world.way != Way::Open;
@@ -510,7 +510,7 @@ fn that_a_rule_eats_what_is_not_on_lo_is_learned_from_a_second_syn_alone() {
             && if is_ours(&entry) {
                 entry.tcp_state == tcp_state::NONE
             } else {
-                let flow = world.remembered;
+                let flow = world.known_flow;
                 flow.carrier == Some(Carrier::Linux) && flow.sequence == SEQUENCE && !flow.by_lo
             };
         if reason == Reason::Learned {
