@@ -22,8 +22,8 @@ pub fn wsl_mirror_bd6(ctx: SockContext) -> i32 {
 
 #[inline(always)]
 fn bound(ctx: &SockContext) -> i32 {
-    let Some(owner) = tags::current_process() else { return ALLOW };
+    let Some(mut owner) = tags::current_process() else { return ALLOW };
     // SAFETY: the context stands for the socket that was bound.
-    unsafe { tags::write(ctx.sock.cast(), owner, IfMissing::Create) };
+    unsafe { tags::write(ctx.sock.cast(), &mut owner, IfMissing::Create) };
     ALLOW
 }

@@ -34,12 +34,12 @@ fn queried(ctx: &SockAddrContext) -> i32 {
     let context = unsafe { &*ctx.sock_addr };
     // SAFETY: the union's only field.
     let socket = unsafe { context.__bindgen_anon_1.sk };
-    let Some(owner) = tags::current_process() else { return ALLOW };
+    let Some(mut owner) = tags::current_process() else { return ALLOW };
     // Processes ask for the addresses of accepted and connecting sockets all the time, and nothing reads a tag there.
     // A serving socket without a tag was bound before the hooks were attached.
     let if_missing = if serves(socket) { IfMissing::Create } else { IfMissing::Skip };
     // SAFETY: the socket of the call.
-    unsafe { tags::write(socket.cast(), owner, if_missing) };
+    unsafe { tags::write(socket.cast(), &mut owner, if_missing) };
     ALLOW
 }
 

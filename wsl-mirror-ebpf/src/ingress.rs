@@ -67,14 +67,6 @@ fn opaque_packet(packet: Packet, skb: &Skb) -> Packet {
     }
 }
 
-/// The same decision, hidden from the verifier likewise. `None` is for the verifier: each number here is a reason's.
-#[inline(always)]
-fn opaque_decision(decision: Decision, skb: &Skb) -> Option<Decision> {
-    let same = skb.opaque(decision.reason as u64 | u64::from(decision.by_lo) << 31);
-    let reason = Reason::from_number(same as u32 & 0xff)?;
-    Some(Decision { reason, by_lo: same >> 31 != 0 })
-}
-
 #[inline(always)]
 fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
     let Some(settings) = settings() else {
@@ -82,7 +74,10 @@ fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
         return NEXT;
     };
     let decision = decide(packet, &mut Ingress { skb, settings });
-    let Some(decision) = opaque_decision(decision, skb) else { return NEXT };
+    // Hidden from the verifier likewise.
+    let same = skb.opaque(decision.reason as u64 | u64::from(decision.by_lo) << 31);
+    let Some(reason) = Reason::from_number(same as u32 & 0xff) else { return NEXT };
+    let decision = Decision { reason, by_lo: same >> 31 != 0 };
     if matches!(decision.reason.verdict(), Verdict::Steer) {
         skb.add_mark(settings.mark);
     }

@@ -17,10 +17,13 @@ use crate::maps::{OWNERS, SOCKET_OWNER};
 pub const ALLOW: i32 = 1;
 
 /// What to do with a socket that has no tag.
+///
+/// By its flag for `bpf_sk_storage_get`.
 #[derive(Clone, Copy)]
+#[repr(u64)]
 pub enum IfMissing {
-    Create,
-    Skip,
+    Skip = 0,
+    Create = BPF_SK_STORAGE_GET_F_CREATE as u64,
 }
 
 /// An owner, as it is copied: the compiler would copy the name byte by byte.
@@ -34,23 +37,19 @@ pub fn current_process() -> Option<Owner> {
     Some(Owner { uid: bpf_get_current_uid_gid() as u32, name })
 }
 
-/// Tags a socket.
+/// Tags a socket. The owner stays where it is: moved, the compiler copies it byte by byte.
 ///
 /// # Safety
 /// `socket` is null, a socket that is held, or a context that stands for one.
 #[inline(always)]
-pub unsafe fn write(socket: *mut c_void, mut owner: Owner, if_missing: IfMissing) {
-    let (first, flags) = match if_missing {
-        IfMissing::Create => (&raw mut owner, u64::from(BPF_SK_STORAGE_GET_F_CREATE)),
-        IfMissing::Skip => (ptr::null_mut(), 0),
-    };
+pub unsafe fn write(socket: *mut c_void, owner: &mut Owner, if_missing: IfMissing) {
     // SAFETY: the caller's promise.
-    let tag = unsafe { storage(socket, first, flags) };
+    let tag = unsafe { storage(socket, owner, if_missing) };
     if tag.is_null() {
         return;
     }
     // SAFETY: as aligned as its first field; all bit patterns are values.
-    let words = unsafe { mem::transmute::<Owner, Words>(owner) };
+    let words = unsafe { mem::transmute::<Owner, Words>(*owner) };
     // SAFETY: the element stays until the program ends. A reader on another CPU may see half of the old name and half
     // of the new: no owner has that name, and its packet passes.
     unsafe { *tag.cast::<Words>() = words }
@@ -68,7 +67,7 @@ unsafe fn read(tag: *const Owner) -> Owner {
 #[inline(always)]
 pub fn policy(socket: *mut bpf_sock) -> Policy {
     // SAFETY: the socket is held.
-    let tag = unsafe { storage(socket.cast(), ptr::null_mut(), 0) };
+    let tag = unsafe { storage(socket.cast(), ptr::null_mut(), IfMissing::Skip) };
     if tag.is_null() {
         return Policy::Unset;
     }
@@ -87,9 +86,10 @@ fn owner_policy(owner: &Owner) -> Policy {
     unsafe { *policy }.policy()
 }
 
+/// The socket's tag. The kernel reads `first` only where it creates one.
 #[inline(always)]
-unsafe fn storage(socket: *mut c_void, first: *mut Owner, flags: u64) -> *mut Owner {
+unsafe fn storage(socket: *mut c_void, first: *mut Owner, if_missing: IfMissing) -> *mut Owner {
     let map = ptr::from_ref(&SOCKET_OWNER).cast_mut().cast();
     // SAFETY: the caller's socket; the value has the map's size.
-    unsafe { bpf_sk_storage_get(map, socket, first.cast(), flags) }.cast()
+    unsafe { bpf_sk_storage_get(map, socket, first.cast(), if_missing as u64) }.cast()
 }

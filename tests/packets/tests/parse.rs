@@ -161,7 +161,7 @@ fn check(
 }
 
 #[test]
-fn the_verdict_gets_exactly_what_another_parser_finds_faultless() {
+fn parsed_frames_are_those_that_etherparse_finds_faultless() {
     check(100_000, anything(), |sample| {
         let opinion = opinion(&sample);
         match parse(&sample.frame()) {
@@ -175,7 +175,7 @@ fn the_verdict_gets_exactly_what_another_parser_finds_faultless() {
 }
 
 #[test]
-fn a_frame_with_nothing_wrong_is_understood_field_by_field() {
+fn a_faultless_frame_parses_field_by_field() {
     TestRunner::new(config(20_000))
         .run(&valid(), |spec| {
             prop_assert_eq!(parse(&spec.build().frame()), Ok(spec.packet()));
@@ -185,7 +185,7 @@ fn a_frame_with_nothing_wrong_is_understood_field_by_field() {
 }
 
 #[test]
-fn a_frame_with_one_thing_wrong_passes_for_this_reason() {
+fn a_frame_with_one_fault_passes_for_its_reason() {
     TestRunner::new(config(40_000))
         .run(&faulty(), |(spec, fault, reason)| {
             prop_assert_eq!(parse(&spec.build().frame()), Err(reason), "{:?}", fault);
@@ -217,7 +217,7 @@ fn exact(spec: &Spec) -> Spec {
 }
 
 #[test]
-fn what_cannot_be_read_at_once_is_pulled_in_and_understood_like_the_rest() {
+fn headers_beyond_the_linear_part_parse_after_the_pull() {
     for sample in samples(anything(), 3_000) {
         let known = parse(&sample.frame());
         for linear in 0..MAX_HEADERS + 2 {
@@ -236,7 +236,7 @@ fn what_cannot_be_read_at_once_is_pulled_in_and_understood_like_the_rest() {
 }
 
 #[test]
-fn only_tcp_and_udp_from_loopback_to_localhost_with_ports_get_to_the_verdict() {
+fn only_tcp_and_udp_from_loopback_to_localhost_parse() {
     check(100_000, anything(), |sample| {
         let Ok(packet) = parse(&sample.frame()) else { return Ok(()) };
         // By bytes, without any parser.
@@ -261,7 +261,7 @@ fn only_tcp_and_udp_from_loopback_to_localhost_with_ports_get_to_the_verdict() {
 }
 
 #[test]
-fn the_generators_make_every_reason_that_the_parser_has() {
+fn the_strategies_reach_every_reason_of_the_parser() {
     let reasons: HashSet<_> =
         samples(anything(), 5_000).filter_map(|sample| parse(&sample.frame()).err()).collect();
     let faults: HashSet<_> = samples(faulty(), 5_000).map(|(_, fault, _)| discriminant(&fault)).collect();

@@ -288,7 +288,7 @@ fn wire_can_carry(frame: &[u8]) -> bool {
     }
 }
 
-fn program_and_pure_function_agree(
+fn expect_agreement(
     series: u64,
     configuration: &str,
     mark: u32,
@@ -329,8 +329,8 @@ fn expect_all(seen: &Verdicts, reasons: &[Reason]) {
 }
 
 #[test]
-fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_it_is() -> Result<()> {
-    let seen = program_and_pure_function_agree(0, STEER, 0x1000, |_, _| Ok(()))?;
+fn the_program_agrees_with_the_pure_function_on_every_frame() -> Result<()> {
+    let seen = expect_agreement(0, STEER, 0x1000, |_, _| Ok(()))?;
     expect_all(&seen, &BY_FORM);
     expect_all(
         &seen,
@@ -354,8 +354,8 @@ fn the_program_says_of_every_frame_what_the_pure_function_says_and_leaves_it_as_
 }
 
 #[test]
-fn the_same_with_another_mark_and_a_default_to_pass() -> Result<()> {
-    let seen = program_and_pure_function_agree(1, "mark = 0x50000\n", 0x50000, |world, program| {
+fn the_program_agrees_with_another_mark_and_default_pass() -> Result<()> {
+    let seen = expect_agreement(1, "mark = 0x50000\n", 0x50000, |world, program| {
         world.model.default = Policy::Pass;
         for protocol in Protocol::ALL {
             for port in [8082, 8085] {
@@ -381,8 +381,8 @@ fn the_same_with_another_mark_and_a_default_to_pass() -> Result<()> {
 }
 
 #[test]
-fn the_same_where_packets_can_be_delivered_by_lo_and_a_rule_wants_it() -> Result<()> {
-    let seen = program_and_pure_function_agree(2, STEER, 0x1000, |world, program| {
+fn the_program_agrees_where_a_rule_wants_delivery_by_lo() -> Result<()> {
+    let seen = expect_agreement(2, STEER, 0x1000, |world, program| {
         world.model.lo = true;
         program.deliver_by_lo()?;
         for protocol in Protocol::ALL {
@@ -413,7 +413,7 @@ fn the_same_where_packets_can_be_delivered_by_lo_and_a_rule_wants_it() -> Result
 
 /// A fragment that overtakes its first one may have the number of an earlier datagram.
 #[test]
-fn fragments_go_by_lo_after_their_first_one_for_as_long_as_the_kernel_waits_for_them() -> Result<()> {
+fn fragments_follow_their_first_one_by_lo_for_30_seconds() -> Result<()> {
     let mut world = World::new()?;
     world.load(STEER)?;
     let guest = world.lab.guest().clone();
@@ -434,7 +434,7 @@ fn fragments_go_by_lo_after_their_first_one_for_as_long_as_the_kernel_waits_for_
 }
 
 #[test]
-fn frames_from_windows_are_counted_with_the_reason_that_the_pure_function_gives() -> Result<()> {
+fn frames_from_windows_count_as_the_pure_function_says() -> Result<()> {
     let mut world = World::new()?;
     world.load(STEER)?;
     // Behind the hook everything ends: what comes back would bring more frames.
@@ -474,7 +474,7 @@ fn payload(spec: &Spec) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_steered_reaches_its_listener_whole_with_options_and_padding_and_in_fragments() -> Result<()> {
+fn steered_datagrams_reach_their_listener_unchanged() -> Result<()> {
     let lab = Lab::builder().configuration(STEER).build()?;
     lab.wsl_mirror(&["load"])?.success()?;
     let windows = RawSocket::open(lab.windows(), "winlo0")?;
@@ -538,7 +538,7 @@ fn fix_ip_header(frame: &mut [u8]) {
 }
 
 #[test]
-fn headers_beyond_the_linear_part_of_the_buffer_are_pulled_in() -> Result<()> {
+fn headers_beyond_the_linear_part_are_pulled_in() -> Result<()> {
     let lab = Lab::builder().configuration(STEER).build()?;
     lab.wsl_mirror(&["load"])?.success()?;
     let ring = Ring::open(lab.windows(), "winlo0")?;

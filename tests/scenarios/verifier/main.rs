@@ -66,7 +66,7 @@ fn programs(lab: &Lab) -> Result<Vec<ProgramInfo>> {
 }
 
 #[test]
-fn programs_are_as_long_and_as_hard_to_verify_as_the_table_says() -> Result<()> {
+fn programs_are_as_long_and_hard_to_verify_as_the_table_says() -> Result<()> {
     let lab = Lab::builder().build()?;
     lab.wsl_mirror(&["load"])?.success()?;
     let (major, minor) = lab.kernel()?;
@@ -112,7 +112,7 @@ fn programs_are_as_long_and_as_hard_to_verify_as_the_table_says() -> Result<()> 
 }
 
 #[test]
-fn the_table_can_be_read_and_a_tenth_is_the_limit() -> Result<()> {
+fn the_table_parses_and_a_tenth_is_the_limit() -> Result<()> {
     assert!(table()?.iter().any(|line| line.kernel == "6.12"));
     assert!(Line::parse("6.12 wsl_mirror 700").is_err());
     assert!(close(110, 100) && close(90, 100) && close(100, 100));

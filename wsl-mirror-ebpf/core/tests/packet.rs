@@ -16,7 +16,7 @@ fn a_frame_from_windows_parses_field_by_field() {
 }
 
 #[test]
-fn every_flag_combination_has_the_role_that_conntrack_gives_it() {
+fn tcp_flags_have_the_roles_that_conntrack_gives_them() {
     for flags in 0..=u8::MAX {
         let spec = Spec::tcp(50_000, 8080, flags, 0);
         // ECN and PSH, URG change nothing; SYN, ACK, RST, FIN decide.
@@ -30,7 +30,7 @@ fn every_flag_combination_has_the_role_that_conntrack_gives_it() {
 }
 
 #[test]
-fn a_super_packet_may_say_length_zero_only_if_it_is_too_long_to_say_it() {
+fn only_a_super_packet_beyond_65535_bytes_may_have_length_0() {
     let reason = |packet_len: usize, total_length| {
         let spec =
             Spec { total_length: Some(total_length), ..Spec::tcp(50_000, 8080, 0x10, packet_len - 40) };

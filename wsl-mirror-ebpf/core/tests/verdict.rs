@@ -58,7 +58,7 @@ fn everywhere(test: impl Fn(&World, &Packet, Decision, &Calls)) {
 }
 
 #[test]
-fn the_stride_gets_to_every_combination() {
+fn the_stride_reaches_every_combination() {
     let mut seen = vec![false; COMBINATIONS];
     let mut at = 0;
     for _ in 0..COMBINATIONS {
@@ -116,7 +116,7 @@ fn is_the_engines(world: &World, packet: &Packet) -> bool {
 }
 
 #[test]
-fn a_udp_flow_that_an_engine_carries_is_left_to_it_when_its_entry_is_lost() {
+fn an_engines_udp_flow_stays_its_own_after_a_lost_entry() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         if is_the_engines(world, packet) {
             assert_eq!(reason, Reason::EngineNat, "{packet:?} {world:?}");
@@ -130,7 +130,7 @@ fn a_udp_flow_that_an_engine_carries_is_left_to_it_when_its_entry_is_lost() {
 }
 
 #[test]
-fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours() {
+fn a_refused_flow_drops_the_record_of_an_earlier_flow() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let left = matches!(
             reason,
@@ -147,7 +147,7 @@ fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours(
 }
 
 #[test]
-fn a_flow_that_begins_is_never_steered_against_the_policy_or_to_nobody() {
+fn a_new_flow_is_steered_only_by_policy_and_to_a_listener() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let begins = matches!(reason, Reason::New | Reason::Reused | Reason::Healed)
             || (is_start(packet) && calls.changed_anything());
@@ -156,7 +156,7 @@ fn a_flow_that_begins_is_never_steered_against_the_policy_or_to_nobody() {
 }
 
 #[test]
-fn a_flow_that_begins_is_steered_if_policy_and_listener_say_so_and_nothing_fails() {
+fn a_new_flow_is_steered_if_policy_and_listener_allow_it() {
     everywhere(|world, packet, Decision { reason, .. }, _| {
         let nothing_fails = world.expire.is_ok() && world.create.is_ok() && world.remember.is_ok();
         if !is_start(packet) || !world.admits() || !nothing_fails {
@@ -174,7 +174,7 @@ fn a_flow_that_begins_is_steered_if_policy_and_listener_say_so_and_nothing_fails
 }
 
 #[test]
-fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
+fn a_refused_flow_passes_for_the_first_reason_that_applies() {
     everywhere(|world, packet, Decision { reason, .. }, _| {
         let begins = is_start(packet)
             && (world.is_missing()
@@ -226,7 +226,7 @@ fn a_reply_is_never_touched() {
 }
 
 #[test]
-fn what_conntrack_does_not_count_with_a_flow_by_lo_goes_along_with_it_and_changes_nothing() {
+fn an_uncounted_packet_of_a_flow_by_lo_goes_by_lo() {
     everywhere(|world, packet, decision, calls| {
         if !is_of_a_flow_by_lo(world, packet) {
             return;
@@ -239,7 +239,7 @@ fn what_conntrack_does_not_count_with_a_flow_by_lo_goes_along_with_it_and_change
 }
 
 #[test]
-fn an_entry_is_taken_away_only_if_it_is_finished_or_caught_without_an_answer() {
+fn an_entry_is_removed_only_if_finished_or_caught_unanswered() {
     everywhere(|world, packet, _, calls| {
         if !calls.has(Call::Expire) {
             return;
@@ -256,7 +256,7 @@ fn an_entry_is_taken_away_only_if_it_is_finished_or_caught_without_an_answer() {
 }
 
 #[test]
-fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
+fn an_entry_is_made_only_in_an_empty_place_and_when_admitted() {
     everywhere(|world, packet, _, calls| {
         if !calls.has(Call::Create) {
             return;
@@ -279,7 +279,7 @@ fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
 }
 
 #[test]
-fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
+fn a_lost_entry_is_made_again_only_for_an_ack_with_its_socket() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let mid_stream = matches!(packet.role, Role::Ack | Role::Other);
         if let Some(entry) = world.entry() {
@@ -317,7 +317,7 @@ fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
 }
 
 #[test]
-fn policies_and_sockets_are_not_asked_about_established_flows() {
+fn established_flows_ask_neither_policies_nor_sockets() {
     everywhere(|world, packet, _, calls| {
         let Some(entry) = world.entry() else { return };
         if is_finished(&entry, packet) || is_caught(&entry, packet) {
@@ -345,7 +345,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
 }
 
 #[test]
-fn a_packet_of_an_established_flow_is_steered_exactly_if_its_entry_is_the_one_that_we_made() {
+fn an_established_flow_is_steered_exactly_if_its_entry_is_ours() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let Some(entry) = world.entry() else {
             let along = is_of_a_flow_by_lo(world, packet);
@@ -376,7 +376,7 @@ fn a_packet_of_an_established_flow_is_steered_exactly_if_its_entry_is_the_one_th
 }
 
 #[test]
-fn after_a_failure_nothing_else_is_done_and_the_packet_passes() {
+fn a_failed_call_is_the_last_and_its_packet_passes() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let failed = |call: Call| match call {
             Call::Conntrack => (world.conntrack == Conntrack::Failed).then_some(Reason::LookupFailed),
@@ -397,7 +397,7 @@ fn after_a_failure_nothing_else_is_done_and_the_packet_passes() {
 }
 
 #[test]
-fn steered_means_that_an_entry_of_ours_is_there_or_one_within_linux() {
+fn a_steered_packet_has_an_entry_of_ours_or_one_within_linux() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let made = calls.has(Call::Create) && world.create.is_ok();
         let steered = reason.verdict() == Verdict::Steer;
@@ -415,7 +415,7 @@ fn is_ours(entry: &Entry) -> bool {
 }
 
 #[test]
-fn nothing_is_delivered_by_lo_where_that_would_lose_it_nor_what_is_not_steered() {
+fn only_steered_packets_go_by_lo_and_only_where_lo_delivers() {
     everywhere(|world, packet, decision, calls| {
         if decision.by_lo {
             assert_ne!(world.way, Way::Plain, "{packet:?} {world:?}");
@@ -428,7 +428,7 @@ fn nothing_is_delivered_by_lo_where_that_would_lose_it_nor_what_is_not_steered()
 }
 
 #[test]
-fn a_flow_that_begins_goes_by_lo_if_a_rule_is_known_or_its_listener_has_learned_it() {
+fn a_new_flow_goes_by_lo_for_a_known_rule_or_a_listener() {
     everywhere(|world, packet, Decision { reason, by_lo }, calls| {
         if !is_start(packet) || !matches!(reason, Reason::New | Reason::Reused | Reason::Healed) {
             return;
@@ -440,7 +440,7 @@ fn a_flow_that_begins_goes_by_lo_if_a_rule_is_known_or_its_listener_has_learned_
 }
 
 #[test]
-fn a_flow_that_goes_by_lo_stays_there_and_one_on_the_plain_way_leaves_it_only_for_a_rule_that_is_known() {
+fn a_flow_leaves_its_way_only_for_a_known_rule() {
     everywhere(|world, packet, Decision { reason, by_lo }, _| {
         let (flow, Some(entry)) = (world.known_flow, world.entry()) else { return };
         if flow.carrier.is_none() || entry.is_reply {
@@ -479,7 +479,7 @@ fn is_of_an_earlier_flow(world: &World, entry: &Entry, packet: &Packet) -> bool 
 }
 
 #[test]
-fn a_flow_that_begins_within_linux_is_judged_by_its_listener_and_not_by_an_earlier_one() {
+fn a_new_flow_within_linux_is_judged_by_its_listener() {
     everywhere(|world, packet, decision, _| {
         let Some(entry) = world.entry() else { return };
         if !is_of_an_earlier_flow(world, &entry, packet)
@@ -499,7 +499,7 @@ fn a_flow_that_begins_within_linux_is_judged_by_its_listener_and_not_by_an_earli
 }
 
 #[test]
-fn that_a_rule_eats_what_is_not_on_lo_is_learned_from_a_second_syn_alone() {
+fn a_listener_learns_of_a_rule_from_a_second_syn_alone() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         assert_eq!(calls.has(Call::Learn), reason == Reason::Learned, "{packet:?} {world:?}");
         let Some(entry) = world.entry() else {
@@ -521,7 +521,7 @@ fn that_a_rule_eats_what_is_not_on_lo_is_learned_from_a_second_syn_alone() {
 }
 
 #[test]
-fn a_flow_within_linux_keeps_its_entry_whatever_way_it_goes() {
+fn a_flow_within_linux_keeps_its_entry_on_either_way() {
     everywhere(|_, packet, Decision { reason, .. }, calls| {
         if matches!(reason, Reason::Local | Reason::NotOurs) {
             let touched = calls.has(Call::Expire) || calls.has(Call::Create);
@@ -531,7 +531,7 @@ fn a_flow_within_linux_keeps_its_entry_whatever_way_it_goes() {
 }
 
 #[test]
-fn no_question_is_asked_twice() {
+fn the_verdict_asks_no_question_twice() {
     everywhere(|_, packet, _, calls| {
         let mut seen = [false; 16];
         for call in calls.made.iter().flatten() {
@@ -542,7 +542,7 @@ fn no_question_is_asked_twice() {
 }
 
 #[test]
-fn the_kernels_numbers_are_what_its_headers_say() {
+fn conntracks_numbers_are_those_of_its_headers() {
     // nf_conntrack_common.h, nf_conntrack_tcp.h: both uapi, so they stay.
     assert_eq!(BITS, [1 << 1, 1 << 4, 1 << 5, 1 << 7, 1 << 8]);
     assert_eq!((tcp_state::TIME_WAIT, tcp_state::CLOSE), (7, 8));
