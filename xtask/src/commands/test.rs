@@ -23,8 +23,8 @@ use crate::{
 };
 
 /// The packages whose tests need no root and touch nothing outside of their process.
-const HOST_PACKAGES: [&str; 6] =
-    ["wsl-mirror-core", "wsl-mirror-packets", "wsl-mirror", "xtask", "xtask-lab", "wsl-mirror-toolchain"];
+const HOST_PACKAGES: [&str; 5] =
+    ["wsl-mirror-core", "wsl-mirror", "xtask", "xtask-lab", "wsl-mirror-toolchain"];
 /// How many of the lab's networks run at once, unless `RUST_TEST_THREADS` says otherwise: each has an engine
 /// of its own, and more of them than cores make the timeouts of a scenario a matter of luck.
 const LAB_THREADS: &str = "2";
