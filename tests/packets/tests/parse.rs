@@ -1,7 +1,6 @@
-//! What the parser lets through and what it says about the rest, over generated frames.
+//! The parser over generated frames: the packets that it reads, and its reasons for the rest.
 //!
-//! The frames' bytes are strict: reading beside what was asked for, or asking for more than the program pulls
-//! in, is a panic ([`wsl_mirror_packets::HostFrame`]).
+//! Reading bytes that the parser has not checked, or checking more than the program pulls in, is a panic ([`wsl_mirror_packets::HostFrame`]).
 
 #![expect(clippy::expect_used, reason = "a panic is the verdict")]
 

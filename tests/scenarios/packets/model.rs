@@ -11,7 +11,7 @@ use wsl_mirror_core::{
     abi::{Carrier, FlowKey, FlowState, FragmentKey, Policy, PortKey, PortRule, Protocol, Reason},
     fragments::{self, Datagrams},
     packet::{Packet, fragment, parse},
-    verdict::{Conntrack, Decision, Entry, Kernel, Listener, KnownFlow, Way, decide, status},
+    verdict::{Conntrack, Decision, Entry, Kernel, KnownFlow, Listener, Way, decide, status},
 };
 use wsl_mirror_packets::Sample;
 
