@@ -113,7 +113,7 @@ unsafe fn ct_release(entry: *mut NfConn) {
     unsafe { call(entry) }
 }
 
-/// What the verdict needs to know of an entry that is held.
+/// Reads the fields that the verdict needs. The entry is held.
 #[inline(always)]
 fn read(entry: *const NfConn, packet: &Packet, options: &Options) -> Entry {
     // SAFETY: the entry is held.
@@ -126,7 +126,7 @@ fn read(entry: *const NfConn, packet: &Packet, options: &Options) -> Entry {
             Protocol::Tcp => unsafe { load_u8::<{ Field::TcpState.placeholder() }, _>(entry) },
             Protocol::Udp => 0,
         },
-        // Only asked of what is translated: most flows are not.
+        // Most flows are not translated, and need no second load.
         // SAFETY: the entry is held.
         is_to_loopback: status & DST_NAT != 0
             && unsafe { load_u8::<{ Field::ReplySource.placeholder() }, _>(entry) } == 127,
@@ -178,9 +178,10 @@ pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
     Err(())
 }
 
-/// Makes an entry for the packet's flow whose destination NAT is already done, to the address and port where
-/// it goes anyway: nat PREROUTING then skips the rules of every engine, and nothing else changes
-/// (`nf_nat_inet_fn`, `nf_nat_initialized`).
+/// Makes an entry for the packet's flow whose destination NAT is already done, to the flow's own address and port.
+///
+/// nat PREROUTING then skips the rules of every engine, and nothing else changes (`nf_nat_inet_fn`,
+/// `nf_nat_initialized`).
 #[inline(never)]
 pub fn create(skb: &Skb, packet: &Packet) -> Result<(), Reason> {
     let mut options = Options::of(packet);
@@ -197,7 +198,7 @@ pub fn create(skb: &Skb, packet: &Packet) -> Result<(), Reason> {
     let translated = unsafe { ct_set_nat_info(entry, &mut address, packet.server_port, MANIP_DST) };
     // SAFETY: as above.
     unsafe { ct_set_timeout(entry, NEW_ENTRY_MS) };
-    // Even if the translation failed: an entry of this kind can only be got rid of by inserting it.
+    // Even if the translation failed: `bpf_ct_insert_entry` is the only way to release an entry of this kind.
     // SAFETY: as above; it is not used again.
     let entry = unsafe { ct_insert(entry) };
     if entry.is_null() {

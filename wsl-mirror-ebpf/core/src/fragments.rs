@@ -7,15 +7,15 @@ use crate::verdict::Decision;
 /// Lifetime of a datagram's record in ns: the kernel waits as long for the rest of one (`IP_FRAG_TIME`, 30 s).
 pub const LIFETIME: u64 = 30_000_000_000;
 
-/// The datagrams whose fragments are delivered by `lo`. Where nothing is, there are none.
+/// The datagrams whose fragments are delivered by `lo`.
 pub trait Datagrams {
     /// The time in ns, of a monotonic clock.
     fn now(&mut self) -> u64;
     /// When this datagram's first fragment was delivered by `lo`, by the same clock.
     fn first_delivered_at(&mut self, datagram: FragmentKey) -> Option<u64>;
-    /// Remembers it. That there is no room changes the way of the others, and no more.
+    /// Records the datagram. Without room the later fragments take the plain way.
     fn remember(&mut self, datagram: FragmentKey, now: u64);
-    /// Forgets an earlier one of the same number.
+    /// Drops the record of an earlier datagram with the same identification.
     fn forget(&mut self, datagram: FragmentKey);
 }
 

@@ -1,12 +1,11 @@
-//! What the verdict does in every world that it can meet: every answer that conntrack can give is tried with thousands
-//! of combinations of the others, together all of them many times ([`everywhere`]); and each test states one property.
+//! The verdict in every world that it can meet. [`everywhere`] combines each answer of conntrack with thousands of
+//! combinations of the other answers, together all of them many times. Each test states one property.
 
 use wsl_mirror_core::{
     abi::{Carrier, Policy, Protocol, Reason, Verdict},
     packet::{Packet, Role},
     verdict::{Conntrack, Decision, Entry, Listener, Way, decide, status, tcp_state},
 };
-
 use wsl_mirror_packets::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
 
 /// The bits that have a meaning to the verdict; and those that have none: expected, assured, confirmed, dying, ….
@@ -33,12 +32,12 @@ fn conntrack_answers() -> Vec<Conntrack> {
     answers
 }
 
-/// How many combinations are tried with each answer of conntrack; all 64512 with the two that are no entries.
+/// How many combinations each entry of conntrack gets. Its two answers without an entry get all of them.
 const TRIED: usize = 4_000;
-/// From one combination to the next: it has no divisor in common with how many there are.
+/// From one combination to the next: it has no divisor in common with [`COMBINATIONS`].
 const STRIDE: usize = 12_289;
 
-/// Shows `test` every packet in worlds of every kind, with what came of it.
+/// Hands `test` every packet in worlds of every kind, with the decision and the calls.
 fn everywhere(test: impl Fn(&World, &Packet, Decision, &Calls)) {
     let answers = conntrack_answers();
     let mut combination = 0;
@@ -85,18 +84,18 @@ fn is_start(packet: &Packet) -> bool {
     matches!(packet.role, Role::Syn | Role::Datagram)
 }
 
-/// Over, and a SYN would start it again.
+/// The flow is over, and the packet starts it again.
 fn is_finished(entry: &Entry, packet: &Packet) -> bool {
     packet.role == Role::Syn && matches!(entry.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE)
 }
 
-/// Caught by an engine's DNAT, and certain not to work.
+/// An engine's DNAT caught the flow, which cannot work.
 fn is_caught(entry: &Entry, packet: &Packet) -> bool {
     let bits = entry.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY);
     is_start(packet) && !entry.is_reply && !entry.is_to_loopback && bits == status::DST_NAT
 }
 
-/// One of ours, caught by an engine's DNAT in its midst.
+/// An engine's DNAT caught one of our flows in mid-stream.
 fn is_caught_midway(world: &World, entry: &Entry, packet: &Packet) -> bool {
     let bits = entry.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY);
     packet.role == Role::Ack
@@ -107,7 +106,7 @@ fn is_caught_midway(world: &World, entry: &Entry, packet: &Packet) -> bool {
         && world.connection
 }
 
-/// Its entry was lost, and an engine carried it before; and no rule is known that drops it before the engine's does.
+/// The flow lost its entry, an engine carried it before, and no known rule drops it before the engine's rule.
 fn is_the_engines(world: &World, packet: &Packet) -> bool {
     packet.role == Role::Datagram
         && world.is_missing()
