@@ -1,13 +1,12 @@
-//! What the verdict does in every world that it can meet: every answer that conntrack can give is tried with thousands
-//! of combinations of the others, together all of them many times ([`everywhere`]); and each test states one property.
+//! The verdict in every world that it can meet. [`everywhere`] combines each answer of conntrack with thousands of
+//! combinations of the other answers, together all of them many times. Each test states one property.
 
 use wsl_mirror_core::{
     abi::{Carrier, Policy, Protocol, Reason, Verdict},
     packet::{Packet, Role},
     verdict::{Conntrack, Decision, Entry, Listener, Way, decide, status, tcp_state},
 };
-
-use crate::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
+use wsl_mirror_packets::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
 
 /// The bits that have a meaning to the verdict; and those that have none: expected, assured, confirmed, dying, ….
 const BITS: [u64; 5] =
@@ -33,12 +32,12 @@ fn conntrack_answers() -> Vec<Conntrack> {
     answers
 }
 
-/// How many combinations are tried with each answer of conntrack; all 64512 with the two that are no entries.
+/// How many combinations each entry of conntrack gets. Its two answers without an entry get all of them.
 const TRIED: usize = 4_000;
-/// From one combination to the next: it has no divisor in common with how many there are.
+/// From one combination to the next: it has no divisor in common with [`COMBINATIONS`].
 const STRIDE: usize = 12_289;
 
-/// Shows `test` every packet in worlds of every kind, with what came of it.
+/// Hands `test` every packet in worlds of every kind, with the decision and the calls.
 fn everywhere(test: impl Fn(&World, &Packet, Decision, &Calls)) {
     let answers = conntrack_answers();
     let mut combination = 0;
@@ -58,7 +57,7 @@ fn everywhere(test: impl Fn(&World, &Packet, Decision, &Calls)) {
 }
 
 #[test]
-fn the_stride_gets_to_every_combination() {
+fn the_stride_reaches_every_combination() {
     let mut seen = vec![false; COMBINATIONS];
     let mut at = 0;
     for _ in 0..COMBINATIONS {
@@ -85,18 +84,18 @@ fn is_start(packet: &Packet) -> bool {
     matches!(packet.role, Role::Syn | Role::Datagram)
 }
 
-/// Over, and a SYN would start it again.
+/// The flow is over, and the packet starts it again.
 fn is_finished(entry: &Entry, packet: &Packet) -> bool {
     packet.role == Role::Syn && matches!(entry.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE)
 }
 
-/// Caught by an engine's DNAT, and certain not to work.
+/// An engine's DNAT caught the flow, which cannot work.
 fn is_caught(entry: &Entry, packet: &Packet) -> bool {
     let bits = entry.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY);
     is_start(packet) && !entry.is_reply && !entry.is_to_loopback && bits == status::DST_NAT
 }
 
-/// One of ours, caught by an engine's DNAT in its midst.
+/// An engine's DNAT caught one of our flows in mid-stream.
 fn is_caught_midway(world: &World, entry: &Entry, packet: &Packet) -> bool {
     let bits = entry.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY);
     packet.role == Role::Ack
@@ -107,7 +106,7 @@ fn is_caught_midway(world: &World, entry: &Entry, packet: &Packet) -> bool {
         && world.connection
 }
 
-/// Its entry was lost, and an engine carried it before; and no rule is known that drops it before the engine's does.
+/// The flow lost its entry, an engine carried it before, and no known rule drops it before the engine's rule.
 fn is_the_engines(world: &World, packet: &Packet) -> bool {
     packet.role == Role::Datagram
         && world.is_missing()
@@ -116,7 +115,7 @@ fn is_the_engines(world: &World, packet: &Packet) -> bool {
 }
 
 #[test]
-fn a_udp_flow_that_an_engine_carries_is_left_to_it_when_its_entry_is_lost() {
+fn an_engines_udp_flow_stays_its_own_after_a_lost_entry() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         if is_the_engines(world, packet) {
             assert_eq!(reason, Reason::EngineNat, "{packet:?} {world:?}");
@@ -130,14 +129,14 @@ fn a_udp_flow_that_an_engine_carries_is_left_to_it_when_its_entry_is_lost() {
 }
 
 #[test]
-fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours() {
+fn a_refused_flow_drops_the_record_of_an_earlier_flow() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let left = matches!(
             reason,
             Reason::Exempt | Reason::OwnerPolicy | Reason::DefaultPolicy | Reason::NoListener
         );
         // One within Linux of which its listener was asked, and is not to be steered.
-        let within_linux = reason == Reason::NotOurs && calls.has(Call::WrittenPolicy) && !world.admits();
+        let within_linux = reason == Reason::NotOurs && calls.has(Call::PortPolicy) && !world.admits();
         assert_eq!(
             calls.has(Call::Forget),
             (left || within_linux) && is_start(packet),
@@ -147,7 +146,7 @@ fn a_flow_that_begins_and_is_left_alone_is_not_taken_for_an_earlier_one_of_ours(
 }
 
 #[test]
-fn a_flow_that_begins_is_never_steered_against_the_policy_or_to_nobody() {
+fn a_new_flow_is_steered_only_by_policy_and_to_a_listener() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let begins = matches!(reason, Reason::New | Reason::Reused | Reason::Healed)
             || (is_start(packet) && calls.changed_anything());
@@ -156,7 +155,7 @@ fn a_flow_that_begins_is_never_steered_against_the_policy_or_to_nobody() {
 }
 
 #[test]
-fn a_flow_that_begins_is_steered_if_policy_and_listener_say_so_and_nothing_fails() {
+fn a_new_flow_is_steered_if_policy_and_listener_allow_it() {
     everywhere(|world, packet, Decision { reason, .. }, _| {
         let nothing_fails = world.expire.is_ok() && world.create.is_ok() && world.remember.is_ok();
         if !is_start(packet) || !world.admits() || !nothing_fails {
@@ -174,7 +173,7 @@ fn a_flow_that_begins_is_steered_if_policy_and_listener_say_so_and_nothing_fails
 }
 
 #[test]
-fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
+fn a_refused_flow_passes_for_the_first_reason_that_applies() {
     everywhere(|world, packet, Decision { reason, .. }, _| {
         let begins = is_start(packet)
             && (world.is_missing()
@@ -184,7 +183,7 @@ fn a_flow_that_is_not_admitted_passes_for_the_first_reason_there_is() {
         if !begins || world.admits() || is_the_engines(world, packet) {
             return;
         }
-        let expected = match (world.written, world.listener) {
+        let expected = match (world.port_policy, world.listener) {
             (Policy::Pass, _) => Reason::Exempt,
             (_, None) => Reason::NoListener,
             (_, Some(Listener { owner: Policy::Pass, .. })) => Reason::OwnerPolicy,
@@ -204,10 +203,10 @@ fn is_of_a_flow_by_lo(world: &World, packet: &Packet) -> bool {
     uncounted
         && match world.way {
             Way::Plain | Way::Open => false,
-            Way::Seen => world.remembered.by_lo,
+            Way::Seen => world.known_flow.by_lo,
             // What went the plain way would not get through any more.
             Way::ByLo => {
-                world.remembered.by_lo || matches!(world.carrier(), Some(Carrier::Listener | Carrier::Linux))
+                world.known_flow.by_lo || matches!(world.carrier(), Some(Carrier::Listener | Carrier::Linux))
             }
         }
 }
@@ -219,14 +218,14 @@ fn a_reply_is_never_touched() {
         // The one packet of that direction that is no reply: it begins a connection on a finished one's tuple.
         if entry.is_reply && !is_finished(&entry, packet) && !is_of_a_flow_by_lo(world, packet) {
             assert_eq!(reason, Reason::Reply, "{packet:?} {world:?}");
-            let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Way | Call::Remembered);
+            let more = |call: &Call| !matches!(call, Call::Conntrack | Call::Way | Call::KnownFlow);
             assert!(!calls.made.iter().flatten().any(more), "nobody is asked who serves: {calls:?}");
         }
     });
 }
 
 #[test]
-fn what_conntrack_does_not_count_with_a_flow_by_lo_goes_along_with_it_and_changes_nothing() {
+fn an_uncounted_packet_of_a_flow_by_lo_goes_by_lo() {
     everywhere(|world, packet, decision, calls| {
         if !is_of_a_flow_by_lo(world, packet) {
             return;
@@ -239,7 +238,7 @@ fn what_conntrack_does_not_count_with_a_flow_by_lo_goes_along_with_it_and_change
 }
 
 #[test]
-fn an_entry_is_taken_away_only_if_it_is_finished_or_caught_without_an_answer() {
+fn an_entry_is_removed_only_if_finished_or_caught_unanswered() {
     everywhere(|world, packet, _, calls| {
         if !calls.has(Call::Expire) {
             return;
@@ -256,7 +255,7 @@ fn an_entry_is_taken_away_only_if_it_is_finished_or_caught_without_an_answer() {
 }
 
 #[test]
-fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
+fn an_entry_is_made_only_in_an_empty_place_and_when_admitted() {
     everywhere(|world, packet, _, calls| {
         if !calls.has(Call::Create) {
             return;
@@ -279,7 +278,7 @@ fn an_entry_is_made_only_where_there_is_none_and_after_it_is_known_what_for() {
 }
 
 #[test]
-fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
+fn a_lost_entry_is_made_again_only_for_an_ack_with_its_socket() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let mid_stream = matches!(packet.role, Role::Ack | Role::Other);
         if let Some(entry) = world.entry() {
@@ -311,13 +310,13 @@ fn a_lost_entry_is_made_again_only_for_a_plain_ack_with_a_socket_of_its_own() {
         }
         if ours {
             // It goes on as it began, whatever is written by now.
-            assert!(!calls.has(Call::WrittenPolicy) && !calls.has(Call::Listener), "{calls:?}");
+            assert!(!calls.has(Call::PortPolicy) && !calls.has(Call::Listener), "{calls:?}");
         }
     });
 }
 
 #[test]
-fn policies_and_sockets_are_not_asked_about_established_flows() {
+fn established_flows_ask_neither_policies_nor_sockets() {
     everywhere(|world, packet, _, calls| {
         let Some(entry) = world.entry() else { return };
         if is_finished(&entry, packet) || is_caught(&entry, packet) {
@@ -325,7 +324,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
         }
         if is_caught_midway(world, &entry, packet) {
             let asked = |call| calls.has(call);
-            assert!(!asked(Call::WrittenPolicy) && !asked(Call::DefaultPolicy) && !asked(Call::Listener));
+            assert!(!asked(Call::PortPolicy) && !asked(Call::DefaultPolicy) && !asked(Call::Listener));
             return;
         }
         // Where there are two ways, who listens is asked about what may have to take the other one.
@@ -337,7 +336,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
         let more = |call: &Call| {
             !matches!(
                 call,
-                Call::Conntrack | Call::Way | Call::Remembered | Call::RememberEngine | Call::HasConnection
+                Call::Conntrack | Call::Way | Call::KnownFlow | Call::RememberEngine | Call::HasConnection
             )
         };
         assert!(!calls.made.iter().flatten().any(more), "{packet:?} {world:?} {calls:?}");
@@ -345,7 +344,7 @@ fn policies_and_sockets_are_not_asked_about_established_flows() {
 }
 
 #[test]
-fn a_packet_of_an_established_flow_is_steered_exactly_if_its_entry_is_the_one_that_we_made() {
+fn an_established_flow_is_steered_exactly_if_its_entry_is_ours() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let Some(entry) = world.entry() else {
             let along = is_of_a_flow_by_lo(world, packet);
@@ -376,7 +375,7 @@ fn a_packet_of_an_established_flow_is_steered_exactly_if_its_entry_is_the_one_th
 }
 
 #[test]
-fn after_a_failure_nothing_else_is_done_and_the_packet_passes() {
+fn a_failed_call_is_the_last_and_its_packet_passes() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let failed = |call: Call| match call {
             Call::Conntrack => (world.conntrack == Conntrack::Failed).then_some(Reason::LookupFailed),
@@ -397,7 +396,7 @@ fn after_a_failure_nothing_else_is_done_and_the_packet_passes() {
 }
 
 #[test]
-fn steered_means_that_an_entry_of_ours_is_there_or_one_within_linux() {
+fn a_steered_packet_has_an_entry_of_ours_or_one_within_linux() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         let made = calls.has(Call::Create) && world.create.is_ok();
         let steered = reason.verdict() == Verdict::Steer;
@@ -415,7 +414,7 @@ fn is_ours(entry: &Entry) -> bool {
 }
 
 #[test]
-fn nothing_is_delivered_by_lo_where_that_would_lose_it_nor_what_is_not_steered() {
+fn only_steered_packets_go_by_lo_and_only_where_lo_delivers() {
     everywhere(|world, packet, decision, calls| {
         if decision.by_lo {
             assert_ne!(world.way, Way::Plain, "{packet:?} {world:?}");
@@ -428,7 +427,7 @@ fn nothing_is_delivered_by_lo_where_that_would_lose_it_nor_what_is_not_steered()
 }
 
 #[test]
-fn a_flow_that_begins_goes_by_lo_if_a_rule_is_known_or_its_listener_has_learned_it() {
+fn a_new_flow_goes_by_lo_for_a_known_rule_or_a_listener() {
     everywhere(|world, packet, Decision { reason, by_lo }, calls| {
         if !is_start(packet) || !matches!(reason, Reason::New | Reason::Reused | Reason::Healed) {
             return;
@@ -440,9 +439,9 @@ fn a_flow_that_begins_goes_by_lo_if_a_rule_is_known_or_its_listener_has_learned_
 }
 
 #[test]
-fn a_flow_that_goes_by_lo_stays_there_and_one_on_the_plain_way_leaves_it_only_for_a_rule_that_is_known() {
+fn a_flow_leaves_its_way_only_for_a_known_rule() {
     everywhere(|world, packet, Decision { reason, by_lo }, _| {
-        let (flow, Some(entry)) = (world.remembered, world.entry()) else { return };
+        let (flow, Some(entry)) = (world.known_flow, world.entry()) else { return };
         if flow.carrier.is_none() || entry.is_reply {
             return;
         }
@@ -471,7 +470,7 @@ fn a_flow_that_goes_by_lo_stays_there_and_one_on_the_plain_way_leaves_it_only_fo
 /// has answered.
 fn is_of_an_earlier_flow(world: &World, entry: &Entry, packet: &Packet) -> bool {
     let is_same = match packet.role {
-        Role::Syn => world.carrier() == Some(Carrier::Linux) && world.remembered.sequence == SEQUENCE,
+        Role::Syn => world.carrier() == Some(Carrier::Linux) && world.known_flow.sequence == SEQUENCE,
         Role::Datagram => entry.status & status::SEEN_REPLY != 0,
         Role::Ack | Role::Other => true,
     };
@@ -479,7 +478,7 @@ fn is_of_an_earlier_flow(world: &World, entry: &Entry, packet: &Packet) -> bool 
 }
 
 #[test]
-fn a_flow_that_begins_within_linux_is_judged_by_its_listener_and_not_by_an_earlier_one() {
+fn a_new_flow_within_linux_is_judged_by_its_listener() {
     everywhere(|world, packet, decision, _| {
         let Some(entry) = world.entry() else { return };
         if !is_of_an_earlier_flow(world, &entry, packet)
@@ -489,7 +488,7 @@ fn a_flow_that_begins_within_linux_is_judged_by_its_listener_and_not_by_an_earli
         }
         // Of a datagram it is no more than likely: to stay there is as good. Where nothing went so far it does not ask.
         let may = match packet.role {
-            Role::Datagram => world.begins_by_lo() || world.remembered.by_lo,
+            Role::Datagram => world.begins_by_lo() || world.known_flow.by_lo,
             _ => world.begins_by_lo(),
         };
         let asks = packet.role == Role::Syn || world.way != Way::Open;
@@ -499,7 +498,7 @@ fn a_flow_that_begins_within_linux_is_judged_by_its_listener_and_not_by_an_earli
 }
 
 #[test]
-fn that_a_rule_eats_what_is_not_on_lo_is_learned_from_a_second_syn_alone() {
+fn a_listener_learns_of_a_rule_from_a_second_syn_alone() {
     everywhere(|world, packet, Decision { reason, .. }, calls| {
         assert_eq!(calls.has(Call::Learn), reason == Reason::Learned, "{packet:?} {world:?}");
         let Some(entry) = world.entry() else {
@@ -510,7 +509,7 @@ fn that_a_rule_eats_what_is_not_on_lo_is_learned_from_a_second_syn_alone() {
             && if is_ours(&entry) {
                 entry.tcp_state == tcp_state::NONE
             } else {
-                let flow = world.remembered;
+                let flow = world.known_flow;
                 flow.carrier == Some(Carrier::Linux) && flow.sequence == SEQUENCE && !flow.by_lo
             };
         if reason == Reason::Learned {
@@ -521,7 +520,7 @@ fn that_a_rule_eats_what_is_not_on_lo_is_learned_from_a_second_syn_alone() {
 }
 
 #[test]
-fn a_flow_within_linux_keeps_its_entry_whatever_way_it_goes() {
+fn a_flow_within_linux_keeps_its_entry_on_either_way() {
     everywhere(|_, packet, Decision { reason, .. }, calls| {
         if matches!(reason, Reason::Local | Reason::NotOurs) {
             let touched = calls.has(Call::Expire) || calls.has(Call::Create);
@@ -531,7 +530,7 @@ fn a_flow_within_linux_keeps_its_entry_whatever_way_it_goes() {
 }
 
 #[test]
-fn no_question_is_asked_twice() {
+fn the_verdict_asks_no_question_twice() {
     everywhere(|_, packet, _, calls| {
         let mut seen = [false; 16];
         for call in calls.made.iter().flatten() {
@@ -542,7 +541,7 @@ fn no_question_is_asked_twice() {
 }
 
 #[test]
-fn the_kernels_numbers_are_what_its_headers_say() {
+fn conntracks_numbers_are_those_of_its_headers() {
     // nf_conntrack_common.h, nf_conntrack_tcp.h: both uapi, so they stay.
     assert_eq!(BITS, [1 << 1, 1 << 4, 1 << 5, 1 << 7, 1 << 8]);
     assert_eq!((tcp_state::TIME_WAIT, tcp_state::CLOSE), (7, 8));

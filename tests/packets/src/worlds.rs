@@ -1,38 +1,54 @@
-//! Worlds for the verdict: one combination of answers that conntrack, the maps and the sockets can give, failures
-//! included.
+//! Worlds for the verdict. A world is one combination of the answers that conntrack, the maps and the sockets can give,
+//! failures included.
 
 use wsl_mirror_core::{
     abi::{Carrier, FlowState, Policy, Reason},
     packet::Packet,
-    verdict::{Conntrack, Entry, Kernel, Listener, Remembered, Way},
+    verdict::{Conntrack, Entry, Kernel, KnownFlow, Listener, Way},
 };
 
-/// Something that the verdict asked or did.
+/// A call of the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Call {
+    /// The entry was looked up.
     Conntrack,
-    Remembered,
-    WrittenPolicy,
+    /// The record of the flow was read.
+    KnownFlow,
+    /// The port's policy was read.
+    PortPolicy,
+    /// The default policy was read.
     DefaultPolicy,
+    /// The listener was looked up.
     Listener,
+    /// The connection was looked up.
     HasConnection,
+    /// The entry was removed.
     Expire,
+    /// An entry was made.
     Create,
+    /// The ways to the port were read.
     Way,
+    /// The flow was recorded as steered.
     Remember,
+    /// The flow was recorded as an engine's.
     RememberEngine,
+    /// The flow was recorded as one within Linux.
     RememberLinux,
+    /// The listener learned of delivery by `lo`.
     Learn,
+    /// The record of the flow was dropped.
     Forget,
 }
 
-/// What was called, in order. Small, because there are millions.
+/// The calls of one verdict, in order. Small, because there are millions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Calls {
+    /// The calls themselves.
     pub made: [Option<Call>; 14],
+    /// How many there are.
     pub count: usize,
-    /// What was remembered last.
+    /// The last record of the flow.
     pub flow: Option<FlowState>,
 }
 
@@ -42,10 +58,12 @@ impl Calls {
         self.count += 1;
     }
 
+    /// Whether this call was made.
     pub fn has(&self, call: Call) -> bool {
         self.made.contains(&Some(call))
     }
 
+    /// The last call.
     pub fn last(&self) -> Option<Call> {
         self.made[self.count - 1]
     }
@@ -62,33 +80,43 @@ impl Calls {
     }
 }
 
-/// What the kernel would answer.
+/// The answers of one kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct World {
+    /// Conntrack's answer.
     pub conntrack: Conntrack,
-    pub remembered: Remembered,
-    pub written: Policy,
+    /// The record of the flow.
+    pub known_flow: KnownFlow,
+    /// The port's policy.
+    pub port_policy: Policy,
+    /// The default policy.
     pub default: Policy,
+    /// The listener.
     pub listener: Option<Listener>,
+    /// Whether the packet's connection exists.
     pub connection: bool,
+    /// The ways to the port.
     pub way: Way,
+    /// Whether an entry can be removed.
     pub expire: Result<(), ()>,
+    /// Whether an entry can be made.
     pub create: Result<(), Reason>,
+    /// Whether there is room for a record.
     pub remember: Result<(), ()>,
 }
 
 /// How many worlds there are for each answer of conntrack.
-pub const COMBINATIONS: usize = REMEMBERED.len() * 3 * 3 * LISTENERS.len() * 2 * 4 * 2 * 4 * 2;
+pub const COMBINATIONS: usize = KNOWN_FLOWS.len() * 3 * 3 * LISTENERS.len() * 2 * 4 * 2 * 4 * 2;
 
 /// The sequence number of every packet in these tests.
 pub const SEQUENCE: u32 = 0x1234_5678;
 
-const REMEMBERED: [Remembered; 8] = {
-    const fn flow(carrier: Carrier, by_lo: bool, sequence: u32) -> Remembered {
-        Remembered { carrier: Some(carrier), by_lo, sequence }
+const KNOWN_FLOWS: [KnownFlow; 8] = {
+    const fn flow(carrier: Carrier, by_lo: bool, sequence: u32) -> KnownFlow {
+        KnownFlow { carrier: Some(carrier), by_lo, sequence }
     }
     [
-        Remembered::NOTHING,
+        KnownFlow::NONE,
         flow(Carrier::Listener, false, 0),
         flow(Carrier::Listener, true, 0),
         flow(Carrier::Engine, false, 0),
@@ -124,8 +152,8 @@ impl World {
         };
         Self {
             conntrack,
-            remembered: REMEMBERED[choose(REMEMBERED.len())],
-            written: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
+            known_flow: KNOWN_FLOWS[choose(KNOWN_FLOWS.len())],
+            port_policy: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
             default: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
             listener: LISTENERS[choose(LISTENERS.len())],
             connection: choose(2) == 1,
@@ -137,18 +165,18 @@ impl World {
         }
     }
 
-    /// Whether the user wants such a flow steered, or has no word of it and whoever would receive it is to be
-    /// steered; and somebody would receive it.
+    /// Whether a flow that begins is to be steered: it has a listener, and the first policy of the port, its owner and
+    /// the default says so.
     pub fn admits(&self) -> bool {
         let owner = self.listener.map(|listener| listener.owner);
-        let said = [Some(self.written), owner, Some(self.default)];
-        let first = said.into_iter().flatten().find(|policy| *policy != Policy::Unset);
+        let policies = [Some(self.port_policy), owner, Some(self.default)];
+        let first = policies.into_iter().flatten().find(|policy| *policy != Policy::Unset);
         self.listener.is_some() && first == Some(Policy::Steer)
     }
 
-    /// Who carried the flow, as far as it is remembered.
+    /// The flow's carrier, as far as it is recorded.
     pub fn carrier(&self) -> Option<Carrier> {
-        self.remembered.carrier
+        self.known_flow.carrier
     }
 
     /// Whether a flow that begins is delivered by `lo`.
@@ -160,6 +188,7 @@ impl World {
         }
     }
 
+    /// The flow's entry.
     pub fn entry(&self) -> Option<Entry> {
         match self.conntrack {
             Conntrack::Found(entry) => Some(entry),
@@ -167,18 +196,22 @@ impl World {
         }
     }
 
+    /// Whether the flow has no entry.
     pub fn is_missing(&self) -> bool {
         self.conntrack == Conntrack::Missing
     }
 }
 
-/// A world, and what was asked of it.
+/// A world during one verdict.
+#[derive(Debug)]
 pub struct Visit<'a> {
     world: &'a World,
+    /// The calls so far.
     pub calls: Calls,
 }
 
 impl<'a> Visit<'a> {
+    /// A visit of this world.
     pub fn of(world: &'a World) -> Self {
         Self { world, calls: Calls::default() }
     }
@@ -190,14 +223,14 @@ impl Kernel for Visit<'_> {
         self.world.conntrack
     }
 
-    fn remembered(&mut self, _: &Packet) -> Remembered {
-        self.calls.push(Call::Remembered);
-        self.world.remembered
+    fn known_flow(&mut self, _: &Packet) -> KnownFlow {
+        self.calls.push(Call::KnownFlow);
+        self.world.known_flow
     }
 
-    fn written_policy(&mut self, _: &Packet) -> Policy {
-        self.calls.push(Call::WrittenPolicy);
-        self.world.written
+    fn port_policy(&mut self, _: &Packet) -> Policy {
+        self.calls.push(Call::PortPolicy);
+        self.world.port_policy
     }
 
     fn default_policy(&mut self) -> Policy {

@@ -1,12 +1,12 @@
 //! The packet's bytes and metadata: [`Skb`].
 
-use core::arch::asm;
-
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::cty::c_void;
 use aya_ebpf::programs::TcContext;
 use wsl_mirror_core::packet::{Bytes, Frame};
+
+use crate::instructions;
 
 /// `skb->pkt_type` of a frame whose MAC address is the interface's (`include/uapi/linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
@@ -50,21 +50,13 @@ impl Skb {
         self.ctx.skb.pull_data(len as u32).map_err(|error| error as i32)
     }
 
-    /// The same number; what the kernel's verifier knows of it is only that it has 32 bits.
+    /// The same number, of which the verifier knows no more than that it has 32 bits.
     #[inline(always)]
-    pub fn unknown(&self, number: u64) -> u64 {
-        let mut same = number;
-        let any = u64::from(self.ctx.len());
-        // What is mixed with something unknown is unknown to it, also when that has been taken out again.
-        // SAFETY: no memory is touched.
-        unsafe {
-            asm!("{same} ^= {any}", "{same} ^= {any}", same = inout(reg) same, any = in(reg) any,
-                options(pure, nomem, nostack));
-        }
-        same
+    pub fn opaque(&self, number: u64) -> u64 {
+        instructions::opaque(number, u64::from(self.ctx.len()))
     }
 
-    /// Makes the frame's destination address zero: `lo`'s own. Whoever has a copy of the frame keeps it as it was.
+    /// Zeroes the frame's destination address: zero is `lo`'s own. Copies of the frame keep theirs.
     #[inline(always)]
     pub fn clear_destination(&self) -> Result<(), i32> {
         self.ctx.skb.store(0, &[0_u8; 6], 0).map_err(|error| error as i32)
@@ -109,23 +101,34 @@ impl Frame for Skb {
 #[derive(Clone, Copy)]
 pub struct Pointer(*const u8);
 
+impl Pointer {
+    /// The address of the byte at `offset`.
+    #[inline(always)]
+    const fn add(self, offset: usize) -> *const u8 {
+        // SAFETY: within the bounds that `Skb::at` compared, or the verifier refuses the program.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+// Headers are 2-aligned in every skb (NET_IP_ALIGN or not). x86 and arm64 load unaligned anyway; where a machine cannot,
+// the verifier refuses the program.
+#[expect(clippy::cast_ptr_alignment, reason = "of `read_unaligned` the compiler makes one load a byte")]
 impl Bytes for Pointer {
     #[inline(always)]
     fn u8(&self, offset: usize) -> u8 {
-        // SAFETY: within the bounds that `Skb::at` compared, or the verifier refuses the program.
-        unsafe { *self.0.add(offset) }
+        // SAFETY: as for `Pointer::add`.
+        unsafe { *self.add(offset) }
     }
 
     #[inline(always)]
     fn u16(&self, offset: usize) -> u16 {
-        // SAFETY: as above. Headers are 2-aligned in every skb (NET_IP_ALIGN or not), and the machines that
-        // WSL runs on load unaligned anyway; the verifier refuses it where they cannot.
-        u16::from_be(unsafe { *self.0.add(offset).cast::<u16>() })
+        // SAFETY: as for `Pointer::add`.
+        u16::from_be(unsafe { *self.add(offset).cast::<u16>() })
     }
 
     #[inline(always)]
     fn four(&self, offset: usize) -> [u8; 4] {
-        // SAFETY: as above. One load: told that it may be unaligned, the compiler reads byte by byte.
-        unsafe { *self.0.add(offset).cast::<u32>() }.to_ne_bytes()
+        // SAFETY: as for `Pointer::add`.
+        unsafe { *self.add(offset).cast::<u32>() }.to_ne_bytes()
     }
 }

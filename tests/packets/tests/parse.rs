@@ -1,7 +1,6 @@
-//! What the parser lets through and what it says about the rest, over generated frames.
+//! The parser over generated frames: the packets that it reads, and its reasons for the rest.
 //!
-//! The frames' bytes are strict: reading beside what was asked for, or asking for more than the program pulls
-//! in, is a panic ([`wsl_mirror_packets::HostFrame`]).
+//! Reading bytes that the parser has not checked, or checking more than the program pulls in, is a panic ([`wsl_mirror_packets::HostFrame`]).
 
 #![expect(clippy::expect_used, reason = "a panic is the verdict")]
 
@@ -161,7 +160,7 @@ fn check(
 }
 
 #[test]
-fn the_verdict_gets_exactly_what_another_parser_finds_faultless() {
+fn parsed_frames_are_those_that_etherparse_finds_faultless() {
     check(100_000, anything(), |sample| {
         let opinion = opinion(&sample);
         match parse(&sample.frame()) {
@@ -175,7 +174,7 @@ fn the_verdict_gets_exactly_what_another_parser_finds_faultless() {
 }
 
 #[test]
-fn a_frame_with_nothing_wrong_is_understood_field_by_field() {
+fn a_faultless_frame_parses_field_by_field() {
     TestRunner::new(config(20_000))
         .run(&valid(), |spec| {
             prop_assert_eq!(parse(&spec.build().frame()), Ok(spec.packet()));
@@ -185,7 +184,7 @@ fn a_frame_with_nothing_wrong_is_understood_field_by_field() {
 }
 
 #[test]
-fn a_frame_with_one_thing_wrong_passes_for_this_reason() {
+fn a_frame_with_one_fault_passes_for_its_reason() {
     TestRunner::new(config(40_000))
         .run(&faulty(), |(spec, fault, reason)| {
             prop_assert_eq!(parse(&spec.build().frame()), Err(reason), "{:?}", fault);
@@ -217,7 +216,7 @@ fn exact(spec: &Spec) -> Spec {
 }
 
 #[test]
-fn what_cannot_be_read_at_once_is_pulled_in_and_understood_like_the_rest() {
+fn headers_beyond_the_linear_part_parse_after_the_pull() {
     for sample in samples(anything(), 3_000) {
         let known = parse(&sample.frame());
         for linear in 0..MAX_HEADERS + 2 {
@@ -236,7 +235,7 @@ fn what_cannot_be_read_at_once_is_pulled_in_and_understood_like_the_rest() {
 }
 
 #[test]
-fn only_tcp_and_udp_from_loopback_to_localhost_with_ports_get_to_the_verdict() {
+fn only_tcp_and_udp_from_loopback_to_localhost_parse() {
     check(100_000, anything(), |sample| {
         let Ok(packet) = parse(&sample.frame()) else { return Ok(()) };
         // By bytes, without any parser.
@@ -261,36 +260,7 @@ fn only_tcp_and_udp_from_loopback_to_localhost_with_ports_get_to_the_verdict() {
 }
 
 #[test]
-fn every_flag_combination_has_the_role_that_conntrack_gives_it() {
-    for flags in 0..=u8::MAX {
-        let spec = Spec::tcp(50_000, 8080, flags, 0);
-        // ECN and PSH, URG change nothing; SYN, ACK, RST, FIN decide.
-        let role = match flags & 0x17 {
-            0x02 => Role::Syn,
-            0x10 => Role::Ack,
-            _ => Role::Other,
-        };
-        assert_eq!(parse(&spec.build().frame()).map(|packet| packet.role), Ok(role), "{flags:#04x}");
-    }
-}
-
-#[test]
-fn a_super_packet_may_say_length_zero_only_if_it_is_too_long_to_say_it() {
-    let reason = |packet_len: usize, total_length| {
-        let spec =
-            Spec { total_length: Some(total_length), ..Spec::tcp(50_000, 8080, 0x10, packet_len - 40) };
-        assert_eq!(spec.packet_len(), packet_len);
-        parse(&spec.build().frame()).err()
-    };
-    assert_eq!(reason(65_535, 65_535), None, "GRO's longest");
-    assert_eq!(reason(65_535, 0), Some(Reason::BadHeader));
-    assert_eq!(reason(65_536, 0), None, "BIG TCP's shortest");
-    assert_eq!(reason(524_280, 0), None);
-    assert_eq!(reason(65_536, 65_535), None, "a byte of padding");
-}
-
-#[test]
-fn the_generators_make_every_reason_that_the_parser_has() {
+fn the_strategies_reach_every_reason_of_the_parser() {
     let reasons: HashSet<_> =
         samples(anything(), 5_000).filter_map(|sample| parse(&sample.frame()).err()).collect();
     let faults: HashSet<_> = samples(faulty(), 5_000).map(|(_, fault, _)| discriminant(&fault)).collect();

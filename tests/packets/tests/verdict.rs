@@ -1,7 +1,7 @@
-//! Ten million generated frames, each in a world of its own, through parser and verdict: what must hold of all of
-//! them, told from the frame's bytes without the parser.
+//! Ten million generated frames, each in a world of its own, through parser and verdict. The properties read the frame's
+//! bytes without the parser.
 //!
-//! The same frames, some of them, go through the program in the kernel: `tests/scenarios/packets`.
+//! `tests/scenarios/packets` sends some of these frames through the program in the kernel.
 
 use std::{collections::HashMap, thread};
 
@@ -11,9 +11,10 @@ use wsl_mirror_core::{
     packet::{self, Packet},
     verdict::{Conntrack, Decision, Entry, Way, decide, status, tcp_state},
 };
-use wsl_mirror_packets::{BY_FORM, Sample, TO_US, anything, parse_as_the_program_does, samples_of};
-
-use crate::worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World};
+use wsl_mirror_packets::{
+    BY_FORM, Sample, TO_US, anything, parse_as_the_program_does, samples_of,
+    worlds::{COMBINATIONS, Call, Calls, SEQUENCE, Visit, World},
+};
 
 const FRAMES: usize = 10_000_000;
 /// Each with a seed of its own, so that the frames are the same on however many cores.
@@ -50,7 +51,7 @@ impl Datagrams for Datagram {
         Self::NOW
     }
 
-    fn first_was(&mut self, _: FragmentKey) -> Option<u64> {
+    fn first_delivered_at(&mut self, _: FragmentKey) -> Option<u64> {
         self.0.map(|ago| Self::NOW.wrapping_sub(ago))
     }
 
@@ -131,8 +132,8 @@ type Property = (&'static str, fn(&Case) -> bool);
 
 const PROPERTIES: [Property; 16] = [
     ("only IPv4 for us, without a VLAN tag, is steered", |case| !case.is_steered() || case.is_ipv4_for_us()),
-    ("only TCP and UDP is steered", |case| !case.is_steered() || case.is_tcp_or_udp()),
-    ("only what goes from 127/8 to 127.0.0.1 is steered", |case| {
+    ("only TCP and UDP are steered", |case| !case.is_steered() || case.is_tcp_or_udp()),
+    ("only packets from 127/8 to 127.0.0.1 are steered", |case| {
         !case.is_steered() || case.is_from_loopback_to_localhost()
     }),
     (
@@ -151,36 +152,38 @@ const PROPERTIES: [Property; 16] = [
         let is_first = case.calls.count != 0 && case.has_more_fragments();
         !is_first || case.datagram.is_remembered() == case.by_lo
     }),
-    ("nothing from or to port 0 is steered", |case| {
+    ("no packet from or to port 0 is steered", |case| {
         !case.is_steered_by_its_flow() || !case.ports().contains(&0)
     }),
     ("no flow to an exempt port begins to be steered", |case| {
-        !case.began() || case.world.written != Policy::Pass
+        !case.began() || case.world.port_policy != Policy::Pass
     }),
-    ("no flow begins to be steered to whom it shall not be, unless the user says so", |case| {
-        !case.began() || case.world.written == Policy::Steer || owner(case) != Some(Policy::Pass)
+    ("no flow begins to be steered against its owner's policy, but by the port's policy", |case| {
+        !case.began() || case.world.port_policy == Policy::Steer || owner(case) != Some(Policy::Pass)
     }),
-    ("no flow begins to be steered that neither user nor owner nor default wants steered", |case| {
-        let World { written, default, .. } = case.world;
-        !case.began() || [Some(written), owner(case), Some(default)].contains(&Some(Policy::Steer))
+    ("no flow begins to be steered without a policy to steer it", |case| {
+        let World { port_policy, default, .. } = case.world;
+        !case.began() || [Some(port_policy), owner(case), Some(default)].contains(&Some(Policy::Steer))
     }),
-    ("no flow begins to be steered to nobody", |case| !case.began() || case.world.listener.is_some()),
-    ("what the parser does not let through is passed before the kernel is asked anything", |case| {
+    ("no flow begins to be steered without a listener", |case| {
+        !case.began() || case.world.listener.is_some()
+    }),
+    ("a frame that does not parse passes without a call to the kernel", |case| {
         (BY_FORM.contains(&case.reason) || case.reason == Reason::Fragment) == (case.calls.count == 0)
     }),
-    ("nothing is steered on a failed lookup, or when its entry could not be made", |case| {
+    ("no packet is steered after a failed lookup, or without its new entry", |case| {
         !case.is_steered_by_its_flow()
             || case.world.conntrack != Conntrack::Failed
                 && (case.world.create.is_ok()
                     || matches!(case.reason, Reason::Established | Reason::Local | Reason::Learned))
     }),
-    ("what passes has neither lost its conntrack entry nor got one, but for what failed half-way", |case| {
+    ("a packet that passes neither loses its conntrack entry nor gets one", |case| {
         case.reason.verdict() != Verdict::Pass || !case.calls.changed_anything()
     }),
-    ("nothing is delivered by lo that is not steered, or where that would lose it", |case| {
+    ("only steered packets go by lo, and only where lo delivers", |case| {
         !case.by_lo || case.is_steered() && case.world.way != Way::Plain
     }),
-    ("nothing that somebody else's DNAT carries is delivered by lo", |case| {
+    ("no packet that somebody else's DNAT carries goes by lo", |case| {
         let carried = case.world.entry().is_some_and(|entry| entry.status & status::DST_NAT != 0);
         !case.by_lo || !carried || case.reason == Reason::Fragment || case.calls.has(Call::Create)
     }),
@@ -193,7 +196,7 @@ const PROPERTIES: [Property; 16] = [
             !case.is_steered_by_its_flow()
                 || on_finished
                 || case.world.entry().is_none_or(|entry| !entry.is_reply)
-                || (case.by_lo && (case.world.remembered.by_lo || case.world.way == Way::ByLo))
+                || (case.by_lo && (case.world.known_flow.by_lo || case.world.way == Way::ByLo))
         },
     ),
 ];
