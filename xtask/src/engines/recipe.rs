@@ -1,5 +1,5 @@
-//! How the folder of a suite is made: Debian's packages, unpacked but not installed, as no script of theirs is
-//! needed for what the lab runs.
+//! Makes the folder of a suite: Debian's packages, unpacked and not installed. The lab's engines need no script of
+//! theirs.
 
 use std::{
     fs::{self, File},
@@ -54,7 +54,7 @@ rm -rf "$1/var/cache/apt" "$1/var/lib/apt"
 rm -rf "$1/usr/share/doc" "$1/usr/share/man" "$1/usr/share/locale" "$1/usr/share/info" "$1/usr/include"
 "#;
 
-/// All that the folder's content depends on besides the day.
+/// The folder's content depends on this, and on the day.
 pub(super) fn recipe(suite: &Suite) -> String {
     format!("{}\n{}\n{FINISH}", suite.name, PACKAGES.join(" "))
 }
@@ -66,7 +66,7 @@ pub(super) fn recipe(suite: &Suite) -> String {
 /// the log is named.
 pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     if matches!(setup::ensure(Needs::Engines)?, Outcome::Missing) {
-        bail!("they cannot be had without what is named above");
+        bail!("the engines' folders need what is named above");
     }
     let mirror = debian::mirror(HINT)?;
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -77,7 +77,7 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     if cache::find(folder, suite).is_some() {
         return Ok(());
     }
-    // Under its own name only when it is whole: this may be interrupted at any moment.
+    // Under its own name only when it is complete: a user may interrupt this at any moment.
     let partial = folder.join(format!(".{}.partial", suite.name));
     remove(&partial)?;
     fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
@@ -97,15 +97,15 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     mmdebstrap.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive").current_dir(folder);
     let log = folder.join(format!("{}.log", suite.name));
     let name = format!("unpack Docker and Podman of {} (some 40 s on two cores)", suite.name);
-    progress::step("engines", &name, &mut mmdebstrap, &log)?;
+    progress::command("engines", &name, &mut mmdebstrap, &log)?;
     let mut finish = Command::new("sh");
     // mmdebstrap runs no hooks in this variant.
     finish.args(["-c", FINISH, "sh"]).arg(&root).arg(partial.join("manifest")).env("LC_ALL", "C.UTF-8");
-    progress::step("engines", &format!("finish the folder of {}", suite.name), &mut finish, &log)?;
+    progress::command("engines", &format!("finish the folder of {}", suite.name), &mut finish, &log)?;
     fs::write(partial.join("recipe"), recipe(suite)).context("writing the recipe")?;
-    let whole = folder.join(suite.name);
-    remove(&whole)?;
-    fs::rename(&partial, &whole).with_context(|| format!("renaming {}", partial.display()))
+    let finished = folder.join(suite.name);
+    remove(&finished)?;
+    fs::rename(&partial, &finished).with_context(|| format!("renaming {}", partial.display()))
 }
 
 fn remove(folder: &Path) -> Result<()> {

@@ -47,7 +47,7 @@ fn add(archive: &mut File, inode: u32, name: &str, mode: u32, content: &[u8]) ->
 }
 
 /// A word as the shell reads it back.
-pub(super) fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

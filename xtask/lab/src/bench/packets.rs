@@ -11,7 +11,9 @@ use wsl_mirror_lab::{
 };
 
 use super::{bpf::Program, statistics::Summary};
-use crate::{progress::Step, status::Status};
+use xtask::progress::Step;
+
+use crate::status::Status;
 
 /// Where `load` pins the program.
 const PIN: &str = "/sys/fs/bpf/wsl-mirror/v1/program";

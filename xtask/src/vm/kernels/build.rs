@@ -55,7 +55,7 @@ pub(super) fn build(known: &Known) -> Result<PathBuf> {
     let log = folder.join(format!("build-{}.log", known.name));
     let tree = sources(known, &work, &log)?;
     let bz_image = compile(known, &tree, &log)?;
-    // Under its own name only when it is whole: a build may be interrupted at any moment.
+    // Under its own name only when it is complete: a user may interrupt a build at any moment.
     let image = folder.join(format!("vmlinuz-{}", known.name));
     let partial = folder.join(format!(".vmlinuz-{}-{}", known.name, std::process::id()));
     fs::copy(&bz_image, &partial)
@@ -145,9 +145,9 @@ fn apt_get(own: &Path, arguments: &[&str]) -> Command {
 }
 
 fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {
-    fs::write(tree.join("wanted.config"), configuration(known)).context("writing the configuration")?;
+    fs::write(tree.join("ours.config"), configuration(known)).context("writing the configuration")?;
     let configure =
-        "make tinyconfig && ./scripts/kconfig/merge_config.sh -m .config wanted.config && make olddefconfig";
+        "make tinyconfig && ./scripts/kconfig/merge_config.sh -m .config ours.config && make olddefconfig";
     let make = |script: &str| {
         let mut command = Command::new("sh");
         command.args(["-ec", script]).current_dir(tree).env("LC_ALL", "C.UTF-8");
@@ -173,7 +173,7 @@ fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {
 
 /// Symbols that the configuration sets, that this version knows, and that have not come out so: kconfig drops without
 /// a word what lacks a dependency.
-fn dropped(wanted: &str, tree: &Path) -> Result<Vec<String>> {
+fn dropped(ours: &str, tree: &Path) -> Result<Vec<String>> {
     let path = tree.join(".config");
     let made = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let known = Command::new("grep")
@@ -183,11 +183,11 @@ fn dropped(wanted: &str, tree: &Path) -> Result<Vec<String>> {
         .context("asking for the symbols of this version")?;
     let known = String::from_utf8_lossy(&known.stdout);
     let known: HashSet<&str> = known.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
-    Ok(not_as_wanted(wanted, &made, |symbol| known.contains(symbol)))
+    Ok(unlike_ours(ours, &made, |symbol| known.contains(symbol)))
 }
 
-/// The settings of `wanted` that are not in `made`, of symbols that exist.
-fn not_as_wanted(wanted: &str, made: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
+/// The settings of `ours` that are not in `made`, of symbols that exist.
+fn unlike_ours(ours: &str, made: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
     let set = |text: &str| -> HashMap<String, String> {
         text.lines()
             .filter_map(|line| line.strip_prefix("CONFIG_")?.split_once('='))
@@ -195,7 +195,7 @@ fn not_as_wanted(wanted: &str, made: &str, exists: impl Fn(&str) -> bool) -> Vec
             .collect()
     };
     let made = set(made);
-    let mut missing: Vec<String> = set(wanted)
+    let mut missing: Vec<String> = set(ours)
         .into_iter()
         .filter(|(name, value)| exists(name) && made.get(name).map_or("n", String::as_str) != value)
         .map(|(name, value)| format!("{name}={value}"))
@@ -205,7 +205,7 @@ fn not_as_wanted(wanted: &str, made: &str, exists: impl Fn(&str) -> bool) -> Vec
 }
 
 fn step(name: &str, command: &mut Command, log: &Path) -> Result<()> {
-    progress::step("kernels", name, command, log)
+    progress::command("kernels", name, command, log)
 }
 
 #[cfg(test)]
@@ -214,9 +214,9 @@ mod tests {
 
     #[test]
     fn what_kconfig_has_dropped_is_named() {
-        let wanted = "# why\nCONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=y\nCONFIG_E=n\n";
+        let ours = "# why\nCONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=y\nCONFIG_E=n\n";
         let made = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=m\n";
-        assert_eq!(not_as_wanted(wanted, made, |symbol| symbol != "D"), ["B=y", "C=n"]);
+        assert_eq!(unlike_ours(ours, made, |symbol| symbol != "D"), ["B=y", "C=n"]);
     }
 
     #[test]
