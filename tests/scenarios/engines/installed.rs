@@ -46,7 +46,7 @@ pub fn find(release: &Release) -> Result<Result<Installed, String>> {
     match here {
         Some(version) if release.is(&version) => Ok(Ok(Installed { root: None, version })),
         _ => Ok(Err(format!(
-            "there is no {}; `cargo xtask test --engines` makes it on a Debian that reaches its mirror",
+            "there is no {}; `cargo xtask test engines --all` makes it on a Debian that reaches its mirror",
             folder.display()
         ))),
     }

@@ -1,4 +1,4 @@
-//! One test for each row of the matrix. What the default run leaves out runs with `cargo xtask test --engines`.
+//! One test for each row of the matrix. What the default run leaves out runs with `cargo xtask test engines --all`.
 
 mod ways_out;
 
@@ -72,49 +72,49 @@ fn docker_20_10_proxy_off_wslinfo_absent_loopback0_late() -> Result<()> {
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn docker_26_1_proxy_on_wslinfo_present_loopback0_first() -> Result<()> {
     docker("docker_26_1_proxy_on_wslinfo_present_loopback0_first", DOCKER_26_1, On, Present, BeforeDockerd)
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn docker_26_1_proxy_on_wslinfo_present_loopback0_late() -> Result<()> {
     docker("docker_26_1_proxy_on_wslinfo_present_loopback0_late", DOCKER_26_1, On, Present, AfterDockerd)
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn docker_26_1_proxy_on_wslinfo_absent_loopback0_first() -> Result<()> {
     docker("docker_26_1_proxy_on_wslinfo_absent_loopback0_first", DOCKER_26_1, On, Absent, BeforeDockerd)
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn docker_26_1_proxy_on_wslinfo_absent_loopback0_late() -> Result<()> {
     docker("docker_26_1_proxy_on_wslinfo_absent_loopback0_late", DOCKER_26_1, On, Absent, AfterDockerd)
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn docker_26_1_proxy_off_wslinfo_present_loopback0_first() -> Result<()> {
     docker("docker_26_1_proxy_off_wslinfo_present_loopback0_first", DOCKER_26_1, Off, Present, BeforeDockerd)
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn docker_26_1_proxy_off_wslinfo_present_loopback0_late() -> Result<()> {
     docker("docker_26_1_proxy_off_wslinfo_present_loopback0_late", DOCKER_26_1, Off, Present, AfterDockerd)
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn docker_26_1_proxy_off_wslinfo_absent_loopback0_first() -> Result<()> {
     docker("docker_26_1_proxy_off_wslinfo_absent_loopback0_first", DOCKER_26_1, Off, Absent, BeforeDockerd)
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn docker_26_1_proxy_off_wslinfo_absent_loopback0_late() -> Result<()> {
     docker("docker_26_1_proxy_off_wslinfo_absent_loopback0_late", DOCKER_26_1, Off, Absent, AfterDockerd)
 }
@@ -160,19 +160,19 @@ fn docker_28_5_proxy_off_wslinfo_absent_loopback0_late() -> Result<()> {
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn podman_4_3_netavark() -> Result<()> {
     run("podman_4_3_netavark", &Configuration::podman(PODMAN_4_3, NetworkBackend::Netavark))
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn podman_4_3_cni_portmap() -> Result<()> {
     run("podman_4_3_cni_portmap", &Configuration::podman(PODMAN_4_3, NetworkBackend::Cni))
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn podman_5_4_netavark() -> Result<()> {
     run("podman_5_4_netavark", &Configuration::podman(PODMAN_5_4, NetworkBackend::Netavark))
 }
