@@ -199,7 +199,7 @@ fn closing(broken: &[Broken], engine: &str, started: Instant) -> String {
     }
     lines.push(
         "Next: run it again on a machine that has nothing else to do (a busy one can miss a time limit), then \
-         `cargo xtask test --lab`."
+         `cargo xtask test lab`."
             .to_owned(),
     );
     lines.join("\n")

@@ -191,7 +191,7 @@ pub(crate) fn list() -> String {
                 || format!("to be built from {}", known.package),
                 |image| image.display().to_string(),
             );
-            let when = if known.by_default { "always" } else { "--all" };
+            let when = if known.by_default { "by default" } else { "--all" };
             [known.name.to_owned(), when.to_owned(), image, known.why.to_owned()]
         })
         .collect();
