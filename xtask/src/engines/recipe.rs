@@ -19,7 +19,7 @@ use crate::{
 const HINT: &str = "engines come from Debian's packages, so on a Debian machine; elsewhere, copy a cache of engines \
                     and name it in WSL_MIRROR_ENGINES";
 
-/// What every folder has, with all that depends on. `base-files` has the links of a merged /usr.
+/// The packages of every folder; mmdebstrap adds their dependencies. `base-files` has the links of a merged /usr.
 const PACKAGES: [&str; 10] = [
     "base-files",
     "docker.io",
@@ -33,8 +33,8 @@ const PACKAGES: [&str; 10] = [
     "containernetworking-plugins",
 ];
 
-/// Run when all is unpacked, with the root and the manifest as arguments: what packages' own scripts would have done,
-/// of which only this is missed; what was installed; and away with what nobody reads there.
+/// Runs after unpacking, with the root and the manifest as arguments. It does the needed part of the packages' own
+/// scripts, writes the manifest, and removes files that nobody reads.
 const FINISH: &str = r#"set -eu
 [ -d "$1/etc" ]
 for deb in "$1"/var/cache/apt/archives/*.deb; do
@@ -70,7 +70,7 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     }
     let mirror = debian::mirror(HINT)?;
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-    // Held until the end; whoever else makes this one waits, and finds it there.
+    // Held until the end: another run waits, and finds the folder.
     let lock = folder.join(format!("{}.lock", suite.name));
     let lock = File::create(&lock).and_then(|file| file.lock().map(|()| file));
     let _lock = lock.with_context(|| format!("locking {} in {}", suite.name, folder.display()))?;
@@ -85,7 +85,7 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap.args(["--mode=root", "--variant=extract", "--format=directory", "--skip=cleanup/apt"]);
     mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
-    // What sid was when it was signed last may be a while ago; that Debian has signed it is still asked.
+    // sid's last signature may be old. apt still checks that it is Debian's.
     for option in ["Acquire::Check-Valid-Until \"false\"", "Acquire::Languages \"none\""] {
         mmdebstrap.arg(format!("--aptopt={option}"));
     }

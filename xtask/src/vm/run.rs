@@ -28,7 +28,7 @@ use crate::{
     test::{Failure, Group, Rerun, Results, Verdict, filters},
 };
 
-/// How many tests run at once in a machine: while one waits for silence, another works.
+/// How many tests run at once in a machine: many mostly wait.
 const THREADS: &str = "2";
 /// The folder that the lab's tests run in, as `cargo test` does it.
 const TESTS: &str = "tests";

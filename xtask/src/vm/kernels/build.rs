@@ -25,7 +25,7 @@ const DEBUG: &str = include_str!("debug.config");
 const HINT: &str = "kernels are built from Debian's packages, so on a Debian machine; elsewhere, copy a cache of \
                     kernels and name it in WSL_MIRROR_KERNELS";
 
-/// All that a kernel is configured with beyond `tinyconfig`.
+/// The configuration of a kernel beyond `tinyconfig`.
 pub(super) fn configuration(known: &Known) -> String {
     if known.debug { format!("{WSL_LIKE}\n{DEBUG}") } else { WSL_LIKE.to_owned() }
 }
@@ -40,7 +40,7 @@ pub(super) fn build(known: &Known) -> Result<PathBuf> {
         bail!("the kernel {} cannot be built without what is named above", known.name);
     }
     let folder = cache::writable()?;
-    // Held until the end; whoever else builds this one waits, and finds it there.
+    // Held until the end: another build of this kernel waits, and finds the image.
     let lock = folder.join(format!("build-{}.lock", known.name));
     let lock = File::create(&lock).and_then(|file| file.lock().map(|()| file));
     let _lock =
@@ -49,7 +49,7 @@ pub(super) fn build(known: &Known) -> Result<PathBuf> {
         return Ok(image);
     }
     let work = folder.join(format!("build-{}", known.name));
-    // What a build that was interrupted has left.
+    // An interrupted build may have left it.
     remove(&work)?;
     fs::create_dir_all(&work).with_context(|| format!("creating {}", work.display()))?;
     let log = folder.join(format!("build-{}.log", known.name));
@@ -60,7 +60,7 @@ pub(super) fn build(known: &Known) -> Result<PathBuf> {
     let partial = folder.join(format!(".vmlinuz-{}-{}", known.name, std::process::id()));
     fs::copy(&bz_image, &partial)
         .with_context(|| format!("copying {} to {}", bz_image.display(), partial.display()))?;
-    // The old image goes first: beside the new configuration it would be taken for a new one.
+    // The old image goes first: beside the new configuration it would pass for a new one.
     if image.exists() {
         fs::remove_file(&image).with_context(|| format!("removing {}", image.display()))?;
     }
@@ -171,8 +171,8 @@ fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {
     Ok(tree.join("arch/x86/boot/bzImage"))
 }
 
-/// Symbols that the configuration sets, that this version knows, and that have not come out so: kconfig drops without
-/// a word what lacks a dependency.
+/// Symbols that this version knows, and whose setting differs from ours: kconfig silently drops a symbol that lacks a
+/// dependency.
 fn dropped(ours: &str, tree: &Path) -> Result<Vec<String>> {
     let path = tree.join(".config");
     let made = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_kconfig_has_dropped_is_named() {
+    fn dropped_symbols_are_named() {
         let ours = "# why\nCONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=y\nCONFIG_E=n\n";
         let made = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=m\n";
         assert_eq!(unlike_ours(ours, made, |symbol| symbol != "D"), ["B=y", "C=n"]);
