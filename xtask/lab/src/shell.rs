@@ -62,7 +62,7 @@ impl Shell {
             .env("PATH", path)
             .env("PS1", "guest# ")
             .env("DOCKER_HOST", format!("unix://{}", docker.socket()));
-        // How the last command in there ended is nobody's failure.
+        // The exit code of the user's last command is no failure of ours.
         shell.status().with_context(|| format!("starting {program}"))?;
         Ok(ExitCode::Success)
     }

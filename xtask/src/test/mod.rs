@@ -29,7 +29,7 @@ use crate::{
 };
 pub(crate) use libtest::{Count, Failure, Results, filters};
 pub(crate) use report::{Group, Verdict, conclude};
-pub(crate) use rerun::Rerun;
+pub(crate) use rerun::{Rerun, word};
 pub(crate) use suite::Extent;
 use suite::Suite;
 

@@ -52,7 +52,7 @@ fn words(words: &[String]) -> String {
 }
 
 /// A word as a shell reads it back; a path of Rust's needs no quotes.
-fn word(text: &str) -> String {
+pub(crate) fn word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/=,".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) { text.to_owned() } else { quoted(text) }
 }

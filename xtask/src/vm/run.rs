@@ -25,7 +25,7 @@ use super::{
 use crate::{
     build::{self, cargo},
     engines,
-    test::{Failure, Group, Rerun, Results, Verdict, filters},
+    test::{Failure, Group, Rerun, Results, Verdict, filters, word},
 };
 
 /// How many tests run at once in a machine: many mostly wait.
@@ -140,7 +140,7 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
 
 fn jobs_on<'a>(kernel: &'a Kernel, built: &'a Built, effort: &Effort<'_>) -> Result<Vec<Job<'a>>> {
     let soak = if effort.soak { " --soak" } else { "" };
-    let command = format!("cargo xtask vm --kernel {}{soak}", kernel.argument);
+    let command = format!("cargo xtask vm --kernel {}{soak}", word(&kernel.argument));
     if kernel.expectation == Expectation::Refused {
         // The user's filter does not apply: this kernel has one test.
         let (group, test) = REFUSAL;

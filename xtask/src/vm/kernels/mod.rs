@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_is_asked_for_by_its_name_or_by_a_path() {
+    fn a_kernel_has_a_name_or_a_path() {
         assert!(matches!(named("6.12"), Ok(Source::Known(Known { name: "6.12", .. }))));
         let itself = std::env::current_exe().unwrap_or_else(|error| panic!("{error}"));
         match named(&itself.to_string_lossy()) {
