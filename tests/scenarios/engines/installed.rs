@@ -49,7 +49,7 @@ pub fn find(release: &Release) -> Result<Installed, String> {
     match here {
         Some(version) if release.is(&version) => Ok(Installed { root: None, version }),
         _ => Err(format!(
-            "there is no {}; `cargo xtask test --engines` makes it on a Debian that reaches its mirror",
+            "there is no {}; `cargo xtask test engines --all` makes it on a Debian that reaches its mirror",
             folder.display()
         )),
     }

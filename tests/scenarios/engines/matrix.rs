@@ -1,4 +1,4 @@
-//! One test for each row of the matrix. What the default run leaves out runs with `cargo xtask test --engines`.
+//! One test for each row of the matrix. What the default run leaves out runs with `cargo xtask test engines --all`.
 
 mod ways_out;
 
@@ -70,7 +70,7 @@ rows! {
 }
 
 rows! {
-    #[ignore = "runs with `cargo xtask test --engines`"]
+    #[ignore = "runs with `cargo xtask test engines --all`"]
     docker_26_1_proxy_on_wslinfo_present_loopback0_first: docker(DOCKER_26_1, On, Present, BeforeDockerd);
     docker_26_1_proxy_on_wslinfo_present_loopback0_late: docker(DOCKER_26_1, On, Present, AfterDockerd);
     docker_26_1_proxy_on_wslinfo_absent_loopback0_first: docker(DOCKER_26_1, On, Absent, BeforeDockerd);

@@ -79,7 +79,7 @@ fn docker_may_start_before_the_program_or_after_it() {
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn loopback0_may_appear_before_docker_or_after_it_and_once_more_after_the_load() {
     with_each(|engine| {
         for late in [false, true] {
@@ -179,7 +179,7 @@ fn restartable(lab: &Lab, options: &DockerOptions) -> (DockerOptions, String) {
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn ports_are_steered_again_after_dockerd_alone_was_restarted_and_its_containers_lived_on() {
     with_each(|engine| {
         let lab = lab();
@@ -317,7 +317,7 @@ fn a_syn_that_docker_28_5_dropped_before_the_load_gets_through_when_it_is_retran
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn a_dockerd_without_its_proxy_keeps_its_ports_and_one_that_has_it_again_is_steered() {
     with_each(|engine| {
         let lab = lab();

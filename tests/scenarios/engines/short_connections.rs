@@ -405,7 +405,7 @@ fn of_ten_thousand_short_connections_only_those_to_a_port_that_was_down_fail() {
 }
 
 #[test]
-#[ignore = "runs with `cargo xtask test --engines`"]
+#[ignore = "runs with `cargo xtask test engines --all`"]
 fn of_a_hundred_thousand_short_connections_only_those_to_a_port_that_was_down_fail() {
     only_ports_that_were_down_fail(100_000);
 }

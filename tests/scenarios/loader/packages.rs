@@ -1,5 +1,5 @@
 //! What `cargo xtask dist` made, in folders of Debian's releases and in one with nothing but a busybox. Run by
-//! `cargo xtask test --dist`, which makes all of it.
+//! `cargo xtask test dist`, which makes all of it.
 
 mod booted;
 
@@ -170,7 +170,7 @@ impl<'a> Root<'a> {
 }
 
 #[test]
-#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+#[ignore = "`cargo xtask test dist` makes the packages and runs it"]
 fn packages_put_everything_in_its_place_and_take_it_away_again() {
     let lab = Lab::builder().build().unwrap();
     let root = Root::of_suite(&lab, "bookworm");
@@ -207,7 +207,7 @@ fn packages_put_everything_in_its_place_and_take_it_away_again() {
 }
 
 #[test]
-#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+#[ignore = "`cargo xtask test dist` makes the packages and runs it"]
 fn packages_that_were_removed_are_enabled_as_before_when_they_come_back() {
     const UNIT: &str = "/etc/systemd/system/wsl-mirror.service";
     let lab = Lab::builder().build().unwrap();
@@ -246,7 +246,7 @@ fn newest() -> PathBuf {
 }
 
 #[test]
-#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+#[ignore = "`cargo xtask test dist` makes the packages and runs it"]
 fn packages_are_upgraded_under_traffic_without_a_loss() {
     let lab = published();
     let root = Root::of_suite(&lab, "bookworm");
@@ -271,7 +271,7 @@ fn packages_are_upgraded_under_traffic_without_a_loss() {
 }
 
 #[test]
-#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+#[ignore = "`cargo xtask test dist` makes the packages and runs it"]
 fn packages_that_are_upgraded_without_systemd_restart_the_agent_without_a_loss() {
     let lab = published();
     let root = Root::of_suite(&lab, "bookworm");
@@ -294,7 +294,7 @@ fn packages_that_are_upgraded_without_systemd_restart_the_agent_without_a_loss()
 }
 
 #[test]
-#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+#[ignore = "`cargo xtask test dist` makes the packages and runs it"]
 fn packages_tarball_runs_without_a_library_and_beside_an_older_glibc() {
     let lab = published();
     let tarball = file("wsl-mirror-", ".tar.gz");

@@ -150,7 +150,7 @@ add rule ip lab prerouting ip daddr 127.0.0.1 tcp dport 8080 dnat to 127.0.0.2:9
 ";
 
 #[test]
-#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+#[ignore = "`cargo xtask test dist` makes the packages and runs it"]
 fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() {
     let lab = Lab::builder().build().unwrap();
     run_with_input(lab.guest().command("nft").args(["-f", "-"]), DNAT, COMMAND_LIMIT)
@@ -198,7 +198,7 @@ fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() {
 }
 
 #[test]
-#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+#[ignore = "`cargo xtask test dist` makes the packages and runs it"]
 fn packages_unit_does_nothing_in_another_networking_mode_and_says_so() {
     let lab = Lab::builder().build().unwrap();
     let root = installed(&lab, &newest(), "nat");
@@ -212,7 +212,7 @@ fn packages_unit_does_nothing_in_another_networking_mode_and_says_so() {
 }
 
 #[test]
-#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+#[ignore = "`cargo xtask test dist` makes the packages and runs it"]
 fn packages_are_upgraded_while_systemd_runs_the_agent_without_a_loss() {
     let lab = published();
     let root = installed(&lab, &file("wsl-mirror_0.0.1-", ".deb"), "mirrored");
@@ -245,7 +245,7 @@ fn packages_are_upgraded_while_systemd_runs_the_agent_without_a_loss() {
 }
 
 #[test]
-#[ignore = "`cargo xtask test --dist` makes the packages and runs it"]
+#[ignore = "`cargo xtask test dist` makes the packages and runs it"]
 fn packages_program_alone_is_installed_restarted_and_uninstalled_where_systemd_runs() {
     const US: &str = "/usr/local/sbin/wsl-mirror";
     let lab = Lab::builder().build().unwrap();

@@ -11,7 +11,9 @@ use wsl_mirror_lab::{
 };
 
 use super::{bpf::Program, statistics::Summary};
-use crate::{progress::Step, status::Status};
+use xtask::progress::Step;
+
+use crate::status::Status;
 
 /// Before anything is measured: long enough for caches and clock to settle.
 const WARM_UP: u32 = 100_000;

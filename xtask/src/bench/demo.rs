@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::{exit_code::ExitCode, lab};
+use super::lab;
+use crate::exit_code::ExitCode;
 
 /// Show what wsl-mirror does, with a real Docker in a model of WSL's mirrored mode
 ///

@@ -1,4 +1,4 @@
-//! `cargo xtask test --fuzz`: every fuzz target for a minute.
+//! The suite of fuzz targets, each for a minute.
 
 use std::{
     fs,
@@ -9,31 +9,38 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{
-    cargo,
-    libtest::Count,
-    report::{Group, Verdict},
-};
+use super::{Count, Group, Rerun, Verdict, filters, heading};
+use crate::build::cargo;
 
 /// Where the targets are, from the root of the repository.
 const FOLDER: &str = "tests/fuzz";
-/// How long each runs.
+/// How long each target runs.
 const EACH: Duration = Duration::from_mins(1);
-/// A single input may not take longer; most take microseconds.
+/// The longest time for a single input; most take microseconds.
 const INPUT_LIMIT: Duration = Duration::from_secs(10);
-/// No input is longer, in bytes: of a longer seed libFuzzer reads the beginning alone.
+/// The longest input in bytes. libFuzzer would read only the beginning of a longer seed.
 const LONGEST: u64 = 16 << 10;
-/// The release of cargo-fuzz that is installed where there is none.
+/// The release of cargo-fuzz that xtask installs where there is none.
 const RELEASE: &str = "0.13.2";
 
-/// Fuzzes every target, and returns what each came to. An input that breaks one is kept in the target's folder below
-/// `tests/fuzz/artifacts`, and named.
-pub(crate) fn run() -> Result<Vec<Group>> {
+/// Fuzzes the targets that the arguments choose, each a group. An input that breaks one stays in the target's folder
+/// below `tests/fuzz/artifacts`, and cargo-fuzz names it. A failure before the first target is a failure among others.
+pub(super) fn run(arguments: &[String], rerun: &Rerun) -> Vec<Group> {
+    let started = Instant::now();
+    all(arguments, rerun).unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        vec![Group::without_tests("fuzz", Verdict::Failed, started.elapsed(), rerun.clone())]
+    })
+}
+
+fn all(arguments: &[String], rerun: &Rerun) -> Result<Vec<Group>> {
     let cargo_fuzz = cargo::tool("fuzz", "cargo-fuzz", RELEASE)?;
     let folder = cargo::workspace().join(FOLDER);
     let corpus = folder.join("target/corpus");
     unpack(&folder, &corpus)?;
-    targets(&folder)?.iter().map(|target| fuzz(&cargo_fuzz, &folder, &corpus, target)).collect()
+    let targets = targets(&folder)?;
+    let chosen = targets.iter().filter(|target| is_chosen(target, arguments));
+    chosen.map(|target| fuzz(&cargo_fuzz, &folder, &corpus, target, rerun)).collect()
 }
 
 /// Unpacks the inputs that fuzzers found before, a folder a target, and removes what an earlier run unpacked.
@@ -50,6 +57,14 @@ fn unpack(folder: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether a test binary with these arguments would run a test of this name.
+fn is_chosen(target: &str, arguments: &[String]) -> bool {
+    let exact = arguments.iter().any(|word| word == "--exact");
+    let filters = filters(arguments);
+    filters.is_empty()
+        || filters.iter().any(|filter| if exact { target == *filter } else { target.contains(filter) })
+}
+
 fn targets(folder: &Path) -> Result<Vec<String>> {
     let path = folder.join("fuzz_targets");
     let entries = fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))?;
@@ -64,8 +79,8 @@ fn targets(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn fuzz(cargo_fuzz: &Path, folder: &Path, corpus: &Path, target: &str) -> Result<Group> {
-    println!("\n=== fuzz {target} ===");
+fn fuzz(cargo_fuzz: &Path, folder: &Path, corpus: &Path, target: &str, rerun: &Rerun) -> Result<Group> {
+    heading(&format!("fuzz {target}"));
     let started = Instant::now();
     // New inputs go to a folder of their own; `wsl-mirror-user/src/fuzzing.rs` says how they join the archive.
     let found = folder.join("target/found").join(target);
@@ -75,8 +90,7 @@ fn fuzz(cargo_fuzz: &Path, folder: &Path, corpus: &Path, target: &str) -> Result
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
     let status = command(cargo_fuzz)
-        // The stable compilers that this project builds with have no sanitizers; a panic is what is looked for, and
-        // unsafe code stays away from what is read.
+        // Stable compilers have no sanitizers. The targets look for panics; unsafe code never sees their input.
         .args(["run", "--fuzz-dir", FOLDER, "--sanitizer", "none", target])
         .arg(&found)
         .args([&archived, &folder.join("seeds").join(target)])
@@ -91,10 +105,11 @@ fn fuzz(cargo_fuzz: &Path, folder: &Path, corpus: &Path, target: &str) -> Result
     let verdict = Verdict::of(status.success());
     let count =
         Count { passed: u32::from(status.success()), failed: u32::from(!status.success()), ignored: 0 };
-    Ok(Group { count, ..Group::without_tests(&format!("fuzz {target}"), verdict, started.elapsed()) })
+    let rerun = Rerun::Command(rerun.one(target));
+    Ok(Group { count, ..Group::without_tests(&format!("fuzz {target}"), verdict, started.elapsed(), rerun) })
 }
 
-/// cargo-fuzz as a cargo subcommand is called, with the cargo that runs us for all it builds.
+/// cargo-fuzz as a cargo subcommand is called, with the cargo that runs us for its builds.
 fn command(cargo_fuzz: &Path) -> Command {
     let mut command = cargo::with_our_toolchain(Command::new(cargo_fuzz));
     command.arg("fuzz").current_dir(cargo::workspace());
@@ -104,6 +119,15 @@ fn command(cargo_fuzz: &Path) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_chooses_targets_as_it_chooses_tests() {
+        let arguments =
+            |words: &[&str]| -> Vec<String> { words.iter().map(|word| (*word).to_owned()).collect() };
+        assert!(is_chosen("nft", &arguments(&[])) && is_chosen("nft", &arguments(&["ft"])));
+        assert!(!is_chosen("nft", &arguments(&["--exact", "ft"])));
+        assert!(is_chosen("nft", &arguments(&["--exact", "btf", "nft"])));
+    }
 
     #[test]
     fn every_seed_is_read_to_its_end() -> Result<()> {

@@ -1,9 +1,13 @@
-//! `cargo xtask bench`
+//! `cargo xtask bench` and `demo`: both run in the lab, by the package `xtask-lab`.
+
+mod demo;
+mod lab;
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::{exit_code::ExitCode, lab};
+use crate::exit_code::ExitCode;
+pub(crate) use demo::Demo;
 
 /// Measure what wsl-mirror costs, and compare with the limits
 ///

@@ -5,10 +5,8 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 
-use crate::{
-    exit_code::ExitCode,
-    setup::{self, Needs, Outcome},
-};
+use super::{Needs, Outcome};
+use crate::exit_code::ExitCode;
 
 /// Install what building and testing need, where that is possible
 ///
@@ -29,10 +27,10 @@ impl Setup {
         let started = Instant::now();
         let needs = if self.build_only { Needs::Build } else { Needs::Lab };
         if self.dry_run {
-            print!("{}", setup::describe(needs));
+            print!("{}", super::describe(needs));
             return Ok(ExitCode::Success);
         }
-        match setup::ensure(needs)? {
+        match super::ensure(needs)? {
             Outcome::Ready(toolchain) => {
                 println!("The object is built by {}", toolchain.compiler);
                 println!("and linked by {}.", toolchain.linker.path.display());
