@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    /// Adds to the archive what `cargo xtask test` found since (`tests/fuzz/target/found/TARGET`).
+    /// Adds to the archive what `cargo xtask test fuzz` found since (`tests/fuzz/target/found/TARGET`).
     ///
     /// First, keep only the inputs that reach new code, target by target:
     /// `cargo fuzz cmin --fuzz-dir tests/fuzz --sanitizer none TARGET tests/fuzz/target/found/TARGET`. Then run
