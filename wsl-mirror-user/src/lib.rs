@@ -6,14 +6,17 @@
 mod agent;
 mod commands;
 mod config;
+mod errors;
 mod exit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod host;
 mod install;
 mod loader;
+mod notes;
 mod output;
 mod policy;
+mod wait;
 mod wanted;
 
 use std::process::ExitCode;

@@ -7,6 +7,8 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
+use crate::notes::Notes;
+
 /// What works.
 pub const GOOD: Style = AnsiColor::Green.on_default().bold();
 /// What does not.
@@ -27,6 +29,13 @@ pub fn line(text: &str) -> Result<()> {
 /// not end a load half-way, as `eprintln!` would.
 pub fn note(text: &str) {
     let _ = writeln!(anstream::stderr(), "wsl-mirror: {text}");
+}
+
+/// Prints every note.
+pub fn notes(notes: &Notes) {
+    for text in notes {
+        note(text);
+    }
 }
 
 /// Writes JSON to standard output.

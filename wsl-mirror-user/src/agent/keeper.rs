@@ -15,6 +15,7 @@ use crate::loader::apply::{self, Target};
 use crate::loader::maps::SocketOwners;
 use crate::loader::plan::{self, State, Step};
 use crate::loader::{object, owners, state};
+use crate::notes::Notes;
 use crate::wanted::Wanted;
 
 /// What is known between two rounds, all of which can be read again.
@@ -37,6 +38,8 @@ pub struct Keeper {
     /// Why there are others.
     untagged: Option<String>,
     turn: Turn,
+    /// What the last round has to tell.
+    pub notes: Notes,
 }
 
 /// Whose turn it is to steer.
@@ -145,6 +148,7 @@ impl Keeper {
             sockets: HashSet::new(),
             untagged: None,
             turn: Turn::Ours,
+            notes: Notes::default(),
         })
     }
 
@@ -230,7 +234,9 @@ impl Keeper {
                 cgroup: cgroup::open(self.wanted.cgroup.as_deref())?,
                 whole_verifier_log: false,
             };
-            apply::apply(&steps, target)?;
+            let (notes, done) = apply::apply(&steps, target);
+            self.notes.extend(notes);
+            done?;
         }
         if changes.untold {
             let owners = self.config.owner_policies();

@@ -116,7 +116,7 @@ impl Agent {
         events: &mut Events,
         schedule: &mut Schedule,
     ) -> Result<Option<Result<Lock>>> {
-        let mut lock = pin!(Lock::wait(PATIENCE));
+        let mut lock = pin!(Lock::take_async(PATIENCE, output::note));
         loop {
             tokio::select! {
                 biased;
@@ -129,12 +129,13 @@ impl Agent {
     /// A round blocks, and netlink's own runtime cannot run within ours: so it has a thread.
     async fn round(&mut self, changes: Changes, is_patient: bool, lock: Lock) -> Result<Result<Round>> {
         let mut keeper = self.keeper.take().context("the last round never came to its end")?;
-        let (keeper, done) = tokio::task::spawn_blocking(move || {
+        let (mut keeper, done) = tokio::task::spawn_blocking(move || {
             let done = keeper.round(changes, is_patient, &lock);
             (keeper, done)
         })
         .await
         .context("a round broke off")?;
+        output::notes(&std::mem::take(&mut keeper.notes));
         self.keeper = Some(keeper);
         Ok(done)
     }

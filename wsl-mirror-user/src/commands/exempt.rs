@@ -6,7 +6,10 @@ use serde::Serialize;
 use wsl_mirror_core::abi::{Policy, PortPolicy};
 
 use crate::exit::{Exit, Failure};
-use crate::host::{lock::Lock, require_root};
+use crate::host::{
+    lock::{Access, Lock},
+    require_root,
+};
 use crate::loader::maps::PolicyMap;
 use crate::loader::pins::Pins;
 use crate::output;
@@ -64,7 +67,7 @@ fn open() -> Result<PolicyMap> {
 /// Writes the command line's field of each port.
 fn write(ports: &[PortSpec], policy: Policy) -> Result<Exit> {
     // A load that ran meanwhile would write its own field over what we read.
-    let _lock = Lock::take()?;
+    let _lock = Lock::take(Access::Exclusive, output::note)?;
     let mut map = open()?;
     let mut still_exempt = Vec::new();
     for key in ports.iter().flat_map(PortSpec::keys) {
@@ -110,7 +113,7 @@ impl From<PortRange<PortPolicy>> for Entry {
 fn list(json: bool) -> Result<Exit> {
     let written = {
         // Not while it is shown: a pager may take its time.
-        let _lock = Lock::take_shared()?;
+        let _lock = Lock::take(Access::Shared, output::note)?;
         open()?.all()?
     };
     let ranges = ranges(written.into_iter().filter(|(_, policy)| !policy.is_unset()));

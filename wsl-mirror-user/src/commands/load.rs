@@ -4,7 +4,10 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::exit::Exit;
-use crate::host::{lock::Lock, require_root};
+use crate::host::{
+    lock::{Access, Lock},
+    require_root,
+};
 use crate::loader::apply::{self, Target};
 use crate::loader::{object, plan, state};
 use crate::output;
@@ -29,7 +32,7 @@ impl Load {
         require_root("load an eBPF program")?;
         let config = self.wanted.effective_config()?;
         let cgroup = self.wanted.open_cgroup()?;
-        let _lock = Lock::take()?;
+        let _lock = Lock::take(Access::Exclusive, output::note)?;
         let state = state::read(&config.interface, config.hook)?;
         let steps = plan::plan(&state, &config)?;
         let object = object::for_this_kernel()?;
@@ -45,7 +48,9 @@ impl Load {
             cgroup,
             whole_verifier_log: self.verifier_log,
         };
-        apply::apply(&steps, target)?;
+        let (notes, done) = apply::apply(&steps, target);
+        output::notes(&notes);
+        done?;
         Ok(Exit::Success)
     }
 }

@@ -5,7 +5,11 @@ use clap::Args;
 
 use crate::agent::{self, report};
 use crate::exit::Exit;
-use crate::host::{firewall, lock::Lock, require_root};
+use crate::host::{
+    firewall,
+    lock::{Access, Lock},
+    require_root,
+};
 use crate::loader::{object, plan, state};
 use crate::output;
 use crate::wanted::Wanted;
@@ -38,7 +42,7 @@ impl Run {
     fn would_do(&self) -> Result<Vec<String>> {
         let config = self.wanted.effective_config()?;
         self.wanted.open_cgroup()?;
-        let _lock = Lock::take()?;
+        let _lock = Lock::take(Access::Exclusive, output::note)?;
         let state = state::read_with(&config.interface, config.hook, firewall::read().into())?;
         let name = &config.interface;
         if state.steered_by_others.is_some() {

@@ -13,7 +13,11 @@ use wsl_mirror_core::abi::{
 use crate::agent::report::{self, Report as Agent};
 use crate::exit::Exit;
 use crate::host::networking::Networking;
-use crate::host::{delivery, interface, lock::Lock, require_root};
+use crate::host::{
+    delivery, interface,
+    lock::{Access, Lock},
+    require_root,
+};
 use crate::loader::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
 use crate::loader::pins::Pins;
 use crate::loader::state::{self, Attachment};
@@ -161,7 +165,7 @@ struct Port {
 
 impl Report {
     fn read() -> Result<Self> {
-        let _lock = Lock::take_shared()?;
+        let _lock = Lock::take(Access::Shared, output::note)?;
         let pins = Pins::read()?;
         if !pins.has("SETTINGS") {
             let elsewhere = elsewhere(&pins)?;

@@ -4,7 +4,10 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::exit::Exit;
-use crate::host::{lock::Lock, require_root};
+use crate::host::{
+    lock::{Access, Lock},
+    require_root,
+};
 use crate::loader::unload;
 use crate::output;
 
@@ -17,7 +20,7 @@ impl Unload {
     #[expect(clippy::unused_self, reason = "every command is called alike")]
     pub fn exec(self) -> Result<Exit> {
         require_root("unload an eBPF program")?;
-        let _lock = Lock::take()?;
+        let _lock = Lock::take(Access::Exclusive, output::note)?;
         if !unload::unload()? {
             output::note("nothing is loaded");
         }

@@ -11,15 +11,19 @@ use anyhow::{Context as _, Result, bail};
 use super::plan::{Plan, Step};
 use super::state::below;
 use super::{agent, unit};
-use crate::exit::{Exit, Failure, exit_of};
+use crate::errors::Errors;
+use crate::exit::{Exit, Failure};
 use crate::host::tool::{self, Unread};
 
 /// How long systemctl may take: the unit's `TimeoutStopSec=`, and systemd's own time for what else it is at.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Ends the headline of several failures.
+const FAILED: &str = "could not be done";
+
 /// Does all steps, in the distribution that `root` is; reports every one that fails.
 pub fn apply(plan: &Plan, root: &Path) -> Result<()> {
-    let mut errors = Vec::new();
+    let mut errors = Errors::default();
     for step in &plan.steps {
         if let Err(error) = carry_out(step, root) {
             errors.push(error);
@@ -29,28 +33,18 @@ pub fn apply(plan: &Plan, root: &Path) -> Result<()> {
         }
     }
     errors.extend(refusals(plan));
-    all(errors)
+    errors.into_result(FAILED)
 }
 
 /// What [`apply`] would report if every step were done.
 pub fn refuse(plan: &Plan) -> Result<()> {
-    all(refusals(plan).collect())
+    let mut errors = Errors::default();
+    errors.extend(refusals(plan));
+    errors.into_result(FAILED)
 }
 
 fn refusals(plan: &Plan) -> impl Iterator<Item = anyhow::Error> {
     plan.refused.iter().map(|why| Failure::new(Exit::NotUnderstood, why))
-}
-
-fn all(mut errors: Vec<anyhow::Error>) -> Result<()> {
-    match errors.len() {
-        0 => Ok(()),
-        1 => Err(errors.remove(0)),
-        n => {
-            let texts: Vec<String> = errors.iter().map(|error| format!("{error:#}")).collect();
-            let text = format!("{n} things could not be done: {}", texts.join("; "));
-            Err(Failure::new(exit_of(&errors[0]), text))
-        }
-    }
 }
 
 fn carry_out(step: &Step, root: &Path) -> Result<()> {

@@ -20,7 +20,7 @@ use super::{hook, pins};
 use crate::config::LogLevel;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::{bpffs, delivery};
-use crate::output;
+use crate::notes::Notes;
 
 /// What a plan is carried out on, beside the pins. All of it is known to be there before anything is touched.
 pub struct Target<'a> {
@@ -35,8 +35,8 @@ pub struct Target<'a> {
 }
 
 /// Carries out the steps in order. When one fails, what the ones before it did is undone, last first, and
-/// everything is as it was.
-pub fn apply(steps: &[Step], target: Target<'_>) -> Result<()> {
+/// everything is as it was. The notes tell of either end.
+pub fn apply(steps: &[Step], target: Target<'_>) -> (Notes, Result<()>) {
     let mut work = Work {
         interface: target.interface,
         target,
@@ -45,13 +45,15 @@ pub fn apply(steps: &[Step], target: Target<'_>) -> Result<()> {
         undo: Vec::new(),
         prepared: Vec::new(),
         is_plain: false,
+        notes: Notes::default(),
     };
     for step in steps {
         if let Err(error) = work.carry_out(step) {
-            return Err(work.undo_all(error.context(format!("could not {step}"))));
+            let error = work.undo_all(error.context(format!("could not {step}")));
+            return (work.notes, Err(error));
         }
     }
-    Ok(())
+    (work.notes, Ok(()))
 }
 
 type Undo = (String, Box<dyn FnOnce() -> Result<()>>);
@@ -67,6 +69,7 @@ struct Work<'a> {
     prepared: Vec<delivery::Change>,
     /// Whether a part of it could not be done.
     is_plain: bool,
+    notes: Notes,
 }
 
 impl Work<'_> {
@@ -129,7 +132,7 @@ impl Work<'_> {
             Step::MountBpffs => {
                 bpffs::mount_it()?;
                 self.on_failure("unmount bpffs", bpffs::unmount_it);
-                output::note(&format!("mounted bpffs at {}", bpffs::ROOT));
+                self.notes.add(format!("mounted bpffs at {}", bpffs::ROOT));
                 Ok(())
             }
             Step::MakeDirectories => self.make_directories(),
@@ -183,7 +186,7 @@ impl Work<'_> {
             Step::CleanUp(change) => {
                 // What is loaded works all the same, and the next load or unload tries again.
                 if let Err(error) = change.carry_out() {
-                    output::note(&format!("could not {change}: {error:#}"));
+                    self.notes.add(format!("could not {change}: {error:#}"));
                 }
                 Ok(())
             }
@@ -201,13 +204,12 @@ impl Work<'_> {
             return;
         };
         self.is_plain = true;
-        output::note(&format!(
+        self.notes.add(format!(
             "could not {change}: {error:#}; so ports behind a rule that drops what does not come in on lo stay out of \
              reach"
         ));
-        for failed in self.undo_preparations() {
-            output::note(&failed);
-        }
+        let failed = self.undo_preparations();
+        self.notes.extend(failed);
     }
 
     fn make_directories(&mut self) -> Result<()> {
@@ -277,7 +279,7 @@ impl Work<'_> {
         let mut map = SocketOwners::from_map(self.map("SOCKET_OWNER")?)?;
         // Tags go with their sockets, or with the map: nothing is to be undone.
         if let Some(failed) = owners::tag_sockets(&mut map, owners, &mut HashSet::new()) {
-            output::note(&failed);
+            self.notes.add(failed);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What hangs on the ingress side of an interface: tcx links and `cls_bpf` filters.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::programs::tc::{SchedClassifierLink, TcHandle};
@@ -14,6 +14,7 @@ use super::owners::SocketHook;
 use super::pins;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::{interface, netlink};
+use crate::wait;
 
 /// Where our `cls_bpf` filter stands: always here, so that a second run finds the first one's. Lower numbers
 /// run first.
@@ -21,8 +22,7 @@ pub const FILTER_PRIORITY: u16 = 1;
 /// Its handle within the priority.
 pub const FILTER_HANDLE: TcHandle = TcHandle::new(0x77, 0x736d);
 /// How long the kernel may take to let go of a link; it takes some 20 ms.
-const PATIENCE: Duration = Duration::from_secs(2);
-const RETRY: Duration = Duration::from_millis(2);
+pub const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 /// `ETH_P_ALL` in network order: the protocol of our filter.
 const ALL_PROTOCOLS: u32 = 0x0003_u16.to_be() as u32;
 /// The program's name in the object and, cut to 15 bytes, in the kernel.
@@ -126,21 +126,21 @@ impl Found {
 /// Waits until a program whose link was unpinned is off the interface: the kernel frees the pin's inode, and with
 /// it the link, only after an RCU grace period and on a worker of its own. Until then packets are still steered.
 pub fn wait_until_off(interface: &str, program: u32) -> Result<()> {
-    let start = Instant::now();
-    // An interface that is gone has taken the program along.
-    while interface::index(interface).is_some()
-        && tcx_programs(interface)?.is_some_and(|programs| programs.contains(&program))
-    {
-        if start.elapsed() > PATIENCE {
-            let message = format!(
+    let off = wait::poll(RELEASE_LIMIT, || {
+        // An interface that is gone has taken the program along.
+        let is_off = interface::index(interface).is_none()
+            || !tcx_programs(interface)?.is_some_and(|programs| programs.contains(&program));
+        Ok(is_off.then_some(()))
+    })?;
+    off.ok_or_else(|| {
+        Failure::new(
+            Exit::Kernel,
+            format!(
                 "program {program} is still on {interface}: somebody else holds its link open (`bpftool link` \
                  shows it, `bpftool link detach` ends it)"
-            );
-            return Err(Failure::new(Exit::Kernel, message));
-        }
-        std::thread::sleep(RETRY);
-    }
-    Ok(())
+            ),
+        )
+    })
 }
 
 /// The loaded program of this id.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsRawFd as _;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
@@ -11,10 +10,12 @@ use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, 
 use rustix::fd::BorrowedFd;
 use wsl_mirror_core::abi::{Owner, OwnerPolicy};
 
+use super::hook::RELEASE_LIMIT;
 use super::maps::SocketOwners;
 use super::pins;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::host::sockets::{self, Holder};
+use crate::wait;
 
 /// A hook on a cgroup: it runs in whatever process does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,19 +110,17 @@ fn hangs_nowhere(fdinfo: &str) -> bool {
 
 /// Waits until links whose pins were removed are gone: as with tcx, they go on for some 20 ms.
 pub fn wait_until_gone(links: &HashSet<u32>) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    let start = Instant::now();
-    while !links.is_empty() && loaded_links().flatten().any(|link| links.contains(&link.id())) {
-        if start.elapsed() > PATIENCE {
-            return Err(Failure::new(
-                Exit::Kernel,
-                "a hook is still on the cgroup: somebody else holds its link open (`bpftool link` shows it, \
-                 `bpftool link detach` ends it)",
-            ));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
+    let gone = wait::poll(RELEASE_LIMIT, || {
+        let is_there = !links.is_empty() && loaded_links().flatten().any(|link| links.contains(&link.id()));
+        Ok((!is_there).then_some(()))
+    })?;
+    gone.ok_or_else(|| {
+        Failure::new(
+            Exit::Kernel,
+            "a hook is still on the cgroup: somebody else holds its link open (`bpftool link` shows it, \
+             `bpftool link detach` ends it)",
+        )
+    })
 }
 
 /// Tags the sockets that serve and carry no tag yet. The hooks are there by now: whatever is bound meanwhile they

@@ -13,8 +13,12 @@ use super::pins::{self, MAPS, Pins};
 use super::state::{Attachment, attachment, has_others, linked_program, our_programs};
 use super::{apply, hook};
 use crate::agent::report;
+use crate::errors::Errors;
 use crate::exit::{Exit, Failure};
 use crate::host::{bpffs, delivery, interface};
+
+/// Ends the headline of what `unload` could not do.
+const FAILED: &str = "could not be taken away";
 
 /// Takes everything away; goes on after an error and reports every one. Says whether there was anything.
 pub fn unload() -> Result<bool> {
@@ -33,38 +37,38 @@ pub fn unload() -> Result<bool> {
     let mut errors = Errors::default();
     if pins.is_empty() {
         // A load that was killed early has made nothing but the mount; a distribution that is gone has left the rest.
-        let orphans = errors.note(remove_orphans()).unwrap_or_default();
-        let left = errors.note(tear_delivery_down(&[])).unwrap_or_default();
-        let mounted = errors.note(bpffs::unmount_ours()).unwrap_or_default();
-        errors.into_result()?;
+        let orphans = errors.keep(remove_orphans()).unwrap_or_default();
+        let left = errors.keep(tear_delivery_down(&[])).unwrap_or_default();
+        let mounted = errors.keep(bpffs::unmount_ours()).unwrap_or_default();
+        errors.into_failure(Exit::Kernel, FAILED)?;
         return Ok(orphans || left || mounted);
     }
     let own = our_programs(&pins).unwrap_or_default();
     // What ends the steering first: afterwards nothing depends on the rest.
     if pins.has(pins::LINK) {
-        errors.note(remove_link(&pins));
+        errors.keep(remove_link(&pins));
     }
     if pins.has("SETTINGS") {
-        errors.note(detach_filter());
+        errors.keep(detach_filter());
     }
     // If the steering could not be ended, our own program still needs it.
-    let own = if errors.0.is_empty() { own } else { Vec::new() };
-    errors.note(tear_delivery_down(&own));
-    errors.note(remove_socket_hooks(&pins));
+    let own = if errors.is_empty() { own } else { Vec::new() };
+    errors.keep(tear_delivery_down(&own));
+    errors.keep(remove_socket_hooks(&pins));
     let rest = MAPS.iter().copied().chain([pins::PROGRAM]).filter(|name| pins.has(name));
     for name in rest.chain(pins.leftovers.iter().map(String::as_str)) {
-        errors.note(apply::remove(&pins::path(name)));
+        errors.keep(apply::remove(&pins::path(name)));
     }
     for (there, path) in
         [(pins.has_layout, pins::directory()), (pins.has_directory, Path::new(pins::DIRECTORY).to_owned())]
     {
         if there {
             let removed = std::fs::remove_dir(&path);
-            errors.note(removed.with_context(|| format!("cannot remove {}", path.display())));
+            errors.keep(removed.with_context(|| format!("cannot remove {}", path.display())));
         }
     }
-    errors.note(bpffs::unmount_ours());
-    errors.into_result()?;
+    errors.keep(bpffs::unmount_ours());
+    errors.into_failure(Exit::Kernel, FAILED)?;
     Ok(true)
 }
 
@@ -91,10 +95,10 @@ fn remove_socket_hooks(pins: &Pins) -> Result<()> {
         let path = pins::path(name);
         let id = PinnedLink::from_pin(&path).and_then(|link| Ok(FdLink::from(link).info()?.id()));
         links.extend(id.ok());
-        errors.note(apply::remove(&path));
+        errors.keep(apply::remove(&path));
     }
-    errors.note(owners::wait_until_gone(&links));
-    errors.into_result()
+    errors.keep(owners::wait_until_gone(&links));
+    errors.into_failure(Exit::Kernel, FAILED)
 }
 
 /// Removes the filters that distributions have left which are gone. Says whether there was one.
@@ -122,9 +126,9 @@ fn tear_delivery_down(gone: &[u32]) -> Result<bool> {
             continue;
         }
         let done = change.carry_out().with_context(|| format!("could not {change}"));
-        all_well &= errors.note(done).is_some();
+        all_well &= errors.keep(done).is_some();
     }
-    errors.into_result().map(|()| !changes.is_empty())
+    errors.into_failure(Exit::Kernel, FAILED).map(|()| !changes.is_empty())
 }
 
 /// Removes our `cls_bpf` filter, and the qdisc if we made it and nobody else uses it now.
@@ -146,27 +150,4 @@ fn detach_filter() -> Result<()> {
         hook::remove_clsact(settings.ifindex)?;
     }
     Ok(())
-}
-
-/// Every error of a teardown that goes on.
-#[derive(Default)]
-struct Errors(Vec<anyhow::Error>);
-
-impl Errors {
-    fn note<T>(&mut self, result: Result<T>) -> Option<T> {
-        result.map_err(|error| self.0.push(error)).ok()
-    }
-
-    fn into_result(self) -> Result<()> {
-        match self.0.len() {
-            0 => Ok(()),
-            n => {
-                let all: Vec<String> = self.0.iter().map(|error| format!("{error:#}")).collect();
-                Err(Failure::new(
-                    Exit::Kernel,
-                    format!("{n} things could not be taken away: {}", all.join("; ")),
-                ))
-            }
-        }
-    }
 }
