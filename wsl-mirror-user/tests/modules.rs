@@ -262,7 +262,9 @@ fn sources() -> BTreeMap<PathBuf, String> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && !path.ends_with("tests.rs")
+            {
                 let below = path.strip_prefix(&source).unwrap().to_owned();
                 // It says only `wsl_mirror::main()`.
                 if below != Path::new("main.rs") {
