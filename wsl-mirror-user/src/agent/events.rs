@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{Exit, OrExit as _};
-use crate::host::delivery::sysctls;
+use crate::loader::delivery::sysctls;
 
 /// Groups of rtnetlink (`enum rtnetlink_groups`): interfaces, tc filters, IPv4's policy rules and per-interface sysctls.
 const ROUTE_GROUPS: u32 = group(1) | group(4) | group(8) | group(24);

@@ -14,10 +14,11 @@ use crate::agent::report::{self, Report as Agent};
 use crate::exit::Exit;
 use crate::host::networking::Networking;
 use crate::host::{
-    delivery, interface,
+    interface,
     lock::{Access, Lock},
     require_root,
 };
+use crate::loader::delivery;
 use crate::loader::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
 use crate::loader::pins::Pins;
 use crate::loader::state::{self, Attachment};

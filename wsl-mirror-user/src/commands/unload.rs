@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::exit::Exit;
+use crate::agent::report;
+use crate::exit::{Exit, Failure};
 use crate::host::{
     lock::{Access, Lock},
     require_root,
@@ -21,6 +22,17 @@ impl Unload {
     pub fn exec(self) -> Result<Exit> {
         require_root("unload an eBPF program")?;
         let _lock = Lock::take(Access::Exclusive, output::note)?;
+        if let Some(agent) = report::of_the_running_one() {
+            return Err(Failure::new(
+                Exit::Busy,
+                format!(
+                    "`wsl-mirror run` is at work (process {}) and would load it again: end it first (`systemctl stop \
+                     wsl-mirror`, or `kill {0}`)",
+                    agent.pid
+                ),
+            ));
+        }
+        report::tidy_up();
         if !unload::unload()? {
             output::note("nothing is loaded");
         }

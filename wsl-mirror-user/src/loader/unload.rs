@@ -9,30 +9,18 @@ use wsl_mirror_core::abi::Hook;
 
 use super::maps::SettingsMap;
 use super::owners::{self, SocketHook};
-use super::pins::{self, MAPS, Pins};
+use super::pins::{self, MAPS, Pins, bpffs};
 use super::state::{Attachment, attachment, has_others, linked_program, our_programs};
-use super::{apply, hook};
-use crate::agent::report;
+use super::{apply, delivery, hook};
 use crate::errors::Errors;
-use crate::exit::{Exit, Failure};
-use crate::host::{bpffs, delivery, interface};
+use crate::exit::Exit;
+use crate::host::interface;
 
 /// Ends the headline of what `unload` could not do.
 const FAILED: &str = "could not be taken away";
 
 /// Takes everything away; goes on after an error and reports every one. Says whether there was anything.
 pub fn unload() -> Result<bool> {
-    if let Some(agent) = report::of_the_running_one() {
-        return Err(Failure::new(
-            Exit::Busy,
-            format!(
-                "`wsl-mirror run` is at work (process {}) and would load it again: end it first (`systemctl stop \
-                 wsl-mirror`, or `kill {0}`)",
-                agent.pid
-            ),
-        ));
-    }
-    report::tidy_up();
     let pins = Pins::read()?;
     let mut errors = Errors::default();
     if pins.is_empty() {
