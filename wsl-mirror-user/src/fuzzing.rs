@@ -9,11 +9,12 @@ use rtnetlink::{
 
 use crate::{
     config::Config,
-    host::{bpffs, delivery, firewall},
+    host::firewall,
     install::wsl_conf,
     loader::{
         btf::Btf,
-        hook, object,
+        delivery, hook, object,
+        pins::bpffs,
         relocate::{Targets, relocate},
     },
 };

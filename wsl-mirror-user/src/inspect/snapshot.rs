@@ -9,9 +9,10 @@ use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, Policy, PortKey, PortPolicy
 use crate::agent::lock;
 use crate::agent::report::Report;
 use crate::host::firewall;
+use crate::host::interface;
 use crate::host::lock::{Access, Lock};
 use crate::host::networking::NetworkingMode;
-use crate::host::{delivery, interface};
+use crate::loader::delivery;
 use crate::loader::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
 use crate::loader::pins::Pins;
 use crate::loader::state::{self, Attachment};

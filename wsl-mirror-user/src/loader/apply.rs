@@ -15,11 +15,11 @@ use wsl_mirror_core::abi::{Owner, OwnerPolicy, Settings};
 
 use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap, SocketOwners};
 use super::owners::{self, SocketHook};
+use super::pins::{self, bpffs};
 use super::plan::{Change, OwnerChange, RuleChange, Step};
-use super::{hook, pins};
+use super::{delivery, hook};
 use crate::config::LogLevel;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::host::{bpffs, delivery};
 use crate::notes::Notes;
 
 /// What a plan is carried out on, beside the pins. All of it is known to be there before anything is touched.

@@ -2,8 +2,10 @@
 
 pub mod apply;
 pub mod btf;
+pub mod delivery;
 pub mod hook;
 pub mod maps;
+pub mod marks;
 pub mod object;
 pub mod owners;
 pub mod pins;

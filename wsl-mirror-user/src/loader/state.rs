@@ -8,15 +8,16 @@ use aya::programs::ProgramInfo;
 use aya::programs::links::{FdLink, PinnedLink};
 use wsl_mirror_core::abi::{Hook, Settings};
 
+use super::delivery;
 use super::hook::{self, Found};
 use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap};
 use super::owners::SocketHook;
-use super::pins::{self, Pins};
+use super::pins::{self, Pins, bpffs};
 use super::plan::{Interface, State};
 use crate::config::HookChoice;
 use crate::exit::{Exit, OrExit as _};
 use crate::host::firewall::{self, Firewall};
-use crate::host::{bpffs, delivery, interface};
+use crate::host::interface;
 
 /// Reads everything that a plan for the interface `name` depends on; it has to be there.
 pub fn read(name: &str, choice: HookChoice) -> Result<State> {

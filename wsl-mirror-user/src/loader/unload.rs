@@ -9,12 +9,12 @@ use wsl_mirror_core::abi::Hook;
 
 use super::maps::SettingsMap;
 use super::owners::{self, SocketHook};
-use super::pins::{self, MAPS, Pins};
+use super::pins::{self, MAPS, Pins, bpffs};
 use super::state::{Attachment, attachment, has_others, linked_program, our_programs};
-use super::{apply, hook};
+use super::{apply, delivery, hook};
 use crate::errors::Errors;
 use crate::exit::Exit;
-use crate::host::{bpffs, delivery, interface};
+use crate::host::interface;
 
 /// Ends the headline of what `unload` could not do.
 const FAILED: &str = "could not be taken away";

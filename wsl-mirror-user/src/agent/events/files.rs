@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::event::Event;
 use super::readable::readable;
-use crate::host::delivery::sysctls;
+use crate::loader::delivery::sysctls;
 
 /// Files that are watched. The folder of the configuration, for editors put a new file in the place of the old one.
 pub struct Files {

@@ -175,8 +175,8 @@ fn count(n: usize, what: &str) -> String {
 mod tests {
     use super::*;
     use crate::agent::report::State;
-    use crate::host::delivery::Objection;
     use crate::inspect::snapshot::tests::loaded as loaded_snapshot;
+    use crate::loader::delivery::Objection;
 
     /// The text without styles.
     fn plain(snapshot: &Snapshot) -> String {

@@ -10,11 +10,11 @@ use wsl_mirror_core::abi::{
 
 use super::hook::{Clsact, FILTER_PRIORITY, Found};
 use super::owners::SocketHook;
-use super::pins::{self, MAPS, Pins};
+use super::pins::{self, MAPS, Pins, bpffs};
+use super::{delivery, marks};
 use crate::config::{Config, HookChoice, LogLevel};
 use crate::exit::{Exit, Failure};
 use crate::host::interface::NAME_MAX;
-use crate::host::{delivery, marks};
 
 /// What is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -159,7 +159,7 @@ pub struct OwnerChange {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::MountBpffs => write!(f, "mount bpffs at {}, for root only", crate::host::bpffs::ROOT),
+            Self::MountBpffs => write!(f, "mount bpffs at {}, for root only", bpffs::ROOT),
             Self::MakeDirectories => write!(f, "make {}", pins::directory().display()),
             Self::RemoveLeftover(name) => {
                 write!(f, "remove {}, left by a killed load", pins::path(name).display())
@@ -826,7 +826,7 @@ mod tests {
     /// A rule of somebody else's that looks at these bits, among those of an iptables.
     fn used_by_others(state: &mut State, bits: u32) {
         let firewall = Arc::make_mut(&mut state.delivery.firewall);
-        firewall.ruleset.marks.push(marks::MarkUse { bits, by: "their rule".into() });
+        firewall.ruleset.marks.push(crate::host::marks::MarkUse { bits, by: "their rule".into() });
     }
 
     #[test]

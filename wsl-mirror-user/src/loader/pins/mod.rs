@@ -1,5 +1,7 @@
 //! The pins: where they are, and what is there.
 
+pub mod bpffs;
+
 use std::ffi::CString;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,7 +16,6 @@ use wsl_mirror_core::abi::LAYOUT;
 use super::object;
 use super::owners::SocketHook;
 use crate::exit::{Exit, Failure};
-use crate::host::bpffs;
 
 /// Our directory in bpffs.
 pub const DIRECTORY: &str = "/sys/fs/bpf/wsl-mirror";
