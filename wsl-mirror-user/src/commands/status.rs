@@ -19,7 +19,7 @@ use crate::host::{
     require_root,
 };
 use crate::loader::delivery;
-use crate::loader::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
+use crate::loader::maps::{self, PortTraffic};
 use crate::loader::pins::Pins;
 use crate::loader::state::{self, Attachment};
 use crate::output::{self, BAD, GOOD, HEADING};
@@ -181,16 +181,16 @@ impl Report {
             });
         }
         pins.require_our_layout()?;
-        let settings = SettingsMap::pinned()?.get()?;
-        let linked = state::linked_program(&pins)?;
-        let attachment = state::attachment(&settings, linked)?;
+        let settings = maps::SETTINGS.pinned()?.get()?;
+        let attachment = state::attachment(&settings, &pins)?;
         let program = match attachment {
             Attachment::Alive(id) => program(id),
             _ => None,
         };
         // A load that was killed may have left some of the maps unpinned.
-        let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
-        let owners = if pins.has("OWNERS") { OwnersMap::pinned()?.all()? } else { BTreeMap::new() };
+        let policies =
+            if pins.has("PORT_POLICY") { maps::PORT_POLICY.pinned()?.all()? } else { BTreeMap::new() };
+        let owners = if pins.has("OWNERS") { maps::OWNERS.pinned()?.all()? } else { BTreeMap::new() };
         let verdicts = if pins.has("VERDICTS") { maps::verdicts()? } else { Verdicts::default() };
         let counted = pins.has("PORT_STATS") && pins.has("PORT_PACKETS");
         let ports = if counted { maps::port_traffic()? } else { BTreeMap::new() };
