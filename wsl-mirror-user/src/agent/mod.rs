@@ -3,10 +3,15 @@
 //! Nothing that steers depends on it: it may be killed at any moment, what is pinned goes on, and the next one picks
 //! everything up. So it keeps nothing that it could not read again.
 
+mod changes;
 mod events;
 mod keeper;
+pub mod lock;
+mod log;
+mod repair_limit;
 pub mod report;
 mod schedule;
+mod standing;
 mod systemd;
 
 use std::pin::pin;
@@ -14,45 +19,49 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use self::changes::{Changes, Repairs};
 use self::events::{Event, Events};
-use self::keeper::{Keeper, Round, Standing};
-use self::report::Report;
-use self::schedule::{Changes, Schedule};
+use self::keeper::{Keeper, Round};
+use self::lock::AgentLock;
+use self::report::{Report, State};
+use self::schedule::{ConfigState, Schedule};
+use self::standing::Standing;
 use self::systemd::Systemd;
+use crate::config::options::LoadOptions;
 use crate::exit::exit_of;
 use crate::host::lock::Lock;
 use crate::output;
-use crate::wanted::Wanted;
 
 /// How long it waits for another wsl-mirror before it tries again later. systemd waits 10 s for it to be ready.
-const PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
 /// Keeps the world as it should be until SIGTERM or SIGINT; then everything goes on as it is.
-pub fn run(wanted: Wanted) -> Result<()> {
+pub fn run(options: LoadOptions) -> Result<()> {
     // For one round at a time. A second thread, now and then, while the first one comes to rest, would be one more heap.
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build()?;
-    runtime.block_on(Agent::start(wanted)?.stay())
+    runtime.block_on(Agent::start(options)?.stay())
 }
 
 struct Agent {
-    wanted: Wanted,
+    options: LoadOptions,
     /// Away while it works.
     keeper: Option<Keeper>,
-    seat: report::Seat,
+    lock: AgentLock,
     report: Report,
     systemd: Systemd,
 }
 
 impl Agent {
-    fn start(wanted: Wanted) -> Result<Self> {
+    fn start(options: LoadOptions) -> Result<Self> {
         // Before anything is touched: what does not fit now is told by the exit code.
-        let keeper = Keeper::new(wanted.clone())?;
-        let seat = report::Seat::take()?;
+        let mut keeper = Keeper::new(options.clone())?;
+        output::notes(&std::mem::take(&mut keeper.notes));
+        let lock = AgentLock::take()?;
         Ok(Self {
-            wanted,
+            options,
             keeper: Some(keeper),
-            seat,
+            lock,
             report: Report::default(),
             systemd: Systemd::default(),
         })
@@ -60,7 +69,7 @@ impl Agent {
 
     async fn stay(mut self) -> Result<()> {
         // Listened to before the first look, so that no change is missed.
-        let mut events = Events::listen(self.wanted.config_path())?;
+        let mut events = Events::listen(self.options.config_path())?;
         let mut schedule = Schedule::new(Instant::now());
         let mut changes = Changes::ALL;
         let mut is_first = true;
@@ -71,16 +80,16 @@ impl Agent {
                 }
                 let Some(lock) = self.wait_for_lock(&mut events, &mut schedule).await? else { break };
                 let done = match lock {
-                    Ok(lock) => self.round(changes, schedule.is_patient(Instant::now()), lock).await?,
+                    Ok(lock) => self.round(changes, schedule.repairs(Instant::now()), lock).await?,
                     Err(error) => Err(error),
                 };
                 match done {
                     // What another try does not mend is told by the exit code; everything else is tried again.
                     Err(error) if is_first && !exit_of(&error).is_worth_another_try() => {
-                        self.seat.leave();
+                        self.lock.release();
                         return Err(error);
                     }
-                    done => self.tell(&done, &mut schedule),
+                    done => self.report(&done, &mut schedule),
                 }
                 if std::mem::take(&mut is_first) {
                     systemd::ready();
@@ -96,7 +105,7 @@ impl Agent {
             changes = schedule.take(Instant::now());
         }
         systemd::stopping();
-        self.seat.leave();
+        self.lock.release();
         Ok(())
     }
 
@@ -116,7 +125,7 @@ impl Agent {
         events: &mut Events,
         schedule: &mut Schedule,
     ) -> Result<Option<Result<Lock>>> {
-        let mut lock = pin!(Lock::take_async(PATIENCE, output::note));
+        let mut lock = pin!(Lock::take_async(LOCK_LIMIT, output::note));
         loop {
             tokio::select! {
                 biased;
@@ -127,10 +136,10 @@ impl Agent {
     }
 
     /// A round blocks, and netlink's own runtime cannot run within ours: so it has a thread.
-    async fn round(&mut self, changes: Changes, is_patient: bool, lock: Lock) -> Result<Result<Round>> {
+    async fn round(&mut self, changes: Changes, repairs: Repairs, lock: Lock) -> Result<Result<Round>> {
         let mut keeper = self.keeper.take().context("the last round never came to its end")?;
         let (mut keeper, done) = tokio::task::spawn_blocking(move || {
-            let done = keeper.round(changes, is_patient, &lock);
+            let done = keeper.round(changes, repairs, &lock);
             (keeper, done)
         })
         .await
@@ -140,52 +149,38 @@ impl Agent {
         Ok(done)
     }
 
-    /// Tells whoever wants to know, if there is something new.
-    fn tell(&mut self, done: &Result<Round>, schedule: &mut Schedule) {
+    /// Tells schedule, log, `status` and systemd what came of a round.
+    fn report(&mut self, done: &Result<Round>, schedule: &mut Schedule) {
         let config_error = self.keeper.as_ref().and_then(|keeper| keeper.config_error.clone());
-        schedule.refuses_config(config_error.is_some());
+        let config_state = if config_error.is_some() { ConfigState::Refused } else { ConfigState::InForce };
+        schedule.note_config(config_state);
         let mut report = Report { pid: std::process::id(), config_error, ..self.report.clone() };
         match done {
             Ok(round) => {
                 schedule.went_well(round.repair, Instant::now());
-                round.standing.name().clone_into(&mut report.state);
+                report.state = round.standing.state();
                 report.says = round.standing.to_string();
                 report.warnings.clone_from(&round.warnings);
-                if !round.steps.is_empty() && !self.report.says.is_empty() {
-                    output::note(&format!("something has changed; done: {}", round.steps.join("; ")));
-                }
-                let aside = match round.standing {
-                    Standing::Aside { is_free, .. } => Some(is_free),
+                let neighbour = match round.standing {
+                    Standing::Aside { neighbour, .. } => Some(neighbour),
                     _ => None,
                 };
-                schedule.stands_aside(aside, Instant::now());
+                schedule.note_neighbour(neighbour, Instant::now());
             }
             Err(error) => {
                 schedule.went_wrong(Instant::now());
-                "failing".clone_into(&mut report.state);
+                report.state = State::Failing;
                 report.says = format!("{error:#}");
             }
         }
+        let steps = done.as_ref().map_or(&[] as &[String], |round| &round.steps);
+        output::notes(&log::notes(&self.report, &report, steps));
         if report == self.report {
             return;
         }
-        if report.says != self.report.says {
-            output::note(&report.says);
-        }
-        let is_new = |warning: &&String| !self.report.warnings.contains(warning);
-        for warning in report.warnings.iter().filter(is_new) {
-            output::note(warning);
-        }
-        match &report.config_error {
-            Some(error) if Some(error) != self.report.config_error.as_ref() => {
-                output::note(&format!("{error}; what was said before stays in force"));
-            }
-            None if self.report.config_error.is_some() => output::note("the configuration is valid again"),
-            _ => {}
-        }
         systemd::status(&report);
         self.report = report;
-        if let Err(error) = self.seat.write(&self.report) {
+        if let Err(error) = self.lock.write(&self.report) {
             output::note(&format!("`wsl-mirror status` will not know of this: {error:#}"));
         }
     }

@@ -12,7 +12,7 @@ use crate::host::{
 };
 use crate::loader::maps::{self, PolicyMap};
 use crate::loader::pins::Pins;
-use crate::output;
+use crate::output::{self, Output};
 use crate::policy::{PortRange, PortSpec, ranges};
 
 /// What to do with exemptions. They last until `del` or `unload`; those in the configuration file are written
@@ -41,12 +41,12 @@ pub enum Exempt {
 
 impl Exempt {
     /// Does it.
-    pub fn exec(self) -> Result<Exit> {
+    pub fn exec(self, output: &mut Output) -> Result<Exit> {
         require_root("read and write eBPF maps")?;
         match self {
             Self::Add { ports } => write(&ports, Policy::Pass),
             Self::Del { ports } => write(&ports, Policy::Unset),
-            Self::List { json } => list(json),
+            Self::List { json } => list(json, output),
         }
     }
 }
@@ -110,7 +110,7 @@ impl From<PortRange<PortPolicy>> for Entry {
     }
 }
 
-fn list(json: bool) -> Result<Exit> {
+fn list(json: bool, output: &mut Output) -> Result<Exit> {
     let written = {
         // Not while it is shown: a pager may take its time.
         let _lock = Lock::take(Access::Shared, output::note)?;
@@ -118,14 +118,14 @@ fn list(json: bool) -> Result<Exit> {
     };
     let ranges = ranges(written.into_iter().filter(|(_, policy)| !policy.is_unset()));
     if json {
-        output::json(&ranges.into_iter().map(Entry::from).collect::<Vec<_>>())?;
+        output.json(&ranges.into_iter().map(Entry::from).collect::<Vec<_>>())?;
     } else if !ranges.is_empty() {
         let rows = ranges.into_iter().map(|range| {
             let spec = range.spec().to_string();
             let entry = Entry::from(range);
             [spec, entry.policy.to_owned(), entry.cli.to_owned(), entry.config.to_owned()]
         });
-        output::line(&output::table(["port", "policy", "command line", "configuration"], &[], rows))?;
+        output.line(&output::table(["port", "policy", "command line", "configuration"], &[], rows))?;
     }
     Ok(Exit::Success)
 }

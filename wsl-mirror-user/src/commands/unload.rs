@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::agent::report;
+use crate::agent;
 use crate::exit::{Exit, Failure};
 use crate::host::{
     lock::{Access, Lock},
@@ -22,7 +22,7 @@ impl Unload {
     pub fn exec(self) -> Result<Exit> {
         require_root("unload an eBPF program")?;
         let _lock = Lock::take(Access::Exclusive, output::note)?;
-        if let Some(agent) = report::of_the_running_one() {
+        if let Some(agent) = agent::lock::holder() {
             return Err(Failure::new(
                 Exit::Busy,
                 format!(
@@ -32,7 +32,7 @@ impl Unload {
                 ),
             ));
         }
-        report::tidy_up();
+        agent::lock::tidy_up();
         if !unload::unload()? {
             output::note("nothing is loaded");
         }

@@ -16,7 +16,7 @@ use crate::exit::{Exit, Failure};
 use crate::host::tool::{self, Unread};
 
 /// How long systemctl may take: the unit's `TimeoutStopSec=`, and systemd's own time for what else it is at.
-const PATIENCE: Duration = Duration::from_secs(30);
+const SYSTEMCTL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Ends the headline of several failures.
 const FAILED: &str = "could not be done";
@@ -59,7 +59,7 @@ fn carry_out(step: &Step, root: &Path) -> Result<()> {
             .with_context(|| format!("cannot link {} to {}", unit::WANTED, unit.display())),
         Step::Disable => fs::remove_file(below(root, unit::WANTED))
             .with_context(|| format!("cannot remove {}", unit::WANTED)),
-        Step::Systemctl(arguments) => match tool::run_for(PATIENCE, "systemctl", arguments) {
+        Step::Systemctl(arguments) => match tool::run_for(SYSTEMCTL_LIMIT, "systemctl", arguments) {
             Ok(_) => Ok(()),
             // Not at work, and without a file any more, it is forgotten: there is nothing to stop.
             Err(Unread::Failed(why))

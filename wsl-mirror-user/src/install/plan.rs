@@ -10,7 +10,7 @@ use super::state::{State, WSL_CONF};
 use super::unit;
 use super::wsl_conf::{self, Edited, NotUnderstood};
 use crate::exit::{Exit, Failure};
-use crate::host::wsl::Mode;
+use crate::host::networking::NetworkingMode;
 
 /// What is done, in this order, and what people have to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl std::fmt::Display for Step {
 
 /// What makes the agent start at boot.
 pub fn install(state: &State) -> Result<Plan> {
-    if state.mode == Mode::NotWsl {
+    if state.mode == NetworkingMode::NotWsl {
         return Err(Failure::new(
             Exit::NotWsl,
             "this is not WSL: there is no mirrored mode, and nothing to start at boot. `wsl-mirror load` works wherever \
@@ -270,12 +270,15 @@ impl Plan {
 
     fn say(&mut self, state: &State, systemd: bool) {
         match &state.mode {
-            Mode::Other(mode) => self.notes.push(format!(
-                "the networking mode is {mode}: nothing is done at boot until there is `networkingMode=mirrored` below \
-                 `[wsl2]` in %UserProfile%\\.wslconfig"
+            NetworkingMode::Unknown(why) => {
+                self.notes.push(format!("WSL does not say its networking mode: {why}"));
+            }
+            mode if !mode.may_have_loopback0() && *mode != NetworkingMode::NotWsl => self.notes.push(format!(
+                "the networking mode is {}: nothing is done at boot until there is `networkingMode=mirrored` below \
+                 `[wsl2]` in %UserProfile%\\.wslconfig",
+                mode.name()
             )),
-            Mode::Unknown(why) => self.notes.push(format!("WSL does not say its networking mode: {why}")),
-            Mode::Mirrored | Mode::Proxy(_) | Mode::NotWsl => {}
+            _ => {}
         }
         // A unit of the systemd that runs was started just now.
         let started = systemd && state.systemd_runs && state.here;
@@ -341,7 +344,7 @@ mod tests {
     /// A distribution with systemd, in mirrored mode.
     fn state() -> State {
         State {
-            mode: Mode::Mirrored,
+            mode: NetworkingMode::Mirrored,
             systemd_runs: true,
             here: true,
             wsl_conf: Some("[boot]\nsystemd=true\n".to_owned()),
@@ -473,7 +476,7 @@ mod tests {
 
     #[test]
     fn another_mode_is_said_and_installed_for() {
-        let plan = install(&State { mode: Mode::Other("nat".into()), ..state() }).unwrap();
+        let plan = install(&State { mode: NetworkingMode::Nat, ..state() }).unwrap();
         assert!(
             plan.notes[0].contains("nat") && plan.notes[0].contains("networkingMode=mirrored"),
             "{plan:?}"
@@ -484,7 +487,7 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_refused() {
         let refusals = [
-            (State { mode: Mode::NotWsl, ..state() }, Exit::NotWsl, "not WSL"),
+            (State { mode: NetworkingMode::NotWsl, ..state() }, Exit::NotWsl, "not WSL"),
             (State { wsl_conf: Some("[boot\n".into()), ..state() }, Exit::NotUnderstood, "line 1"),
             (
                 State { unit: Some("[Service]\nExecStart=/bin/true\n".into()), ..state() },

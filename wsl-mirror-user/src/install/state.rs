@@ -14,7 +14,8 @@ use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags, openat2};
 use super::agent::Running;
 use super::unit;
 use crate::exit::{Exit, Failure};
-use crate::host::wsl::Mode;
+use crate::host::networking::NetworkingMode;
+use crate::host::wsl;
 
 /// Where WSL reads a distribution's settings.
 pub const WSL_CONF: &str = "/etc/wsl.conf";
@@ -31,7 +32,7 @@ const LINKS: usize = 40;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     /// Whether this is WSL, and its networking mode.
-    pub mode: Mode,
+    pub mode: NetworkingMode,
     /// Whether systemd is init now.
     pub systemd_runs: bool,
     /// Whether that systemd can be told what to do: it is not that of a folder.
@@ -70,7 +71,7 @@ impl State {
         }
         let masked = fs::read_link(below(root, unit::PATH)).is_ok_and(|target| target == Path::new(MASK));
         Ok(Self {
-            mode: Mode::read(root),
+            mode: wsl::networking_mode(root),
             systemd_runs: below(root, SYSTEMD_RUNS).is_dir(),
             here,
             wsl_conf: read_through(root, WSL_CONF)?,

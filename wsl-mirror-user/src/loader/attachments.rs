@@ -3,17 +3,17 @@
 use aya::programs::TcAttachType;
 
 /// Every attachment. The programs on interfaces decide about packets, those on the cgroup write down who serves a socket.
-pub const ALL: [Attachment; 5] = [
-    Attachment::on_interface("wsl_mirror", Direction::Ingress, "program", "link"),
-    Attachment::on_cgroup("wsl_mirror_bd4", CgroupProgram::Sock, "link_post_bind4"),
-    Attachment::on_cgroup("wsl_mirror_bd6", CgroupProgram::Sock, "link_post_bind6"),
-    Attachment::on_cgroup("wsl_mirror_gs4", CgroupProgram::SockAddr, "link_getsockname4"),
-    Attachment::on_cgroup("wsl_mirror_gs6", CgroupProgram::SockAddr, "link_getsockname6"),
+const ALL: [Entry; 5] = [
+    Entry::on_interface("wsl_mirror", Direction::Ingress, "program", "link"),
+    Entry::on_cgroup("wsl_mirror_bd4", CgroupProgram::Sock, "link_post_bind4"),
+    Entry::on_cgroup("wsl_mirror_bd6", CgroupProgram::Sock, "link_post_bind6"),
+    Entry::on_cgroup("wsl_mirror_gs4", CgroupProgram::SockAddr, "link_getsockname4"),
+    Entry::on_cgroup("wsl_mirror_gs6", CgroupProgram::SockAddr, "link_getsockname6"),
 ];
 
 /// A program and its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attachment {
+enum Entry {
     /// On the interface, by a tcx link or a `cls_bpf` filter.
     Interface(InterfaceAttachment),
     /// On the cgroup, by a link.
@@ -83,7 +83,7 @@ impl Direction {
     }
 }
 
-impl Attachment {
+impl Entry {
     const fn on_interface(
         program: &'static str,
         direction: Direction,
@@ -110,16 +110,16 @@ impl Attachment {
 /// The programs on the interface.
 pub fn on_interface() -> impl Iterator<Item = InterfaceAttachment> {
     ALL.into_iter().filter_map(|attachment| match attachment {
-        Attachment::Interface(on) => Some(on),
-        Attachment::Cgroup(_) => None,
+        Entry::Interface(on) => Some(on),
+        Entry::Cgroup(_) => None,
     })
 }
 
 /// The programs on the cgroup.
 pub fn on_cgroup() -> impl Iterator<Item = CgroupAttachment> {
     ALL.into_iter().filter_map(|attachment| match attachment {
-        Attachment::Interface(_) => None,
-        Attachment::Cgroup(on) => Some(on),
+        Entry::Interface(_) => None,
+        Entry::Cgroup(on) => Some(on),
     })
 }
 
@@ -130,7 +130,7 @@ pub fn on_side(direction: Direction) -> Option<InterfaceAttachment> {
 
 /// The pins of all attachments.
 pub fn pins() -> impl Iterator<Item = &'static str> {
-    ALL.into_iter().flat_map(Attachment::pins)
+    ALL.into_iter().flat_map(Entry::pins)
 }
 
 #[cfg(test)]

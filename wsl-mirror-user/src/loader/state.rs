@@ -154,7 +154,7 @@ fn pinned_programs(pins: &Pins) -> Result<BTreeMap<Direction, u32>> {
 }
 
 /// The ids of the programs in the pinned links.
-pub fn linked_programs(pins: &Pins) -> Result<BTreeMap<Direction, u32>> {
+fn linked_programs(pins: &Pins) -> Result<BTreeMap<Direction, u32>> {
     let linked = attachments::on_interface().filter(|on| pins.has(on.link_pin));
     linked.map(|on| Ok((on.direction, pins::program_in_link(on.link_pin)?))).collect()
 }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
-use super::{ABOUT_US, Base, Chain, Condition, Rule, Ruleset, Sense, Verdict};
+use super::ruleset::{ABOUT_US, Base, Chain, Condition, Rule, Ruleset, Sense, Verdict};
 use crate::host::marks::claimed;
 
 /// Matches that want nothing but what their options say. Any other may want something without a single option

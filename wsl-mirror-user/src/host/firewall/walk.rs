@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use wsl_mirror_core::abi::{PortRule, Protocol};
 
-use super::{Chain, Condition, Drop, Rule, Ruleset, Sense, Verdict};
+use super::ruleset::{Chain, Condition, Drop, Rule, Ruleset, Sense, Verdict};
 
 /// Conntrack's own priority (`NF_IP_PRI_CONNTRACK`): what comes before it meets packets that have no entry yet.
 const CONNTRACK: i64 = -200;
@@ -198,8 +198,8 @@ fn matches(pattern: &str, interface: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Base;
     use super::*;
+    use crate::host::firewall::Base;
 
     fn chain(name: &str, base: bool, rules: Vec<Rule>) -> Chain {
         let base = base.then(|| Base { hook: "prerouting".into(), priority: -300, drops: false });

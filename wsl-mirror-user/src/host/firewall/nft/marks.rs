@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{DEEPEST, Elements};
+use super::elements::{DEEPEST, Elements};
 use crate::host::marks::claimed;
 
 pub(super) fn is_meta_mark(value: &Value) -> bool {

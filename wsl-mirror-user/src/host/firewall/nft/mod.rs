@@ -2,6 +2,7 @@
 //!
 //! Only what matters here is understood; a condition that is not counts as one that may hold or not.
 
+mod elements;
 mod marks;
 
 use std::collections::{HashMap, HashSet};
@@ -10,12 +11,10 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use super::{ABOUT_US, Base, Chain, Condition, Rule, Ruleset, Sense, Verdict};
+use super::ruleset::{ABOUT_US, Base, Chain, Condition, Rule, Ruleset, Sense, Verdict};
 use crate::host::marks::MarkUse;
+use elements::{DEEPEST, Elements};
 use marks::{bits_given, bits_of_statement, restored_bits};
-
-/// How deep an expression may be; nft's own are a handful.
-const DEEPEST: usize = 32;
 
 /// Reads it.
 pub fn parse(text: &str) -> Result<Ruleset, String> {
@@ -65,51 +64,6 @@ pub fn parse(text: &str) -> Result<Ruleset, String> {
         }
     }
     Ok(ruleset)
-}
-
-/// The elements of named sets and maps.
-#[derive(Default)]
-struct Elements<'a>(HashMap<(String, String), &'a [Value]>);
-
-impl<'a> Elements<'a> {
-    fn of(&self, table: &str, name: &str) -> &'a [Value] {
-        self.0.get(&(table.to_owned(), name.to_owned())).copied().unwrap_or_default()
-    }
-
-    /// What a right-hand side stands for: itself, or each element of a set.
-    fn all<'v>(&self, table: &str, value: &'v Value) -> Vec<&'v Value>
-    where
-        'a: 'v,
-    {
-        self.entries(table, value).into_iter().map(without_details).collect()
-    }
-
-    /// The same, with what else there is to an element.
-    fn entries<'v>(&self, table: &str, value: &'v Value) -> Vec<&'v Value>
-    where
-        'a: 'v,
-    {
-        match value.as_str().and_then(|name| name.strip_prefix('@')) {
-            Some(name) => self.of(table, name).iter().collect(),
-            None => match value.get("set").and_then(Value::as_array) {
-                Some(set) => set.iter().collect(),
-                None => vec![value],
-            },
-        }
-    }
-
-    /// The keys of a map.
-    fn keys<'v>(&self, table: &str, map: &'v Value) -> Vec<&'v Value>
-    where
-        'a: 'v,
-    {
-        self.all(table, map).into_iter().filter_map(|pair| pair.get(0)).map(without_details).collect()
-    }
-}
-
-/// An element may come with a timeout, a comment or a counter.
-fn without_details(value: &Value) -> &Value {
-    value.get("elem").and_then(|elem| elem.get("val")).unwrap_or(value)
 }
 
 /// Whether an element comes with something that has to hold as well: a set may have a limit for each of them.
