@@ -12,10 +12,11 @@ use crate::config::Config;
 use crate::config::options::LoadOptions;
 use crate::host::firewall::{self, Firewall};
 use crate::host::lock::Lock;
-use crate::loader::apply::{self, Target};
-use crate::loader::maps::SocketOwners;
-use crate::loader::plan::{self, State, Step};
-use crate::loader::{object, owners, state};
+use crate::loader::apply::{self, Target, VerifierLog};
+use crate::loader::maps;
+use crate::loader::state::State;
+use crate::loader::step::Step;
+use crate::loader::{object, owners, plan, state};
 use crate::notes::Notes;
 
 /// What is known between two rounds, all of which can be read again.
@@ -175,7 +176,7 @@ impl Keeper {
                 interface: &interface,
                 object: &object,
                 cgroup: self.options.open_cgroup()?,
-                whole_verifier_log: false,
+                verifier_log: VerifierLog::End,
             };
             let (notes, done) = apply::apply(&steps, target);
             self.notes.extend(notes);
@@ -183,7 +184,8 @@ impl Keeper {
         }
         if changes.untold {
             let owners = self.config.owner_policies();
-            self.untagged = owners::tag_sockets(&mut SocketOwners::pinned()?, &owners, &mut self.sockets);
+            self.untagged =
+                owners::tag_sockets(&mut maps::SOCKET_OWNER.pinned()?, &owners, &mut self.sockets);
         }
         let had_loaded = std::mem::replace(&mut self.has_loaded, true);
         self.is_loaded = true;

@@ -10,7 +10,7 @@ use crate::host::{
     lock::{Access, Lock},
     require_root,
 };
-use crate::loader::maps::PolicyMap;
+use crate::loader::maps::{self, PolicyMap};
 use crate::loader::pins::Pins;
 use crate::output::{self, Output};
 use crate::policy::{PortRange, PortSpec, ranges};
@@ -61,7 +61,7 @@ fn open() -> Result<PolicyMap> {
         ));
     }
     pins.require_our_layout()?;
-    PolicyMap::pinned()
+    maps::PORT_POLICY.pinned()
 }
 
 /// Writes the command line's field of each port.
@@ -71,8 +71,8 @@ fn write(ports: &[PortSpec], policy: Policy) -> Result<Exit> {
     let mut map = open()?;
     let mut still_exempt = Vec::new();
     for key in ports.iter().flat_map(PortSpec::keys) {
-        let new = PortPolicy { cli: policy as u8, ..map.get(key)? };
-        map.set(key, new)?;
+        let new = PortPolicy { cli: policy as u8, ..map.policy(key)? };
+        map.set_policy(key, new)?;
         if policy == Policy::Unset && new.effective() == Policy::Pass {
             still_exempt.push((key, ()));
         }

@@ -9,7 +9,7 @@ use crate::host::{
     lock::{Access, Lock},
     require_root,
 };
-use crate::loader::apply::{self, Target};
+use crate::loader::apply::{self, Target, VerifierLog};
 use crate::loader::{object, plan, state};
 use crate::output::{self, Output};
 
@@ -47,7 +47,7 @@ impl Load {
             interface: &config.interface,
             object: &object,
             cgroup,
-            whole_verifier_log: self.verifier_log,
+            verifier_log: if self.verifier_log { VerifierLog::All } else { VerifierLog::End },
         };
         let (notes, done) = apply::apply(&steps, target);
         output::notes(&notes);

@@ -13,7 +13,7 @@ use crate::host::interface;
 use crate::host::lock::{Access, Lock};
 use crate::host::networking::NetworkingMode;
 use crate::loader::delivery;
-use crate::loader::maps::{self, OwnersMap, PolicyMap, PortTraffic, SettingsMap};
+use crate::loader::maps::{self, PortTraffic};
 use crate::loader::pins::Pins;
 use crate::loader::state::{self, Attachment};
 
@@ -140,8 +140,8 @@ impl Snapshot {
 impl Loaded {
     fn read(pins: &Pins) -> Result<Self> {
         pins.require_our_layout()?;
-        let settings = SettingsMap::pinned()?.get()?;
-        let attachment = state::attachment(&settings, state::linked_program(pins)?)?;
+        let settings = maps::SETTINGS.pinned()?.get()?;
+        let attachment = state::attachment(&settings, pins)?;
         let counts_ports = pins.has("PORT_STATS") && pins.has("PORT_PACKETS");
         Ok(Self {
             interface: settings.interface_name().to_owned(),
@@ -159,8 +159,12 @@ impl Loaded {
             delivery: Delivery::new(&settings, &state::delivery_state(&state::our_programs(pins)?)?),
             default_policy: Policy::from_byte(u8::try_from(settings.default_policy).unwrap_or_default()),
             // A load that was killed may have left some of the maps unpinned.
-            owners: if pins.has("OWNERS") { OwnersMap::pinned()?.all()? } else { BTreeMap::new() },
-            policies: if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() },
+            owners: if pins.has("OWNERS") { maps::OWNERS.pinned()?.all()? } else { BTreeMap::new() },
+            policies: if pins.has("PORT_POLICY") {
+                maps::PORT_POLICY.pinned()?.all()?
+            } else {
+                BTreeMap::new()
+            },
             verdicts: if pins.has("VERDICTS") { maps::verdicts()? } else { Verdicts::default() },
             ports: if counts_ports { maps::port_traffic()? } else { BTreeMap::new() },
             attachment,

@@ -1,66 +1,26 @@
-//! The pins: where they are, and what is there.
+//! The pins: everything that touches bpffs.
 
 pub mod bpffs;
+mod content;
+mod layout;
+mod paths;
 
 use std::ffi::CString;
+use std::fs;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
-use std::{fmt, io, mem};
+use std::path::Path;
+use std::{io, mem};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{MapError, MapInfo};
+use aya::maps::{Map, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{ProgramInfo, SchedClassifier};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
-use wsl_mirror_core::abi::LAYOUT;
 
-use super::object;
-use super::owners::SocketHook;
-use crate::exit::{Exit, Failure};
-
-/// Our directory in bpffs.
-pub const DIRECTORY: &str = "/sys/fs/bpf/wsl-mirror";
-/// The program that runs.
-pub const PROGRAM: &str = "program";
-/// The link that holds it on the interface (tcx only).
-pub const LINK: &str = "link";
-/// A pin that is about to replace another one; left over if we were killed in between. bpffs wants no dots in
-/// names (`bpf_lookup`).
-const NEW: &str = "_new";
-
-/// The maps that are pinned, each under its own name.
-pub const MAPS: [&str; 12] = [
-    "SETTINGS",
-    "PORT_POLICY",
-    "OWNERS",
-    "SOCKET_OWNER",
-    "SOCKET_DELIVERY",
-    "PORT_DELIVERY",
-    "FRAGMENTS",
-    "VERDICTS",
-    "PORT_STATS",
-    "PORT_PACKETS",
-    "FLOWS",
-    "AYA_LOGS",
-];
-
-/// The directory of this release's layout.
-pub fn directory() -> PathBuf {
-    Path::new(DIRECTORY).join(layout_name())
-}
-
-fn layout_name() -> String {
-    format!("v{LAYOUT}")
-}
-
-/// The path of a pin.
-pub fn path(name: &str) -> PathBuf {
-    directory().join(name)
-}
-
-/// The path under which a pin's successor is made.
-pub fn path_of_new(name: &str) -> PathBuf {
-    directory().join(format!("{name}{NEW}"))
-}
+pub use self::content::Pins;
+pub use self::paths::{MAPS, directories, directory, path, path_of_new};
+use crate::exit::{Exit, OrExit as _};
 
 /// Opens what is pinned there, whatever it is; aya does it too, but lets nobody have the descriptor of a link.
 pub fn open(path: &Path) -> io::Result<OwnedFd> {
@@ -79,172 +39,108 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// What is pinned.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pins {
-    /// Whether [`DIRECTORY`] exists.
-    pub has_directory: bool,
-    /// Whether [`directory`] exists.
-    pub has_layout: bool,
-    /// The names in it, leftovers apart.
-    pub names: Vec<String>,
-    /// What a killed `load` left over.
-    pub leftovers: Vec<String>,
+/// Removes one of our directories, which has to be empty.
+pub fn remove_directory(path: &Path) -> Result<()> {
+    fs::remove_dir(path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
-impl Pins {
-    /// Looks at the pin path. Refuses what somebody else could have made, and what we do not know.
-    pub fn read() -> Result<Self> {
-        let mut pins = Self::default();
-        if !bpffs::is_mounted() {
-            return Ok(pins);
-        }
-        bpffs::require_safe(Path::new(bpffs::ROOT))?;
-        if !bpffs::has_safe(Path::new(DIRECTORY))? {
-            return Ok(pins);
-        }
-        pins.has_directory = true;
-        let layouts = bpffs::list(Path::new(DIRECTORY))?.unwrap_or_default();
-        if let Some(foreign) = layouts.iter().find(|name| **name != layout_name()) {
-            return Err(foreign_layout(foreign));
-        }
-        if !bpffs::has_safe(&directory())? {
-            return Ok(pins);
-        }
-        pins.has_layout = true;
-        for name in bpffs::list(&directory())?.unwrap_or_default() {
-            if name.strip_suffix(NEW).is_some_and(is_known) {
-                pins.leftovers.push(name);
-            } else if is_known(&name) {
-                pins.names.push(name);
-            } else {
-                return Err(unknown_layout(&format!("{} is none of our pins", path(&name).display())));
-            }
-        }
-        Ok(pins)
-    }
-
-    /// Whether nothing of ours is there at all.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Whether this is pinned.
-    pub fn has(&self, name: &str) -> bool {
-        self.names.iter().any(|pinned| pinned == name)
-    }
-
-    /// Fails if a pinned map is not laid out as the object that this binary carries wants it: aya would use it
-    /// all the same. Names every difference at once.
-    pub fn require_our_layout(&self) -> Result<()> {
-        let object = aya_obj::Object::parse(object::pristine()).context("the eBPF object is damaged")?;
-        let mut differences = Vec::new();
-        for name in MAPS.iter().filter(|name| self.has(name)) {
-            let pinned = MapInfo::from_pin(path(name)).map_err(|error| not_opened(name, error))?;
-            let wanted =
-                object.maps.get(*name).with_context(|| format!("the eBPF object has no map {name}"))?;
-            let is = Shape {
-                kind: pinned.map_type().map(|kind| kind as u32).unwrap_or_default(),
-                key: pinned.key_size(),
-                value: pinned.value_size(),
-                entries: pinned.max_entries(),
-                flags: pinned.map_flags(),
-            };
-            let should = Shape {
-                kind: wanted.map_type(),
-                key: wanted.key_size(),
-                value: wanted.value_size(),
-                entries: wanted.max_entries(),
-                flags: wanted.map_flags(),
-            };
-            if is != should {
-                differences.push(format!("{name} is {is}, expected {should}"));
-            }
-        }
-        if differences.is_empty() { Ok(()) } else { Err(unknown_layout(&differences.join("; "))) }
-    }
+/// Removes a pin.
+pub fn remove(name: &str) -> Result<()> {
+    remove_at(&path(name))
 }
 
-/// A pin of a map's name that cannot be opened as a map: of another layout, unless the kernel would not open
-/// anything there (bpffs mounted read-only, no more descriptors, …).
-fn not_opened(name: &str, error: MapError) -> anyhow::Error {
+fn remove_at(path: &Path) -> Result<()> {
+    fs::remove_file(path).or_exit(Exit::Kernel, || format!("cannot remove {}", path.display()))
+}
+
+/// Removes the pin of a successor that did not take the place of this one.
+pub fn remove_new(name: &str) -> Result<()> {
+    let path = path_of_new(name);
+    if path.exists() { remove_at(&path) } else { Ok(()) }
+}
+
+/// Renames a successor's pin to this one's name, in one stroke.
+pub fn replace_by_new(name: &str) -> Result<()> {
+    let (from, to) = (path_of_new(name), path(name));
+    fs::rename(&from, &to)
+        .or_exit(Exit::Kernel, || format!("cannot rename {} to {}", from.display(), to.display()))
+}
+
+/// Opens a pinned map.
+pub fn open_map(name: &str) -> Result<MapData> {
     let path = path(name);
-    match &error {
-        MapError::SyscallError(call) if call.call == "BPF_OBJ_GET" => {
-            anyhow::Error::new(error).context(Failure {
-                exit: Exit::Kernel,
-                message: format!("cannot open the pinned map {}", path.display()),
-            })
-        }
-        _ => unknown_layout(&format!("{} is no map: {error}", path.display())),
+    MapData::from_pin(&path)
+        .or_exit(Exit::Kernel, || format!("cannot open the pinned map {}", path.display()))
+}
+
+/// Opens a pinned link. Dropping it leaves the pin.
+pub fn open_link(name: &str) -> Result<FdLink> {
+    let path = path(name);
+    PinnedLink::from_pin(&path)
+        .map(FdLink::from)
+        .or_exit(Exit::Kernel, || format!("cannot open the pinned link {}", path.display()))
+}
+
+/// The pinned program.
+pub fn program_info(name: &str) -> Result<ProgramInfo> {
+    let path = path(name);
+    ProgramInfo::from_pin(&path)
+        .or_exit(Exit::Kernel, || format!("cannot open the pinned program {}", path.display()))
+}
+
+/// The program that a killed `load` pinned beside this one.
+pub fn program_info_of_new(name: &str) -> Option<ProgramInfo> {
+    ProgramInfo::from_pin(path_of_new(name)).ok()
+}
+
+/// The id of the program in a pinned link.
+pub fn program_in_link(name: &str) -> Result<u32> {
+    let info = open_link(name)?
+        .info()
+        .or_exit(Exit::Kernel, || format!("cannot ask about the pinned link {}", path(name).display()))?;
+    Ok(info.program_id())
+}
+
+/// The id of a pinned link.
+pub fn link_id(name: &str) -> Result<u32> {
+    Ok(open_link(name)?.info()?.id())
+}
+
+/// Pins a map under its name.
+pub fn pin_map(map: &Map, name: &str) -> Result<()> {
+    let path = path(name);
+    map.pin(&path).or_exit(Exit::Kernel, || format!("cannot pin at {}", path.display()))
+}
+
+/// Pins a program beside the one that is pinned under this name.
+pub fn pin_new_program(program: &mut SchedClassifier, name: &str) -> Result<()> {
+    let path = path_of_new(name);
+    program.pin(&path).or_exit(Exit::Kernel, || format!("cannot pin at {}", path.display()))
+}
+
+/// Pins a new link under this name, in one stroke where one is pinned already. Gives the link that was.
+pub fn pin_link(link: FdLink, name: &str) -> Result<Option<FdLink>> {
+    let pinned = path(name);
+    if !pinned.exists() {
+        return pin_link_at(link, &pinned).map(|()| None);
     }
-}
-
-/// What has to be the same for two maps to be laid out alike.
-#[derive(PartialEq, Eq)]
-struct Shape {
-    kind: u32,
-    key: u32,
-    value: u32,
-    entries: u32,
-    flags: u32,
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, key, value, entries, flags } = self;
-        write!(f, "(type {kind}, key {key} B, value {value} B, {entries} entries, flags {flags:#x})")
+    let old = open_link(name)?;
+    pin_link_at(link, &path_of_new(name))?;
+    if let Err(error) = replace_by_new(name) {
+        return Err(match remove_new(name) {
+            Ok(()) => error,
+            Err(also) => error.context(format!("and then could not unpin the new {name}: {also:#}")),
+        });
     }
+    Ok(Some(old))
 }
 
-fn is_known(name: &str) -> bool {
-    name == PROGRAM || name == LINK || SocketHook::is_pin(name) || MAPS.contains(&name)
+/// Takes back a [`pin_link`].
+pub fn unpin_link(name: &str, old: Option<FdLink>) -> Result<()> {
+    remove(name)?;
+    old.map_or(Ok(()), |old| pin_link_at(old, &path(name)))
 }
 
-fn foreign_layout(name: &str) -> anyhow::Error {
-    let newer = name.strip_prefix('v').and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > LAYOUT);
-    if newer {
-        Failure::new(
-            Exit::UnknownLayout,
-            format!(
-                "{DIRECTORY}/{name} was made by a newer release of wsl-mirror than this one (layout {}): use that \
-                 release, or its `wsl-mirror unload` first",
-                layout_name()
-            ),
-        )
-    } else {
-        unknown_layout(&format!("{DIRECTORY}/{name} is none of our layouts"))
-    }
-}
-
-fn unknown_layout(what: &str) -> anyhow::Error {
-    Failure::new(
-        Exit::UnknownLayout,
-        format!(
-            "the pins are not laid out as this release of wsl-mirror does it: {what}. If no other release is in \
-             use, remove them (`rm -r {DIRECTORY}`; with a tcx link that ends the steering) and load again"
-        ),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_newer_layout_is_told_from_an_unknown_one() {
-        assert!(foreign_layout("v2").to_string().contains("newer release"));
-        assert!(!foreign_layout("v0").to_string().contains("newer release"));
-        assert!(!foreign_layout("vista").to_string().contains("newer release"));
-    }
-
-    #[test]
-    fn every_map_of_the_object_but_its_constants_is_pinned() {
-        let object = aya_obj::Object::parse(object::pristine()).unwrap();
-        let mut maps: Vec<_> = object.maps.keys().filter(|name| !name.starts_with('.')).collect();
-        maps.sort();
-        let mut pinned = MAPS.to_vec();
-        pinned.sort_unstable();
-        assert_eq!(maps, pinned);
-    }
+fn pin_link_at(link: FdLink, path: &Path) -> Result<()> {
+    link.pin(path).map(drop).or_exit(Exit::Kernel, || format!("cannot pin a link at {}", path.display()))
 }
