@@ -182,7 +182,7 @@ impl Keeper {
             self.notes.extend(notes);
             done?;
         }
-        if changes.untold {
+        if changes.unwatched {
             let owners = self.config.owner_policies();
             self.untagged =
                 owners::tag_sockets(&mut maps::SOCKET_OWNER.pinned()?, &owners, &mut self.sockets);
@@ -240,8 +240,8 @@ impl Keeper {
 /// Whether packet filters have to be read again: `is_unread` if that has failed the last time.
 fn is_stale(changes: Changes, has_legacy_tables: fn() -> bool, is_unread: bool) -> bool {
     changes.packet_filters
-        || changes.untold && is_unread
-        || (changes.untold || changes.legacy) && has_legacy_tables()
+        || changes.unwatched && is_unread
+        || (changes.unwatched || changes.legacy) && has_legacy_tables()
 }
 
 /// A load needs some megabytes for a moment (the kernel's types, packet filters as text), and glibc would keep them.
@@ -264,7 +264,7 @@ mod tests {
         let (no, yes) = (|| false, || true);
         let changes = Changes { packet_filters: true, ..Changes::default() };
         assert!(is_stale(changes, no, false));
-        let look = Changes { untold: true, ..Changes::default() };
+        let look = Changes { unwatched: true, ..Changes::default() };
         assert!(!is_stale(look, no, false) && is_stale(look, no, true) && is_stale(look, yes, false));
         let legacy = Changes { legacy: true, ..Changes::default() };
         assert!(!is_stale(legacy, no, true) && is_stale(legacy, yes, false));

@@ -75,7 +75,7 @@ impl Agent {
         let mut is_first = true;
         loop {
             if !changes.is_empty() {
-                if changes.untold && events.watch_again() {
+                if changes.unwatched && events.watch_again() {
                     schedule.note(Event::Config, Instant::now());
                 }
                 let Some(lock) = self.wait_for_lock(&mut events, &mut schedule).await? else { break };
@@ -85,7 +85,7 @@ impl Agent {
                 };
                 match done {
                     // What another try does not mend is told by the exit code; everything else is tried again.
-                    Err(error) if is_first && !exit_of(&error).is_worth_another_try() => {
+                    Err(error) if is_first && !exit_of(&error).is_retryable() => {
                         self.lock.release();
                         return Err(error);
                     }
