@@ -1,13 +1,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use wsl_mirror_core::abi::{Owner, OwnerPolicy, PortKey, PortPolicy, PortRule, Protocol};
+use wsl_mirror_core::abi::{Owner, OwnerPolicy, Policy, PortKey, PortPolicy, PortRule, Protocol, Settings};
 
+use super::changes::policy_changes;
+use super::decisions::settings;
 use super::*;
-use crate::config::LogLevel;
-use crate::exit::exit_of;
-use crate::loader::attachments::{CgroupAttachment, Direction};
+use crate::config::{HookChoice, LogLevel};
+use crate::exit::{Exit, exit_of};
+use crate::loader::attachments::{CgroupAttachment, Direction, InterfaceAttachment};
 use crate::loader::clsact::Clsact;
+use crate::loader::delivery;
 use crate::loader::instances::Instance;
 use crate::loader::pins::Pins;
 use crate::loader::state::Interface;
