@@ -21,11 +21,19 @@ pub enum Marks {
     MayBeKept,
 }
 
+/// What happens to the clsact qdisc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClsactChange {
+    /// Nothing.
+    Keep,
+    /// It is made.
+    Make,
+}
+
 /// What both plans have decided.
 pub struct Decisions {
     pub hook: Hook,
-    /// Whether a clsact qdisc has to be made.
-    pub adds_clsact: bool,
+    pub clsact: ClsactChange,
     pub settings: Settings,
     pub delivery: delivery::Plan,
 }
@@ -51,7 +59,11 @@ impl Decisions {
             ));
         }
         let is_there = state.interface.index != 0;
-        let adds_clsact = is_there && hook == Hook::ClsBpf && !state.interface.clsact.exists;
+        let clsact = if is_there && hook == Hook::ClsBpf && !state.interface.clsact.exists {
+            ClsactChange::Make
+        } else {
+            ClsactChange::Keep
+        };
         let mark = choose_mark(state, config, marks)?;
         let delivery = if is_there {
             delivery::plan(&state.delivery, config.delivery, mark)
@@ -62,8 +74,8 @@ impl Decisions {
             delivery::Plan { lo_ifindex: before, ..delivery::Plan::default() }
         };
         let settings =
-            Settings { mark, lo_ifindex: delivery.lo_ifindex, ..settings(state, config, hook, adds_clsact) };
-        Ok(Self { hook, adds_clsact, settings, delivery })
+            Settings { mark, lo_ifindex: delivery.lo_ifindex, ..settings(state, config, hook, clsact) };
+        Ok(Self { hook, clsact, settings, delivery })
     }
 
     /// The program that is attached there by the hook.
@@ -214,7 +226,7 @@ fn refuse_second_interface(state: &State, hook: Hook) -> Result<()> {
 }
 
 /// `SETTINGS` without mark and delivery.
-pub fn settings(state: &State, config: &Config, hook: Hook, adds_clsact: bool) -> Settings {
+pub fn settings(state: &State, config: &Config, hook: Hook, clsact: ClsactChange) -> Settings {
     let mut interface = [0; NAME_MAX];
     let name = state.interface.name.as_bytes();
     let len = name.len().min(NAME_MAX - 1);
@@ -229,7 +241,11 @@ pub fn settings(state: &State, config: &Config, hook: Hook, adds_clsact: bool) -
         default_policy: Policy::from(config.default) as u32,
         hook: hook as u32,
         ifindex: index,
-        clsact_ifindex: if adds_clsact || (hook == Hook::ClsBpf && made_before) { index } else { 0 },
+        clsact_ifindex: if clsact == ClsactChange::Make || (hook == Hook::ClsBpf && made_before) {
+            index
+        } else {
+            0
+        },
         interface,
         lo_ifindex: 0,
     }

@@ -9,7 +9,7 @@ use anyhow::Result;
 use wsl_mirror_core::abi::{Hook, LAYOUT};
 
 pub use self::decisions::shared_mark;
-use self::decisions::{Decisions, Marks};
+use self::decisions::{ClsactChange, Decisions, Marks};
 use super::attachments;
 use super::pins::MAPS;
 use super::state::State;
@@ -45,7 +45,7 @@ fn load_all(state: &State, config: &Config, decisions: &Decisions) -> Vec<Step> 
     steps.extend(attachments::on_cgroup().map(Step::AttachToCgroup));
     steps.push(Step::TagSockets(config.owner_policies()));
     steps.extend(attachments::on_interface().map(Step::PinProgram));
-    if decisions.adds_clsact {
+    if decisions.clsact == ClsactChange::Make {
         steps.push(Step::AddClsact);
     }
     if state.interface.index != 0 {
@@ -71,7 +71,7 @@ pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
         return Ok(load_all(state, config, &decisions));
     }
     let mut steps = decisions.writes(state, config);
-    if decisions.adds_clsact {
+    if decisions.clsact == ClsactChange::Make {
         steps.push(Step::AddClsact);
     }
     if state.interface.index != 0 {

@@ -46,8 +46,11 @@ fn fresh() -> State {
 fn loaded() -> State {
     let config = Config::default();
     let mut state = fresh();
-    state.settings =
-        Some(Settings { mark: 0x1000, lo_ifindex: 1, ..settings(&state, &config, Hook::Tcx, false) });
+    state.settings = Some(Settings {
+        mark: 0x1000,
+        lo_ifindex: 1,
+        ..settings(&state, &config, Hook::Tcx, ClsactChange::Keep)
+    });
     state.delivery = delivery::tests::loaded();
     state.pins = Pins {
         has_directory: true,
@@ -121,7 +124,7 @@ fn without_the_interface_all_is_loaded_and_nothing_attached_nor_prepared() {
 }
 
 #[test]
-fn a_rule_that_somebody_took_away_is_the_whole_difference() {
+fn a_rule_that_somebody_took_away_is_hierarchy_root_difference() {
     let mut state = loaded();
     state.delivery.machine.as_mut().unwrap().rules.clear();
     let steps = difference(&state, &Config::default()).unwrap();
@@ -253,8 +256,11 @@ fn a_clsact_qdisc_is_ours_only_if_we_made_it() {
     // A second load finds the qdisc that the first one made, and still knows that.
     let mut second = theirs;
     second.delivery = delivery::tests::loaded();
-    second.settings =
-        Some(Settings { mark: 0x1000, lo_ifindex: 1, ..settings(&second, &config, Hook::ClsBpf, true) });
+    second.settings = Some(Settings {
+        mark: 0x1000,
+        lo_ifindex: 1,
+        ..settings(&second, &config, Hook::ClsBpf, ClsactChange::Make)
+    });
     second.interface.clsact.our_programs = [(Direction::Ingress, 42)].into();
     let steps = plan(&second, &config).unwrap();
     assert!(steps.contains(&Step::ReplaceInFilter { on: ingress(), old: 42 }));
