@@ -43,7 +43,7 @@ impl LoadOptions {
     /// Notes about a cgroup that leaves processes out although no option says so.
     pub fn notes(&self, cgroup: &OwnedFd) -> Notes {
         let mut notes = Notes::default();
-        if self.cgroup.is_none() && !cgroup::is_the_whole(cgroup) {
+        if self.cgroup.is_none() && !cgroup::is_hierarchy_root(cgroup) {
             notes.add(
                 "this is a cgroup namespace: of ports that are served from outside of it (by other distributions), it \
                  is not known who serves them, and `default` of the configuration is what they get",

@@ -88,7 +88,7 @@ fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Arc<Firewall>) 
     Ok(State {
         has_bpffs: bpffs::is_mounted(),
         steered_is_alive,
-        delivery: delivery_with(!others.is_empty(), firewall),
+        delivery: delivery_with(&others, firewall),
         steered_by_others: others.into_iter().find(|other| index != 0 && other.ifindex == index),
         settings,
         policies,
@@ -117,12 +117,12 @@ fn read_interface(name: &str, index: u32, choice: HookChoice) -> Result<Interfac
 
 /// Reads what delivery by `lo` and the mark depend on. What cannot be read costs us the delivery, not the load.
 pub fn delivery_state(own: &[u32]) -> Result<delivery::State> {
-    Ok(delivery_with(has_others(own)?, firewall::read().into()))
+    Ok(delivery_with(&others(own)?, firewall::read().into()))
 }
 
-fn delivery_with(has_others: bool, firewall: Arc<Firewall>) -> delivery::State {
+fn delivery_with(others: &[Instance], firewall: Arc<Firewall>) -> delivery::State {
     let machine = delivery::Machine::read().map_err(|error| format!("{error:#}"));
-    delivery::State { machine, firewall, has_others }
+    delivery::State { machine, firewall, has_others: !others.is_empty() }
 }
 
 /// Whether there is a wsl-mirror on an interface that is not one of this distribution's `own`.

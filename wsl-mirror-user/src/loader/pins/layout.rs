@@ -16,7 +16,7 @@ pub fn differences(names: impl Iterator<Item = &'static str>) -> Result<Vec<Stri
     let mut differences = Vec::new();
     for name in names {
         let pinned = MapInfo::from_pin(path(name)).map_err(|error| not_opened(name, error))?;
-        let wanted = object.maps.get(name).with_context(|| format!("the eBPF object has no map {name}"))?;
+        let expected = object.maps.get(name).with_context(|| format!("the eBPF object has no map {name}"))?;
         let is = Shape {
             kind: pinned.map_type().map(|kind| kind as u32).unwrap_or_default(),
             key: pinned.key_size(),
@@ -25,11 +25,11 @@ pub fn differences(names: impl Iterator<Item = &'static str>) -> Result<Vec<Stri
             flags: pinned.map_flags(),
         };
         let should = Shape {
-            kind: wanted.map_type(),
-            key: wanted.key_size(),
-            value: wanted.value_size(),
-            entries: wanted.max_entries(),
-            flags: wanted.map_flags(),
+            kind: expected.map_type(),
+            key: expected.key_size(),
+            value: expected.value_size(),
+            entries: expected.max_entries(),
+            flags: expected.map_flags(),
         };
         if is != should {
             differences.push(format!("{name} is {is}, expected {should}"));

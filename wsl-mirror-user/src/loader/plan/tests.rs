@@ -1,13 +1,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use wsl_mirror_core::abi::{Owner, OwnerPolicy, PortKey, PortPolicy, PortRule, Protocol};
+use wsl_mirror_core::abi::{Owner, OwnerPolicy, Policy, PortKey, PortPolicy, PortRule, Protocol, Settings};
 
+use super::changes::policy_changes;
+use super::decisions::settings;
 use super::*;
-use crate::config::LogLevel;
-use crate::exit::exit_of;
-use crate::loader::attachments::{CgroupAttachment, Direction};
+use crate::config::{HookChoice, LogLevel};
+use crate::exit::{Exit, exit_of};
+use crate::loader::attachments::{CgroupAttachment, Direction, InterfaceAttachment};
 use crate::loader::clsact::Clsact;
+use crate::loader::delivery;
 use crate::loader::instances::Instance;
 use crate::loader::pins::Pins;
 use crate::loader::state::Interface;
@@ -43,8 +46,11 @@ fn fresh() -> State {
 fn loaded() -> State {
     let config = Config::default();
     let mut state = fresh();
-    state.settings =
-        Some(Settings { mark: 0x1000, lo_ifindex: 1, ..settings(&state, &config, Hook::Tcx, false) });
+    state.settings = Some(Settings {
+        mark: 0x1000,
+        lo_ifindex: 1,
+        ..settings(&state, &config, Hook::Tcx, ClsactChange::Keep)
+    });
     state.delivery = delivery::tests::loaded();
     state.pins = Pins {
         has_directory: true,
@@ -118,7 +124,7 @@ fn without_the_interface_all_is_loaded_and_nothing_attached_nor_prepared() {
 }
 
 #[test]
-fn a_rule_that_somebody_took_away_is_the_whole_difference() {
+fn a_rule_that_somebody_took_away_is_hierarchy_root_difference() {
     let mut state = loaded();
     state.delivery.machine.as_mut().unwrap().rules.clear();
     let steps = difference(&state, &Config::default()).unwrap();
@@ -250,8 +256,11 @@ fn a_clsact_qdisc_is_ours_only_if_we_made_it() {
     // A second load finds the qdisc that the first one made, and still knows that.
     let mut second = theirs;
     second.delivery = delivery::tests::loaded();
-    second.settings =
-        Some(Settings { mark: 0x1000, lo_ifindex: 1, ..settings(&second, &config, Hook::ClsBpf, true) });
+    second.settings = Some(Settings {
+        mark: 0x1000,
+        lo_ifindex: 1,
+        ..settings(&second, &config, Hook::ClsBpf, ClsactChange::Make)
+    });
     second.interface.clsact.our_programs = [(Direction::Ingress, 42)].into();
     let steps = plan(&second, &config).unwrap();
     assert!(steps.contains(&Step::ReplaceInFilter { on: ingress(), old: 42 }));
