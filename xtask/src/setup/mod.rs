@@ -5,6 +5,7 @@
 //! the compiler is there). It ends when nothing is missing or when a round has nothing to do.
 
 mod apt;
+mod command;
 mod perform;
 mod plan;
 mod state;
@@ -12,6 +13,7 @@ mod state;
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
+pub(crate) use command::Setup;
 use plan::{Plan, Step, plan};
 use state::State;
 pub(crate) use state::program;

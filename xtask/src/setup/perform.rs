@@ -89,7 +89,7 @@ pub(super) fn perform(step: &Step) -> Result<()> {
             command
         }
     };
-    progress::step("setup", &step.to_string(), &mut command, &log())?;
+    progress::command("setup", &step.to_string(), &mut command, &log())?;
     if matches!(step, Step::Install { packages, .. } if packages.iter().any(|package| package == "docker.io"))
     {
         eprintln!(
