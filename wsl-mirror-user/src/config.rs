@@ -61,9 +61,9 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads the file. Only the one that nobody asked for may be missing.
-    pub fn read(asked_for: Option<&Path>) -> Result<Self> {
-        let path = asked_for.map_or_else(|| PathBuf::from(PATH), Path::to_owned);
+    /// Reads this file, else the one at [`PATH`], which may be missing.
+    pub fn read(file: Option<&Path>) -> Result<Self> {
+        let path = file.map_or_else(|| PathBuf::from(PATH), Path::to_owned);
         match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text).map_err(|error| {
                 Failure::new(
@@ -74,7 +74,7 @@ impl Config {
                     ),
                 )
             }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && asked_for.is_none() => {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {
                 Ok(Self::default())
             }
             Err(error) => Err(error)

@@ -3,6 +3,8 @@
 //! An import is a path that leads from one file to another: in a `use`, in an expression, in a macro's arguments. A
 //! parent that only declares `mod child;` imports nothing. Code below `#[cfg(test)]` is left out.
 
+#![expect(clippy::unwrap_used, reason = "a test panics where it fails")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};

@@ -10,8 +10,8 @@ pub struct Changes {
     pub packet_filters: bool,
     /// The configuration.
     pub config: bool,
-    /// What nothing tells of.
-    pub untold: bool,
+    /// What no event tells.
+    pub unwatched: bool,
     /// The older packet filters, if there are any.
     pub legacy: bool,
 }
@@ -19,7 +19,7 @@ pub struct Changes {
 impl Changes {
     /// All there is.
     pub const ALL: Self =
-        Self { machine: true, packet_filters: true, config: true, untold: true, legacy: true };
+        Self { machine: true, packet_filters: true, config: true, unwatched: true, legacy: true };
 
     /// Whether there is nothing to look at.
     pub fn is_empty(self) -> bool {

@@ -1,4 +1,4 @@
-//! One round: what is there, what should be, and the difference carried out.
+//! One round: read the state, compute the plan, carry out the difference.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::loader::step::Step;
 use crate::loader::{object, owners, plan, state};
 use crate::notes::Notes;
 
-/// What is known between two rounds, all of which can be read again.
+/// What the agent knows between two rounds. All of it can be read again.
 pub struct Keeper {
     options: LoadOptions,
     /// The configuration in force.
@@ -32,9 +32,9 @@ pub struct Keeper {
     is_loaded: bool,
     /// Kept, because reading it takes other people's programs.
     firewall: Option<Arc<Firewall>>,
-    /// Why what is kept is not all there is to know now.
+    /// Why a part of the packet filters could not be read the last time.
     unread: Vec<String>,
-    /// Those that serve and carry a tag, by their inodes.
+    /// The sockets that serve and carry a tag, by their inodes.
     sockets: HashSet<u32>,
     /// Why sockets that serve carry no tag.
     untagged: Option<String>,
@@ -67,7 +67,7 @@ pub struct Round {
     pub steps: Vec<String>,
     /// What became of what somebody had taken away.
     pub repair: Repair,
-    /// What whoever looks after this machine should know although packets are steered.
+    /// What the administrator should know although packets are steered.
     pub warnings: Vec<String>,
 }
 
@@ -182,7 +182,7 @@ impl Keeper {
             self.notes.extend(notes);
             done?;
         }
-        if changes.untold {
+        if changes.unwatched {
             let owners = self.config.owner_policies();
             self.untagged =
                 owners::tag_sockets(&mut maps::SOCKET_OWNER.pinned()?, &owners, &mut self.sockets);
@@ -240,8 +240,8 @@ impl Keeper {
 /// Whether packet filters have to be read again: `is_unread` if that has failed the last time.
 fn is_stale(changes: Changes, has_legacy_tables: fn() -> bool, is_unread: bool) -> bool {
     changes.packet_filters
-        || changes.untold && is_unread
-        || (changes.untold || changes.legacy) && has_legacy_tables()
+        || changes.unwatched && is_unread
+        || (changes.unwatched || changes.legacy) && has_legacy_tables()
 }
 
 /// A load needs some megabytes for a moment (the kernel's types, packet filters as text), and glibc would keep them.
@@ -264,7 +264,7 @@ mod tests {
         let (no, yes) = (|| false, || true);
         let changes = Changes { packet_filters: true, ..Changes::default() };
         assert!(is_stale(changes, no, false));
-        let look = Changes { untold: true, ..Changes::default() };
+        let look = Changes { unwatched: true, ..Changes::default() };
         assert!(!is_stale(look, no, false) && is_stale(look, no, true) && is_stale(look, yes, false));
         let legacy = Changes { legacy: true, ..Changes::default() };
         assert!(!is_stale(legacy, no, true) && is_stale(legacy, yes, false));

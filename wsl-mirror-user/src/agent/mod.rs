@@ -14,6 +14,7 @@ mod schedule;
 mod standing;
 mod systemd;
 
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -32,12 +33,12 @@ use crate::exit::exit_of;
 use crate::host::lock::Lock;
 use crate::output;
 
-/// How long it waits for another wsl-mirror before it tries again later. systemd waits 10 s for it to be ready.
+/// How long the agent waits for another wsl-mirror before it repeats the round later. systemd waits 10 s for READY.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
-/// Keeps the world as it should be until SIGTERM or SIGINT; then everything goes on as it is.
+/// Keeps the machine steering until SIGTERM or SIGINT. What is loaded goes on steering then.
 pub fn run(options: LoadOptions) -> Result<()> {
-    // For one round at a time. A second thread, now and then, while the first one comes to rest, would be one more heap.
+    // One round runs at a time. A second thread would have one more heap.
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build()?;
     runtime.block_on(Agent::start(options)?.stay())
@@ -45,7 +46,7 @@ pub fn run(options: LoadOptions) -> Result<()> {
 
 struct Agent {
     options: LoadOptions,
-    /// Away while it works.
+    /// `None` while a round runs.
     keeper: Option<Keeper>,
     lock: AgentLock,
     report: Report,
@@ -54,7 +55,7 @@ struct Agent {
 
 impl Agent {
     fn start(options: LoadOptions) -> Result<Self> {
-        // Before anything is touched: what does not fit now is told by the exit code.
+        // A bad configuration ends the agent here, with its exit code, before anything is touched.
         let mut keeper = Keeper::new(options.clone())?;
         output::notes(&std::mem::take(&mut keeper.notes));
         let lock = AgentLock::take()?;
@@ -68,14 +69,14 @@ impl Agent {
     }
 
     async fn stay(mut self) -> Result<()> {
-        // Listened to before the first look, so that no change is missed.
+        // The agent listens before its first look, so that it misses no change.
         let mut events = Events::listen(self.options.config_path())?;
         let mut schedule = Schedule::new(Instant::now());
         let mut changes = Changes::ALL;
         let mut is_first = true;
         loop {
             if !changes.is_empty() {
-                if changes.untold && events.watch_again() {
+                if changes.unwatched && events.watch_again() {
                     schedule.note(Event::Config, Instant::now());
                 }
                 let Some(lock) = self.wait_for_lock(&mut events, &mut schedule).await? else { break };
@@ -84,8 +85,8 @@ impl Agent {
                     Err(error) => Err(error),
                 };
                 match done {
-                    // What another try does not mend is told by the exit code; everything else is tried again.
-                    Err(error) if is_first && !exit_of(&error).is_worth_another_try() => {
+                    // A permanent failure of the first round ends the agent; any other round is repeated.
+                    Err(error) if is_first && !exit_of(&error).is_retryable() => {
                         self.lock.release();
                         return Err(error);
                     }
@@ -98,7 +99,7 @@ impl Agent {
             }
             let wait = schedule.next().min(self.systemd.next_sign_of_life());
             tokio::select! {
-                event = events.next() => if self.heard(event?, &mut schedule) { break },
+                event = events.next() => if self.note(event?, &mut schedule).is_break() { break },
                 () = tokio::time::sleep_until(wait.into()) => {}
             }
             self.systemd.sign_of_life();
@@ -109,17 +110,17 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether it is to end.
-    fn heard(&mut self, event: Event, schedule: &mut Schedule) -> bool {
+    /// Notes an event; SIGTERM and SIGINT break the loop.
+    fn note(&mut self, event: Event, schedule: &mut Schedule) -> ControlFlow<()> {
         if event == Event::Reload {
             self.systemd.reloading();
         }
         schedule.note(event, Instant::now());
-        event == Event::Stop
+        if event == Event::Stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// Waits until nobody else changes anything; `None` if it is told to end meanwhile. From there on a round is short, and
-    /// is not broken off.
+    /// Waits for the lock of the network namespace; `None` if the agent has to end meanwhile. A round that holds the lock is
+    /// short, and is not interrupted.
     async fn wait_for_lock(
         &mut self,
         events: &mut Events,
@@ -130,12 +131,12 @@ impl Agent {
             tokio::select! {
                 biased;
                 lock = &mut lock => return Ok(Some(lock)),
-                event = events.next() => if self.heard(event?, schedule) { return Ok(None) },
+                event = events.next() => if self.note(event?, schedule).is_break() { return Ok(None) },
             }
         }
     }
 
-    /// A round blocks, and netlink's own runtime cannot run within ours: so it has a thread.
+    /// A round has a thread: it blocks, and netlink's own runtime cannot run within ours.
     async fn round(&mut self, changes: Changes, repairs: Repairs, lock: Lock) -> Result<Result<Round>> {
         let mut keeper = self.keeper.take().context("the last round never came to its end")?;
         let (mut keeper, done) = tokio::task::spawn_blocking(move || {

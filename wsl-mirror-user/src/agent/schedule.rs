@@ -109,7 +109,7 @@ impl Schedule {
             machine: self.machine.is_some() || self.is_held_back && self.repairs(now) == Repairs::Allowed,
             packet_filters: is_due(self.packet_filters),
             config: is_due(self.config) || is_look && is_refused && self.config.is_none(),
-            untold: is_look,
+            unwatched: is_look,
             legacy: self.legacy.is_some_and(|burst| burst.due(LEGACY) <= now),
         };
         if self.retry.is_some_and(|(retry, _)| retry <= now) {
@@ -128,7 +128,7 @@ impl Schedule {
         if changes.legacy {
             self.legacy = None;
         }
-        if changes.untold {
+        if changes.unwatched {
             self.look = now + if self.is_aside { LOOK_ASIDE } else { LOOK };
         }
         changes

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::exit::Exit;
 use crate::host::require_root;
-use crate::install::{self, Plan, State};
+use crate::install::{self, Caller, Plan, State};
 use crate::output::{self, Output};
 
 /// Arguments of `install`.
@@ -58,8 +58,12 @@ impl Uninstall {
     /// Takes back what `install` did.
     pub fn exec(self, output: &mut Output) -> Result<Exit> {
         let state = State::read(&self.common.root, None)?;
-        let nothing = (!self.keep_package).then_some("it is not installed");
-        self.common.exec(output, &install::uninstall(&state, self.keep_package), nothing)
+        let (caller, nothing) = if self.keep_package {
+            (Caller::Package, None)
+        } else {
+            (Caller::User, Some("it is not installed"))
+        };
+        self.common.exec(output, &install::uninstall(&state, caller), nothing)
     }
 }
 

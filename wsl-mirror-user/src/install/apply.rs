@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::plan::{Plan, Step};
+use super::plan::{OnFailure, Plan};
 use super::state::below;
+use super::step::Step;
 use super::{agent, unit};
 use crate::errors::Errors;
 use crate::exit::{Exit, Failure};
@@ -27,7 +28,7 @@ pub fn apply(plan: &Plan, root: &Path) -> Result<()> {
     for step in &plan.steps {
         if let Err(error) = carry_out(step, root) {
             errors.push(error);
-            if !plan.goes_on {
+            if plan.on_failure == OnFailure::Stop {
                 break;
             }
         }
@@ -55,10 +56,10 @@ fn carry_out(step: &Step, root: &Path) -> Result<()> {
         Step::File { path, after: None, .. } => {
             fs::remove_file(below(root, path)).with_context(|| format!("cannot remove {path}"))
         }
-        Step::Enable { unit } => link(unit, &below(root, unit::WANTED))
-            .with_context(|| format!("cannot link {} to {}", unit::WANTED, unit.display())),
-        Step::Disable => fs::remove_file(below(root, unit::WANTED))
-            .with_context(|| format!("cannot remove {}", unit::WANTED)),
+        Step::Enable { unit } => link(unit, &below(root, unit::BOOT_LINK))
+            .with_context(|| format!("cannot link {} to {}", unit::BOOT_LINK, unit.display())),
+        Step::Disable => fs::remove_file(below(root, unit::BOOT_LINK))
+            .with_context(|| format!("cannot remove {}", unit::BOOT_LINK)),
         Step::Systemctl(arguments) => match tool::run_for(SYSTEMCTL_LIMIT, "systemctl", arguments) {
             Ok(_) => Ok(()),
             // Not at work, and without a file any more, it is forgotten: there is nothing to stop.
@@ -139,17 +140,18 @@ mod tests {
             Step::Disable,
             Step::File { path: "/etc/wsl.conf", before: None, after: None },
         ];
-        let plan = Plan { steps, refused: vec!["by hand".into()], goes_on: true, ..Plan::default() };
+        let plan =
+            Plan { steps, refused: vec!["by hand".into()], on_failure: OnFailure::GoOn, ..Plan::default() };
         replace(&conf, "one").unwrap();
         let error = apply(&plan, &folder).unwrap_err().to_string();
         assert!(!conf.exists(), "{error}");
         assert!(
-            error.starts_with("2 things") && error.contains(unit::WANTED) && error.contains("by hand"),
+            error.starts_with("2 things") && error.contains(unit::BOOT_LINK) && error.contains("by hand"),
             "{error}"
         );
         // What is put there builds on what was put there before.
         replace(&conf, "one").unwrap();
-        apply(&Plan { goes_on: false, ..plan }, &folder).unwrap_err();
+        apply(&Plan { on_failure: OnFailure::Stop, ..plan }, &folder).unwrap_err();
         assert!(conf.exists());
         fs::remove_dir_all(&folder).unwrap();
     }

@@ -1,6 +1,6 @@
-//! What tells that the world has changed, without asking: netlink's groups, inotify, signals.
+//! Events: the agent listens to netlink's groups, to inotify and to signals.
 //!
-//! What a message says is not looked at. It may be late, and some may be lost; what is so is read from the world itself.
+//! The agent ignores what a message says: messages may be late or lost. It reads the machine itself.
 
 mod event;
 mod files;
@@ -27,17 +27,17 @@ pub use self::event::Event;
 const ROUTE_GROUPS: u32 = group(1) | group(4) | group(8) | group(24);
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = group(7);
-/// Most messages that are taken at once.
+/// At most so many messages are taken at once.
 const MESSAGES_MAX: usize = 1000;
 
 const fn group(number: u32) -> u32 {
     1 << (number - 1)
 }
 
-/// Everything that is listened to.
+/// Every source of events.
 pub struct Events {
     machine: AsyncFd<OwnedFd>,
-    /// Not there without nftables in the kernel.
+    /// `None` without nftables in the kernel.
     packet_filters: Option<AsyncFd<OwnedFd>>,
     files: Files,
     reload: Signal,

@@ -40,7 +40,7 @@ fn at_rest_it_looks_twice_a_minute() {
     let mut looks = 0;
     while schedule.next() <= start + Duration::from_mins(1) {
         let now = schedule.next();
-        assert_eq!(schedule.take(now), Changes { untold: true, ..Changes::default() });
+        assert_eq!(schedule.take(now), Changes { unwatched: true, ..Changes::default() });
         schedule.went_well(Repair::None, now);
         looks += 1;
     }
@@ -123,7 +123,7 @@ fn a_file_that_does_not_fit_this_machine_is_read_again_with_each_look() {
     let (mut schedule, now) = schedule();
     schedule.note_config(ConfigState::Refused);
     let look = now + LOOK;
-    assert_eq!(schedule.take(look), Changes { untold: true, config: true, ..Changes::default() });
+    assert_eq!(schedule.take(look), Changes { unwatched: true, config: true, ..Changes::default() });
     schedule.note_config(ConfigState::InForce);
     assert!(!schedule.take(look + LOOK).config);
 }

@@ -5,6 +5,7 @@ use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, PortKey, Protocol, Reason};
 
 use crate::agent::report::Report as Agent;
 use crate::host::firewall;
+use crate::host::networking::NetworkingMode;
 use crate::inspect::snapshot::{Delivery as DeliveryState, Elsewhere, Loaded, Program, Snapshot, Way};
 use crate::loader::maps::PortTraffic;
 use crate::loader::state::Attachment;
@@ -158,7 +159,7 @@ impl<'a> From<&'a Loaded> for Details<'a> {
             },
             interface: &loaded.interface,
             ifindex: loaded.ifindex,
-            networking: loaded.networking.as_ref().map(|mode| mode.name()),
+            networking: loaded.networking.as_ref().map(NetworkingMode::name),
             hook: loaded.hook.map_or("unknown", Hook::name),
             program: loaded.program.as_ref().map(LoadedProgram::from),
             mark: loaded.mark,
