@@ -20,7 +20,7 @@ use crate::notes::Notes;
 
 pub use super::programs::VerifierLog;
 
-/// What a plan is carried out on, beside the pins. All of it is known to be there before anything is touched.
+/// What a plan is carried out on, beside the pins. The caller has checked that all of it exists.
 pub struct Target<'a> {
     /// The interface's name.
     pub interface: &'a str,
@@ -32,8 +32,7 @@ pub struct Target<'a> {
     pub verifier_log: VerifierLog,
 }
 
-/// Carries out the steps in order. When one fails, what the ones before it did is undone, last first, and
-/// everything is as it was. The notes tell of either end.
+/// Carries out the steps in order. A step that fails undoes the ones before it, last first. The notes are for both ends.
 pub fn apply(steps: &[Step], target: Target<'_>) -> (Notes, Result<()>) {
     let mut work = Work {
         interface: target.interface,
@@ -60,9 +59,9 @@ struct Work<'a> {
     target: Target<'a>,
     programs: Option<Programs>,
     undo: Vec<Undo>,
-    /// What was done for delivery by `lo`: undone after all else, or when a part of it cannot be done.
+    /// Changes for delivery by `lo`. They are undone after all else, or when one of them fails.
     prepared: Vec<delivery::Change>,
-    /// Whether a part of it could not be done.
+    /// Whether one of them failed.
     is_plain: bool,
     notes: Notes,
 }
@@ -138,7 +137,7 @@ impl Work<'_> {
                 Ok(())
             }
             Step::CleanUp(change) => {
-                // What is loaded works all the same, and the next load or unload tries again.
+                // The program works without it, and the next load or unload tries again.
                 if let Err(error) = change.carry_out() {
                     self.notes.add(format!("could not {change}: {error:#}"));
                 }
@@ -147,8 +146,7 @@ impl Work<'_> {
         }
     }
 
-    /// The first change that fails ends it: what was changed before it is undone, and the program will be told to take
-    /// the plain way. That is no reason not to steer.
+    /// The first change that fails undoes those before it, and the settings will say plain delivery. The load goes on.
     fn prepare_delivery(&mut self, change: delivery::Change) {
         if self.is_plain {
             return;
@@ -187,13 +185,13 @@ impl Work<'_> {
         let programs = programs.as_mut().context("the plan does not load the program first")?;
         let link = cgroup::attach(programs.loaded()?, on, target.cgroup.as_fd())?;
         let id = link.info().or_exit(Exit::Kernel, || "cannot ask about a link".into())?.id();
-        // For a moment the old one and the new one run both, and write the same.
+        // For a moment the old program and the new one both run, and write the same.
         self.pin_link(link, on.link_pin, move || cgroup::wait_until_gone(&HashSet::from([id])))
     }
 
     fn tag_sockets(&mut self, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
         let mut map = self.programs()?.map(&maps::SOCKET_OWNER)?;
-        // Tags go with their sockets, or with the map: nothing is to be undone.
+        // Tags end with their sockets or with the map: nothing has to be undone.
         if let Some(failed) = owners::tag_sockets(&mut map, owners, &mut HashSet::new()) {
             self.notes.add(failed);
         }

@@ -8,11 +8,11 @@ use wsl_mirror_core::abi::{Owner, OwnerPolicy};
 use super::maps::SocketOwners;
 use crate::host::sockets::{self, Holder};
 
-/// Tags the sockets that serve and carry no tag yet. The hooks are there by now: whatever is bound meanwhile they
-/// tag themselves, and what they wrote is left. `known` are those that were dealt with before, by their inodes: who holds a
-/// socket takes a look at every process, which is spared where there is no new one.
+/// Tags the listeners that carry no tag yet. The programs on the cgroup are attached by now: they tag sockets that are bound
+/// meanwhile, and those tags stay. `known` holds the inodes of listeners that have a tag. Finding a socket's holder reads
+/// every process, so without a new listener nothing is read.
 ///
-/// Gives why some could not be tagged, in words: those count as nobody's, which is no reason not to steer the others.
+/// Gives a note if listeners could not be tagged. They have no owner; all others are steered.
 pub fn tag_sockets(
     map: &mut SocketOwners,
     owners: &BTreeMap<Owner, OwnerPolicy>,
@@ -28,11 +28,11 @@ pub fn tag_sockets(
         map.tag_if_new(&socket, server.owner)?;
         Ok(true)
     }));
-    of_whom_nothing_is_known(&failures)
+    untagged_note(&failures)
 }
 
-/// Tags those whose holders were found, and gives what failed. Only what carries a tag afterwards is known: the others
-/// are looked at again the next time, when their holder may be seen or may let us.
+/// Tags the listeners whose holders were found, and gives the failures. Only listeners with a tag become known: the next
+/// call tries the others again.
 fn tag_new(
     holders: Result<HashMap<u32, Vec<Holder>>>,
     known: &mut HashSet<u32>,
@@ -43,7 +43,7 @@ fn tag_new(
         Err(error) => return vec![error],
     };
     let mut failures = Vec::new();
-    // In order, so that the same failures are said in the same words.
+    // In order, so that the same failures give the same note.
     for (inode, holders) in BTreeMap::from_iter(holders) {
         match tag(inode, &holders) {
             Ok(true) => drop(known.insert(inode)),
@@ -54,7 +54,7 @@ fn tag_new(
     failures
 }
 
-fn of_whom_nothing_is_known(failures: &[anyhow::Error]) -> Option<String> {
+fn untagged_note(failures: &[anyhow::Error]) -> Option<String> {
     let first = failures.first()?;
     let others = match failures.len() - 1 {
         0 => String::new(),

@@ -137,8 +137,8 @@ pub fn others(own: &[u32]) -> Result<Vec<Instance>> {
     Ok(all)
 }
 
-/// The ids of this distribution's programs on interfaces: the pinned ones and those in the pinned links; more after a load
-/// that was killed at the wrong moment.
+/// The ids of this distribution's programs on interfaces: the pinned ones and those in pinned links. A load that was killed
+/// at the wrong moment adds one.
 pub fn our_programs(pins: &Pins) -> Result<Vec<u32>> {
     let mut programs: Vec<u32> = linked_programs(pins)?.into_values().collect();
     let left = attachments::on_interface().filter_map(|on| pins::program_info_of_new(on.program_pin));

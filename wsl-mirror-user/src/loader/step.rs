@@ -19,14 +19,14 @@ pub enum Step {
     MakeDirectories,
     /// Remove what a killed `load` left.
     RemoveLeftover(String),
-    /// Load maps and program; those maps that are pinned are used again.
+    /// Load programs and maps. Pinned maps are used again.
     LoadProgram {
         /// Names of the pinned maps.
         reused: Vec<&'static str>,
         /// What the program logs.
         log: LogLevel,
     },
-    /// Go on with the pinned program and maps.
+    /// Use the pinned programs and maps.
     UsePinned,
     /// Write what the configuration says about ports.
     WritePolicies(Vec<PolicyChange>),
@@ -45,7 +45,7 @@ pub enum Step {
     PinProgram(InterfaceAttachment),
     /// Attach a program to the cgroup and pin its link, in the place of the one that is pinned.
     AttachToCgroup(CgroupAttachment),
-    /// Tag the sockets that serve and were bound before the hooks were there.
+    /// Tag the listeners that were bound before the programs on the cgroup were attached.
     TagSockets(BTreeMap<Owner, OwnerPolicy>),
     /// Attach the program: a new tcx link, first in the chain, pinned.
     AttachLink(InterfaceAttachment),
@@ -71,9 +71,9 @@ pub enum Step {
     SwapProgramPin(InterfaceAttachment),
     /// Write what the machine's rules say of ports.
     WriteRules(Vec<RuleChange>),
-    /// Prepare the machine for delivery by `lo`; if that fails, the plain way is taken.
+    /// Prepare the machine for delivery by `lo`. A failure means plain delivery.
     PrepareDelivery(delivery::Change),
-    /// Take away what no packet needs any more.
+    /// Remove what no packet needs any more.
     CleanUp(delivery::Change),
 }
 

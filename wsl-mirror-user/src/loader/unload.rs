@@ -1,4 +1,4 @@
-//! Takes away everything that `load` made, and nothing else.
+//! Removes everything that `load` made, and nothing else.
 
 use std::collections::HashSet;
 
@@ -17,12 +17,12 @@ use crate::host::interface;
 /// Ends the headline of what `unload` could not do.
 const FAILED: &str = "could not be taken away";
 
-/// Takes everything away; goes on after an error and reports every one. Says whether there was anything.
+/// Removes everything. An error does not stop it; it reports all of them. Gives whether anything was there.
 pub fn unload() -> Result<bool> {
     let pins = Pins::read()?;
     let mut errors = Errors::default();
     if pins.is_empty() {
-        // A load that was killed early has made nothing but the mount; a distribution that is gone has left the rest.
+        // A load that was killed early left only the mount. A terminated distribution left the rest.
         let orphans = errors.keep(remove_orphans()).unwrap_or_default();
         let left = errors.keep(tear_delivery_down(&[])).unwrap_or_default();
         let mounted = errors.keep(bpffs::unmount_ours()).unwrap_or_default();
@@ -30,14 +30,14 @@ pub fn unload() -> Result<bool> {
         return Ok(orphans || left || mounted);
     }
     let own = our_programs(&pins).unwrap_or_default();
-    // What ends the steering first: afterwards nothing depends on the rest.
+    // First the programs on the interface: without them nothing depends on the rest.
     for on in attachments::on_interface().filter(|on| pins.has(on.link_pin)) {
         errors.keep(remove_link(&pins, on));
     }
     if pins.has("SETTINGS") {
         errors.keep(remove_filters(&pins));
     }
-    // If the steering could not be ended, our own program still needs it.
+    // If our program could not be detached, it still needs delivery by `lo`.
     let own = if errors.is_empty() { own } else { Vec::new() };
     errors.keep(tear_delivery_down(&own));
     errors.keep(detach_from_cgroup(&pins));
@@ -80,7 +80,7 @@ fn detach_from_cgroup(pins: &Pins) -> Result<()> {
     errors.into_failure(Exit::Kernel, FAILED)
 }
 
-/// Removes the filters that distributions have left which are gone. Says whether there was one.
+/// Removes the filters that terminated distributions left. Gives whether one was there.
 fn remove_orphans() -> Result<bool> {
     let mut orphans = instances::read()?;
     orphans.retain(Instance::is_orphan);
@@ -112,7 +112,7 @@ fn tear_delivery_down(gone: &[u32]) -> Result<bool> {
     errors.into_failure(Exit::Kernel, FAILED).map(|()| !changes.is_empty())
 }
 
-/// Removes our `cls_bpf` filters, and the qdisc if we made it and nobody else uses it now.
+/// Removes our `cls_bpf` filters, and the qdisc if we made it and it has no other filter.
 fn remove_filters(pins: &Pins) -> Result<()> {
     let settings = maps::SETTINGS.pinned()?.get()?;
     if Hook::from_number(settings.hook) != Some(Hook::ClsBpf) {

@@ -12,12 +12,12 @@ use crate::loader::state::State;
 use crate::loader::step::Step;
 use crate::loader::{clsact, delivery, marks};
 
-/// Which bits of the mark will do.
+/// Which bits a mark may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Marks {
     /// Only those that nobody else uses.
     MustBeFree,
-    /// Those that are in force too: flows carry them, and the program steers with them whether we look after it or not.
+    /// Those that are in force, too: flows carry them, and the attached program uses them.
     MayBeKept,
 }
 
@@ -100,7 +100,7 @@ impl Decisions {
         steps.extend(rule_changes(state));
         let before = &self.delivery.before;
         steps.extend(before.iter().copied().map(Step::PrepareDelivery));
-        // What cannot be prepared will have to be written there too.
+        // A preparation that fails changes the settings.
         if state.settings != Some(self.settings) || !before.is_empty() {
             steps.push(Step::WriteSettings { old: state.settings, new: self.settings });
         }
@@ -108,7 +108,7 @@ impl Decisions {
     }
 }
 
-/// Two programs on one interface would do everything twice, and each would undo what the other needs.
+/// Two programs on one interface would do everything twice, and each would remove what the other needs.
 fn refuse_anothers_interface(state: &State) -> Result<()> {
     let Some(other) = state.steered_by_others else { return Ok(()) };
     Err(Failure::new(

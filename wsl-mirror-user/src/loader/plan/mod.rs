@@ -16,8 +16,8 @@ use super::state::State;
 use super::step::Step;
 use crate::config::Config;
 
-/// Computes the steps from `state` to what `config` wants, with a program and hooks of this release in the place of those
-/// that are there. Without the interface, all but attaching.
+/// Computes the steps from `state` to what `config` says. New programs of this release replace those that are there.
+/// Without the interface, no program is attached to it.
 pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
     Ok(load_all(state, config, &Decisions::new(state, config, Marks::MustBeFree)?))
 }
@@ -40,8 +40,8 @@ fn load_all(state: &State, config: &Config, decisions: &Decisions) -> Vec<Step> 
     steps.push(Step::LoadProgram { reused, log: config.log });
     steps.extend(decisions.writes(state, config));
     steps.extend(fresh.into_iter().map(Step::PinMap));
-    // In this order no socket is missed: from here on the hooks tag what is bound, then what was there is tagged, and
-    // only then somebody asks.
+    // In this order no listener is missed: programs on the cgroup tag new listeners, then the loader tags the older ones,
+    // and then the program on the interface asks for tags.
     steps.extend(attachments::on_cgroup().map(Step::AttachToCgroup));
     steps.push(Step::TagSockets(config.owner_policies()));
     steps.extend(attachments::on_interface().map(Step::PinProgram));
@@ -92,8 +92,8 @@ pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// What of a [`difference`] can be done without the repairs that are part of it: what is written of ports and owners.
-/// `SETTINGS` says what the machine is prepared for, and waits with them.
+/// The steps of a [`difference`] that are no repairs: what is written of ports and owners. `SETTINGS` has to match the
+/// machine, and waits for the repairs.
 pub fn without_repairs(steps: Vec<Step>) -> Vec<Step> {
     if !steps.iter().any(Step::is_repair) {
         return steps;
@@ -108,8 +108,7 @@ pub fn without_repairs(steps: Vec<Step>) -> Vec<Step> {
     written
 }
 
-/// Whether everything is pinned and at work that a load pins, but for the link, which is made where there is an
-/// interface.
+/// Whether every pin of a load is there and in use. A tcx link needs an interface, so it does not count.
 fn is_complete(state: &State) -> bool {
     let mut programs = attachments::on_interface().map(|on| on.program_pin);
     let mut links = attachments::on_cgroup().map(|on| on.link_pin);
