@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_worth_another_try_is_what_systemd_does_not_restart_after() {
+    fn permanent_exit_codes_are_those_of_the_unit() {
         let unit = include_str!("../../contrib/wsl-mirror.service");
         let line = unit.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus=")).unwrap();
         let in_unit: Vec<u8> = line.split(' ').map(|code| code.parse().unwrap()).collect();

@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packet_filters_are_read_when_they_have_changed_and_when_that_has_failed() {
+    fn packet_filters_are_read_after_a_change_and_after_a_failure() {
         let (no, yes) = (|| false, || true);
         let changes = Changes { packet_filters: true, ..Changes::default() };
         assert!(is_stale(changes, no, false));

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn systemd_makes_the_folder_and_does_not_take_it_away_with_another_agents_seat() {
+    fn systemd_makes_the_folder_and_keeps_it_for_another_agent() {
         let unit = include_str!("../../../contrib/wsl-mirror.service");
         let made = DIRECTORY.strip_prefix("/run/").unwrap();
         for line in [&format!("RuntimeDirectory={made}"), "RuntimeDirectoryPreserve=yes"] {

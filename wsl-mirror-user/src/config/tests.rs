@@ -47,7 +47,7 @@ fn the_example_names_every_key_with_its_default() {
 }
 
 #[test]
-fn an_unknown_key_is_an_error_with_line_column_and_the_nearest_known_key() {
+fn an_unknown_key_is_an_error_with_place_and_nearest_key() {
     assert_eq!(
         error("mark = 0x1000\nexemt = [22]\n"),
         "line 2, column 1: there is no key \"exemt\"; the nearest is `exempt`"
@@ -55,7 +55,7 @@ fn an_unknown_key_is_an_error_with_line_column_and_the_nearest_known_key() {
 }
 
 #[test]
-fn what_is_no_toml_is_an_error_with_line_and_column() {
+fn invalid_toml_is_an_error_with_line_and_column() {
     assert!(error("mark = \n").contains("line 1, column 8"), "{}", error("mark = \n"));
 }
 
@@ -90,7 +90,7 @@ fn a_mark_without_bits_or_with_too_many_is_an_error() {
 }
 
 #[test]
-fn what_is_built_in_about_an_owner_can_be_overruled() {
+fn a_built_in_owner_can_be_overruled() {
     let text = "owners = [{ name = \"docker-proxy\", policy = \"pass\" }]";
     let owners = Config::parse(text).unwrap().owner_policies();
     let pass = OwnerPolicy::new(Policy::Pass);

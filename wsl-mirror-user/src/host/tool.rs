@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_installed_is_told_from_what_fails() {
+    fn a_missing_program_is_told_from_a_failing_one() {
         assert_eq!(run("no-such-program-of-anybody", &[]), Err(Unread::NotInstalled));
         let Err(Unread::Failed(why)) = run("sh", &["-c", "echo no such table >&2; exit 3"]) else { panic!() };
         assert!(why.starts_with("sh failed") && why.ends_with(": no such table"), "{why}");
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_or_says_too_much_is_ended() {
+    fn a_program_that_hangs_or_prints_too_much_is_killed() {
         let start = Instant::now();
         let limit = Duration::from_millis(200);
         assert_eq!(shell("sleep 20", limit, 100), Err("takes too long".into()));

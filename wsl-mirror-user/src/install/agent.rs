@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_whose_program_was_replaced_is_known_and_called_as_before() {
+    fn a_replaced_agent_is_recognised_and_called_as_before() {
         let replaced = |path: &str| was_replaced(Path::new(path));
         assert_eq!(replaced("/usr/sbin/wsl-mirror"), None);
         assert_eq!(replaced("/usr/sbin/wsl-mirror (deleted)"), Some("/usr/sbin/wsl-mirror".into()));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_without_the_seat_is_not_ended() {
+    fn a_process_without_the_agents_lock_is_not_ended() {
         let mut other = Command::new("sleep").arg("60").spawn().unwrap();
         end(other.id().cast_signed()).unwrap();
         assert_eq!(other.try_wait().unwrap(), None, "it runs on");

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_taken_away_keeps_nothing_else_and_all_of_it_is_reported() {
+    fn a_failed_removal_stops_no_other_and_all_are_reported() {
         let folder = std::env::temp_dir().join(format!("wsl-mirror-taken-{}", std::process::id()));
         let conf = folder.join("etc/wsl.conf");
         let steps = vec![

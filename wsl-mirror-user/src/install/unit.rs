@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_wanted_by_the_target_that_the_link_is_made_for() {
+    fn the_unit_is_wanted_by_the_target_of_the_boot_link() {
         assert!(TEXT.lines().any(|line| line == "WantedBy=multi-user.target"), "{TEXT}");
         assert!(BOOT_LINK.ends_with(&format!("/multi-user.target.wants/{NAME}")));
     }

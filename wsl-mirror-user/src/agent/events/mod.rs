@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_never_comes_to_rest_does_not_hide_the_others() {
+    async fn a_restless_source_does_not_hide_the_others() {
         let folder = Folder::new("fair");
         let pair = || UnixDatagram::pair().unwrap();
         let ((restless, machine), (filters, packet_filters)) = (pair(), pair());

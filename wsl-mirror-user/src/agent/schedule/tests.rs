@@ -9,7 +9,7 @@ fn schedule() -> (Schedule, Instant) {
 }
 
 #[test]
-fn an_interface_is_looked_at_at_once() {
+fn an_interface_is_read_at_once() {
     let (mut schedule, now) = schedule();
     schedule.note(Event::Machine, now);
     assert_eq!(schedule.next(), now);
@@ -20,7 +20,7 @@ fn an_interface_is_looked_at_at_once() {
 }
 
 #[test]
-fn packet_filters_are_read_once_they_are_quiet_but_not_never() {
+fn packet_filters_are_read_once_quiet_or_at_the_limit() {
     let (mut schedule, start) = schedule();
     let mut now = start;
     while schedule.take(now).is_empty() {
@@ -35,7 +35,7 @@ fn packet_filters_are_read_once_they_are_quiet_but_not_never() {
 }
 
 #[test]
-fn at_rest_it_looks_twice_a_minute() {
+fn an_idle_schedule_looks_twice_a_minute() {
     let (mut schedule, start) = schedule();
     let mut looks = 0;
     while schedule.next() <= start + Duration::from_mins(1) {
@@ -48,7 +48,7 @@ fn at_rest_it_looks_twice_a_minute() {
 }
 
 #[test]
-fn what_fails_is_tried_again_less_and_less_often() {
+fn failed_rounds_are_retried_less_and_less_often() {
     let (mut schedule, mut now) = schedule();
     let mut pauses = Vec::new();
     for _ in 0..7 {
@@ -84,7 +84,7 @@ fn fight(schedule: &mut Schedule, start: Instant, long: Duration) -> Vec<Instant
 }
 
 #[test]
-fn who_undoes_everything_we_do_is_not_fought_without_end() {
+fn repairs_that_are_undone_become_rare_until_it_is_quiet() {
     let (mut schedule, start) = schedule();
     let repairs = fight(&mut schedule, start, Duration::from_mins(2));
     assert!(repairs[BURST - 1] - start < PAUSE, "at once, as long as there is hope");
@@ -96,7 +96,7 @@ fn who_undoes_everything_we_do_is_not_fought_without_end() {
 }
 
 #[test]
-fn what_was_held_back_is_done_when_the_truce_is_over() {
+fn held_back_repairs_are_made_after_the_pause() {
     let (mut schedule, start) = schedule();
     let repairs = fight(&mut schedule, start, Duration::from_secs(1));
     let truce = repairs[repairs.len() - 1] + PAUSE;
@@ -109,7 +109,7 @@ fn what_was_held_back_is_done_when_the_truce_is_over() {
 }
 
 #[test]
-fn what_fails_is_tried_again_without_a_file_that_is_being_written() {
+fn a_retry_leaves_out_a_file_that_is_being_written() {
     let (mut schedule, now) = schedule();
     schedule.went_wrong(now);
     let retry = now + RETRY;
@@ -119,7 +119,7 @@ fn what_fails_is_tried_again_without_a_file_that_is_being_written() {
 }
 
 #[test]
-fn a_file_that_does_not_fit_this_machine_is_read_again_with_each_look() {
+fn a_refused_configuration_is_read_again_with_each_look() {
     let (mut schedule, now) = schedule();
     schedule.note_config(ConfigState::Refused);
     let look = now + LOOK;

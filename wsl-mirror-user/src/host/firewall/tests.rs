@@ -50,7 +50,7 @@ fn the_rule_that_drops_is_named() {
 }
 
 #[test]
-fn docker_28_that_has_seen_wsl_accepts_them_before_it_would_drop_them() {
+fn docker_28_in_wsl_accepts_them_before_its_drop() {
     for firewall in [
         put_together(sample!("docker28-wsl.json"), sample!("docker28-wsl.save"), Ok(String::new())),
         put_together(sample!("docker28-wsl.json"), nothing(), Ok(String::new())),
@@ -63,7 +63,7 @@ fn docker_28_that_has_seen_wsl_accepts_them_before_it_would_drop_them() {
 }
 
 #[test]
-fn drops_of_native_nftables_are_found_through_sets_maps_and_jumps() {
+fn drops_of_nftables_are_found_through_sets_maps_and_jumps() {
     let firewall = put_together(sample!("native.json"), nothing(), Ok(String::new()));
     assert_eq!(
         dropped(&firewall),
@@ -89,7 +89,7 @@ fn wsl_itself_uses_the_lowest_bit() {
 }
 
 #[test]
-fn marks_of_iptables_are_read_from_whichever_program_has_them_in_full() {
+fn marks_of_iptables_come_from_the_program_that_has_all() {
     let expected = 0x00ff_0000 | 0x4000 | 0xca6c | 0xf00 | 0x100;
     for firewall in [
         put_together(sample!("marks-xt.json"), sample!("marks-nft.save"), Ok(String::new())),
@@ -105,7 +105,7 @@ fn marks_of_iptables_are_read_from_whichever_program_has_them_in_full() {
 }
 
 #[test]
-fn marks_of_native_nftables_are_found_in_matches_changes_sets_and_maps() {
+fn marks_of_nftables_are_found_in_rules_sets_and_maps() {
     let firewall = put_together(sample!("native.json"), nothing(), Ok(String::new()));
     let expected =
         0x8 | 0x6000 | 0x3_0000 | 0x300 | 0x40_0000 | 0x80_0000 | 0x0300_0000 | 0x60 | 0x80 | 0xff0;
@@ -116,7 +116,7 @@ fn marks_of_native_nftables_are_found_in_matches_changes_sets_and_maps() {
 }
 
 #[test]
-fn what_cannot_be_read_is_said_and_the_rest_is_used() {
+fn unreadable_filters_are_named_and_the_rest_is_used() {
     let failed = || Err(Unread::Failed("it failed".into()));
     let firewall = put_together(failed(), failed(), sample!("docker28-legacy.save"));
     assert_eq!(firewall.unread, ["nftables: it failed", "iptables-nft: it failed"]);
@@ -128,7 +128,7 @@ fn what_cannot_be_read_is_said_and_the_rest_is_used() {
 }
 
 #[test]
-fn what_failed_leaves_a_gap_and_what_is_not_installed_does_not() {
+fn a_failure_leaves_a_gap_and_a_missing_program_does_not() {
     let failed = || Err(Unread::Failed("it failed".into()));
     let none = || Ok(String::new());
     for (nft, iptables_nft, legacy) in [
@@ -152,7 +152,7 @@ fn what_failed_leaves_a_gap_and_what_is_not_installed_does_not() {
 }
 
 #[test]
-fn a_reading_that_failed_does_not_supersede_one_that_succeeded() {
+fn a_failed_reading_does_not_supersede_a_good_one() {
     let good = || put_together(sample!("docker28.json"), sample!("docker28.save"), Ok(String::new()));
     let failed = || put_together(Err(Unread::Failed("slow".into())), nothing(), Ok(String::new()));
     let other = || put_together(sample!("wsl.json"), nothing(), Ok(String::new()));
@@ -161,7 +161,7 @@ fn a_reading_that_failed_does_not_supersede_one_that_succeeded() {
 }
 
 #[test]
-fn plain_iptables_save_is_taken_for_what_it_is() {
+fn plain_iptables_save_is_attributed_by_its_header() {
     let legacy = || sample!("docker28-legacy.save");
     let firewall = put_together(sample!("wsl.json"), legacy(), legacy());
     assert!(firewall.drops("loopback0").iter().all(|drop| drop.by.starts_with("iptables-legacy")));

@@ -52,7 +52,7 @@ fn names(plan: &Plan) -> Vec<String> {
 }
 
 #[test]
-fn with_systemd_it_is_a_unit() {
+fn systemd_starts_a_unit() {
     let plan = install(&state()).unwrap();
     let expected = [
         "write /etc/systemd/system/wsl-mirror.service",
@@ -66,7 +66,7 @@ fn with_systemd_it_is_a_unit() {
 }
 
 #[test]
-fn without_systemd_it_is_a_part_of_the_boot_command_and_the_diff_shows_it() {
+fn the_boot_command_starts_it_without_systemd() {
     let plan = install(&without_systemd()).unwrap();
     let [step] = &*plan.steps else { panic!("{plan:?}") };
     let shown = step.to_string();
@@ -79,7 +79,7 @@ fn without_systemd_it_is_a_part_of_the_boot_command_and_the_diff_shows_it() {
 }
 
 #[test]
-fn what_counts_is_what_init_will_be_at_the_next_boot() {
+fn the_init_of_the_next_boot_counts() {
     let to_come = State { wsl_conf: Some("[boot]\nsystemd=true\n".to_owned()), ..without_systemd() };
     assert_eq!(names(&install(&to_come).unwrap()).len(), 2, "a unit, and nobody is told");
     let to_go = State { wsl_conf: Some("[boot]\nsystemd=false\n".to_owned()), ..state() };
@@ -89,7 +89,7 @@ fn what_counts_is_what_init_will_be_at_the_next_boot() {
 }
 
 #[test]
-fn installing_twice_changes_nothing_and_uninstall_leaves_what_was_there() {
+fn a_second_install_changes_nothing_and_uninstall_undoes_it() {
     for before in [state(), without_systemd(), State { wsl_conf: None, ..without_systemd() }] {
         let installed = after(before.clone(), &install(&before).unwrap());
         assert_eq!(install(&installed).unwrap().steps, []);
@@ -100,7 +100,7 @@ fn installing_twice_changes_nothing_and_uninstall_leaves_what_was_there() {
 }
 
 #[test]
-fn who_changes_init_gets_the_other_way_and_never_both() {
+fn a_changed_init_gets_the_other_way_and_never_both() {
     let with = after(state(), &install(&state()).unwrap());
     let changed = State { systemd_runs: false, wsl_conf: Some("[boot]\nsystemd=false\n".to_owned()), ..with };
     let other = after(changed.clone(), &install(&changed).unwrap());
@@ -128,20 +128,20 @@ fn a_packages_unit_is_only_switched_on() {
 }
 
 #[test]
-fn in_a_folder_nobody_is_told() {
+fn a_folder_has_no_systemd_to_tell() {
     let plan = install(&State { is_running: false, ..state() }).unwrap();
     assert!(!plan.steps.iter().any(|step| matches!(step, Step::Systemctl(_))), "{plan:?}");
 }
 
 #[test]
-fn another_mode_is_said_and_installed_for() {
+fn another_networking_mode_is_noted_and_installed_for() {
     let plan = install(&State { mode: NetworkingMode::Nat, ..state() }).unwrap();
     assert!(plan.notes[0].contains("nat") && plan.notes[0].contains("networkingMode=mirrored"), "{plan:?}");
     assert_eq!(plan.steps.len(), 4);
 }
 
 #[test]
-fn what_is_not_understood_is_refused() {
+fn a_file_that_is_not_understood_is_refused() {
     let refusals = [
         (State { mode: NetworkingMode::NotWsl, ..state() }, Exit::NotWsl, "not WSL"),
         (State { wsl_conf: Some("[boot\n".into()), ..state() }, Exit::NotUnderstood, "line 1"),
@@ -177,7 +177,7 @@ fn uninstall_leaves_somebody_elses_unit_alone_and_what_starts_it() {
 }
 
 #[test]
-fn a_unit_of_ours_is_known_though_somebody_has_changed_a_line_of_it() {
+fn an_edited_unit_of_ours_is_still_ours() {
     let ours = unit::text(US);
     assert!(is_ours(&ours));
     let without = |start: &str| -> String {
@@ -190,7 +190,7 @@ fn a_unit_of_ours_is_known_though_somebody_has_changed_a_line_of_it() {
 }
 
 #[test]
-fn a_masked_unit_is_left_masked_and_in_nobodys_way() {
+fn a_masked_unit_stays_masked() {
     // As a package leaves it that was removed, but not purged.
     let masked = |state: State| State { masked: true, boot_link: Some(unit::PACKAGED[1].into()), ..state };
     let error = install(&masked(state())).unwrap_err();
@@ -204,7 +204,7 @@ fn a_masked_unit_is_left_masked_and_in_nobodys_way() {
 }
 
 #[test]
-fn a_package_that_goes_keeps_its_own_link_by_which_it_is_enabled_when_it_comes_back() {
+fn a_removed_package_keeps_its_own_link() {
     let packaged = State {
         packaged: Some((unit::PACKAGED[0], unit::TEXT.to_owned())),
         boot_link: Some(unit::PACKAGED[1].into()),
@@ -218,7 +218,7 @@ fn a_package_that_goes_keeps_its_own_link_by_which_it_is_enabled_when_it_comes_b
 }
 
 #[test]
-fn what_is_written_down_is_changed_before_systemd_is_told() {
+fn files_change_before_systemd_is_told() {
     let conf = wsl_conf::with_ours(Some("[boot]\nsystemd=true\n"), US).unwrap();
     let both = State { wsl_conf: Some(conf), ..after(state(), &install(&state()).unwrap()) };
     let other_way = State { wsl_conf: Some("[boot]\nsystemd=false\n".into()), ..both.clone() };
@@ -232,7 +232,7 @@ fn what_is_written_down_is_changed_before_systemd_is_told() {
 }
 
 #[test]
-fn what_is_wrong_in_a_wsl_conf_without_us_keeps_nothing_from_being_taken_back() {
+fn a_bad_wsl_conf_without_ours_does_not_stop_uninstall() {
     let installed = after(state(), &install(&state()).unwrap());
     let expected = uninstall(&installed, Caller::User).steps;
     let nonsense = State { wsl_conf: Some("nonsense\n".into()), ..installed.clone() };
@@ -250,7 +250,7 @@ fn what_is_wrong_in_a_wsl_conf_without_us_keeps_nothing_from_being_taken_back() 
 }
 
 #[test]
-fn a_wsl_conf_that_is_a_link_is_in_the_way_only_if_it_had_to_change() {
+fn a_linked_wsl_conf_is_refused_only_if_it_has_to_change() {
     let linked = |state: State| State { wsl_conf_link: Some("/nix/store/x".into()), ..state };
     assert_eq!(install(&linked(state())).unwrap(), install(&state()).unwrap());
     let error = install(&linked(without_systemd())).unwrap_err();
@@ -266,7 +266,7 @@ fn a_wsl_conf_that_is_a_link_is_in_the_way_only_if_it_had_to_change() {
 }
 
 #[test]
-fn where_no_systemd_ends_the_agent_uninstall_does() {
+fn uninstall_ends_the_agent_where_no_systemd_does() {
     let agent = Some(Running { pid: 7, replaced: None });
     let installed = after(without_systemd(), &install(&without_systemd()).unwrap());
     let running = State { agent: agent.clone(), ..installed };

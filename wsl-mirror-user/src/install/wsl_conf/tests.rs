@@ -54,7 +54,7 @@ fn our_command_runs_first_and_what_was_there_as_before() {
 }
 
 #[test]
-fn what_was_installed_is_undone_byte_for_byte() {
+fn uninstall_restores_every_file_byte_for_byte() {
     for (text, _) in files() {
         assert_eq!(without_ours(&with(text)), Ok(Edited::Text(text.to_owned())), "{text:?}");
     }
@@ -62,7 +62,7 @@ fn what_was_installed_is_undone_byte_for_byte() {
 }
 
 #[test]
-fn installing_twice_changes_nothing_and_another_path_takes_the_place_of_the_first() {
+fn a_second_install_changes_at_most_the_path() {
     for (text, _) in files() {
         let once = with(text);
         assert_eq!(with(&once), once, "{text:?}");
@@ -74,7 +74,7 @@ fn installing_twice_changes_nothing_and_another_path_takes_the_place_of_the_firs
 }
 
 #[test]
-fn whatever_is_put_together_is_undone_byte_for_byte() {
+fn every_combination_of_lines_is_restored_byte_for_byte() {
     const PIECES: [&str; 14] = [
         "[boot]",
         "[user]",
@@ -108,7 +108,7 @@ fn whatever_is_put_together_is_undone_byte_for_byte() {
 }
 
 #[test]
-fn what_others_wrote_beside_ours_afterwards_stays() {
+fn later_edits_of_others_stay() {
     let undone = |text: &str| match without_ours(text).unwrap() {
         Edited::Text(text) => text,
         Edited::NoFile => panic!("{text:?}"),
@@ -131,7 +131,7 @@ fn a_file_without_ours_is_left_as_it_is() {
 }
 
 #[test]
-fn what_wsl_would_not_understand_is_refused_with_its_line() {
+fn text_that_wsl_does_not_understand_is_refused_with_its_line() {
     for (text, line) in [
         ("[boot\n", 1),
         ("[user]\n[my section]\n", 2),

@@ -33,7 +33,7 @@ fn hears_of_config(files: &mut Files) -> bool {
 }
 
 #[tokio::test]
-async fn a_configuration_is_heard_of_however_it_comes_to_be_there() {
+async fn a_new_configuration_is_noticed_whatever_made_it() {
     let folder = Folder::new("comes");
     let (config, other) = (folder.config(), folder.0.join("other"));
     let mut files = Files::watch(&config).unwrap();
@@ -56,7 +56,7 @@ async fn a_configuration_is_heard_of_however_it_comes_to_be_there() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_is_lost_among_too_many_messages_is_heard_of() {
+async fn a_configuration_lost_in_a_full_queue_is_noticed() {
     let folder = Folder::new("many");
     let mut files = Files::watch(&folder.config()).unwrap();
     let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();

@@ -44,7 +44,7 @@ fn not_on_lo() -> Value {
 }
 
 #[test]
-fn a_drop_behind_a_statement_that_ends_the_rule_for_some_packets_is_not_certain() {
+fn a_drop_behind_a_conditional_end_is_not_certain() {
     let limit = json!({"limit": {"rate": 400, "burst": 5, "per": "second", "inv": true}});
     let source = json!({"payload": {"protocol": "ip", "field": "saddr"}});
     for statement in [
@@ -111,7 +111,7 @@ fn elements_that_have_a_limit_of_their_own_make_no_drop_certain() {
 }
 
 #[test]
-fn what_may_be_accepted_in_front_of_a_policy_that_drops_is_not_dropped() {
+fn a_possible_accept_hides_a_policy_of_drop() {
     let is = |left: Value, right: Value| json!({"match": {"op": "==", "left": left, "right": right}});
     let on_lo = json!([is(json!({"meta": {"key": "iifname"}}), json!("lo")), {"accept": null}]);
     let with = |first: Value| dropped(&[], &[on_lo.clone(), first], "drop");
@@ -175,7 +175,7 @@ fn a_dormant_table_drops_nothing_but_its_marks_are_in_use() {
 }
 
 #[test]
-fn what_is_no_ruleset_is_an_error_and_odd_parts_of_one_are_passed_over() {
+fn an_invalid_ruleset_is_an_error_and_odd_parts_are_skipped() {
     assert!(parse("").is_err() && parse("{}").is_err() && parse("[]").is_err());
     let odd = json!({"nftables": [
         3, {"chain": null}, {"rule": {}}, {"set": {"elem": 7}}, {"map": {"map": "mark", "elem": [[1], 2]}},

@@ -40,7 +40,7 @@ fn set_ct(value: &Value) -> Value {
 }
 
 #[test]
-fn bits_in_the_keys_of_verdict_maps_are_in_use_behind_a_mask_and_in_a_concatenation() {
+fn bits_in_the_keys_of_verdict_maps_are_in_use() {
     let masked = json!({"&": [meta_mark(), 0xf000]});
     assert_eq!(bits(&verdict_map(&meta_mark(), &json!(0x1000))), 0x1000);
     assert_eq!(bits(&verdict_map(&masked, &json!(0x1000))), 0xf000);
@@ -96,7 +96,7 @@ fn every_operand_of_an_expression_counts_nested_or_in_a_row() {
 }
 
 #[test]
-fn a_mask_says_what_is_cleared_of_the_mark_that_is_set_and_what_is_taken_of_another() {
+fn a_mask_says_which_bits_are_cleared_and_which_are_taken() {
     let and = |mark, mask: u32| json!({"&": [mark, mask]});
     for (statement, expected) in [
         (set_meta(&and(meta_mark(), 0xffff_0fff)), 0xf000),
@@ -117,7 +117,7 @@ fn a_mask_says_what_is_cleared_of_the_mark_that_is_set_and_what_is_taken_of_anot
 }
 
 #[test]
-fn a_mark_that_is_counted_or_hashed_may_be_any_number_of_its_range() {
+fn a_hashed_mark_may_be_any_number_of_its_range() {
     for (value, expected) in [
         (json!({"numgen": {"mode": "inc", "mod": 4, "offset": 0}}), 0x3),
         (json!({"numgen": {"mode": "random", "mod": 4}}), 0x3),
@@ -153,7 +153,7 @@ fn keys_of_maps_are_in_use_whatever_the_map_is_for() {
 }
 
 #[test]
-fn marks_that_a_map_gives_are_told_from_what_else_it_gives() {
+fn marks_from_a_map_are_told_from_its_other_values() {
     let both = json!({"concat": [0x1000, 80]});
     for (kinds, value, expected) in [
         (json!("mark"), json!(0x20), 0x20),
