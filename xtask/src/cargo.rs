@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use wsl_mirror_toolchain::tools_dir;
 
-use crate::{progress, setup::program};
+use crate::{
+    progress,
+    setup::{self, program},
+};
 
 /// The package whose tests load the program and build networks.
 pub(crate) const LAB_PACKAGE: &str = "wsl-mirror-lab";
@@ -44,10 +47,11 @@ pub(crate) fn command(subcommand: &str) -> Command {
 /// told us.
 pub(crate) fn with_our_toolchain(mut command: Command) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    setup::equip(&mut command);
     // Cargo takes rustc and clippy from PATH, where setup may just have put a second rustc before the one
     // that all was built with so far. Those beside this cargo belong to it.
     if let Some(folder) = Path::new(&cargo).parent().filter(|folder| folder.is_absolute()) {
-        let path = env::var_os("PATH").unwrap_or_default();
+        let path = setup::search_path(&env::var_os("PATH").unwrap_or_default());
         let folders = [folder.to_path_buf()].into_iter().chain(env::split_paths(&path));
         // A folder with a colon in its name cannot be on PATH; then PATH stays as it is.
         if let Ok(path) = env::join_paths(folders) {
