@@ -1,6 +1,6 @@
 //! The guest's mounts: what a WSL distribution has to itself, and a place for everything that shall vanish.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{env, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context as _, Result};
 use rustix::{
@@ -19,6 +19,9 @@ pub const SCRATCH: &str = "/run/lab";
 
 /// Where `lab-helper` lies inside the guest.
 pub(crate) const HELPER_PATH: &str = "/run/lab/lab-helper";
+
+/// Names the static busybox, where `cargo xtask` had to unpack one: this machine's own, if any, is dynamic.
+const BUSYBOX: &str = "WSL_MIRROR_BUSYBOX";
 
 /// Which mounts a mount namespace gets besides those that it inherits.
 #[derive(Debug, Clone, Copy)]
@@ -50,9 +53,16 @@ impl Mounts {
         for directory in ["/etc", "/var"] {
             overlay(directory)?;
         }
-        if self.wslinfo {
+        let busybox = env::var_os(BUSYBOX).filter(|path| !path.is_empty());
+        if self.wslinfo || busybox.is_some() {
             overlay("/usr")?;
+        }
+        if self.wslinfo {
             install_helper(Path::new("/usr/bin/wslinfo"))?;
+        }
+        if let Some(busybox) = busybox {
+            fs::copy(&busybox, "/usr/bin/busybox")
+                .with_context(|| format!("copying {} to /usr/bin", busybox.display()))?;
         }
         Ok(())
     }
