@@ -47,17 +47,14 @@ pub(crate) fn command(subcommand: &str) -> Command {
 /// told us.
 pub(crate) fn with_our_toolchain(mut command: Command) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    setup::equip(&mut command);
+    let path = env::var_os("PATH").unwrap_or_default();
     // Cargo takes rustc and clippy from PATH, where setup may just have put a second rustc before the one
     // that all was built with so far. Those beside this cargo belong to it.
-    if let Some(folder) = Path::new(&cargo).parent().filter(|folder| folder.is_absolute()) {
-        let path = setup::search_path(&env::var_os("PATH").unwrap_or_default());
-        let folders = [folder.to_path_buf()].into_iter().chain(env::split_paths(&path));
-        // A folder with a colon in its name cannot be on PATH; then PATH stays as it is.
-        if let Ok(path) = env::join_paths(folders) {
-            command.env("PATH", path);
-        }
-    }
+    let folder = Path::new(&cargo).parent().filter(|folder| folder.is_absolute());
+    let folders = folder.map(|folder| [folder.to_path_buf()].into_iter().chain(env::split_paths(&path)));
+    // A folder with a colon in its name cannot be on PATH; then PATH stays as it is.
+    let beside_cargo = folders.and_then(|folders| env::join_paths(folders).ok());
+    command.envs(setup::environment(&beside_cargo.unwrap_or(path)));
     // `cargo run` describes this package to us; a build script that reads the environment must not be told
     // that it is ours, and would be run again each time it is told differently.
     for (name, _) in env::vars_os() {

@@ -17,7 +17,7 @@ use anyhow::{Result, bail};
 use host::Host;
 use plan::{Plan, Step, plan};
 use state::State;
-pub(crate) use state::{BUSYBOX_OVERRIDE, busybox, equip, program, search_path, unpacked_busybox};
+pub(crate) use state::{busybox, environment, equip, program};
 use wsl_mirror_toolchain::Toolchain;
 
 /// What a task needs.

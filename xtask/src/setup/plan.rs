@@ -424,11 +424,11 @@ mod tests {
     }
 
     #[test]
-    fn refused_tools_of_system_folders_are_left_to_a_person() {
+    fn refused_engines_are_left_to_a_person() {
         let mut packages = Apt { updated: true, ..bookworm() };
-        refuse(&mut packages, "iptables");
-        let plan = plan(&State { missing_tools: tools(&["iptables"]), ..debian(packages) });
-        assert_eq!(plan.by_hand, ["install iptables (iptables): apt would have to remove another"]);
+        refuse(&mut packages, "docker.io");
+        let plan = plan(&State { missing_tools: tools(&["dockerd"]), ..debian(packages) });
+        assert_eq!(plan.by_hand, ["install dockerd (docker.io): apt would have to remove another"]);
     }
 
     #[test]

@@ -157,28 +157,31 @@ pub(crate) fn busybox() -> Option<PathBuf> {
     candidates(&Host::this(), BUSYBOX.program).find(|path| is_static(path))
 }
 
-/// Names the static busybox to the lab's tests, where it is none of the system's.
-pub(crate) const BUSYBOX_OVERRIDE: &str = "WSL_MIRROR_BUSYBOX";
+/// Names unpacked programs to the lab, whose guests have them in /usr/bin.
+const UNPACKED: &str = "WSL_MIRROR_UNPACKED";
 
-/// Has a command and its children find what set-up has unpacked.
-pub(crate) fn equip(command: &mut Command) {
-    command.env("PATH", search_path(&env::var_os("PATH").unwrap_or_default()));
-    if let Some(busybox) = unpacked_busybox() {
-        command.env(BUSYBOX_OVERRIDE, busybox);
-    }
-}
-
-/// The busybox in use, if it is an unpacked one.
-pub(crate) fn unpacked_busybox() -> Option<PathBuf> {
-    let folder = Host::this().unpacked?;
-    busybox().filter(|path| path.starts_with(folder))
-}
-
-/// `path` with the folders of unpacked programs behind it: the machine's own come first.
-pub(crate) fn search_path(path: &OsStr) -> OsString {
-    let folders = env::split_paths(path).chain(unpacked_folders(&Host::this()));
+/// What has a program and its children find unpacked programs: `path` with their folders behind it, as the machine's own
+/// come first, and the list for the lab. Names and values of variables.
+pub(crate) fn environment(path: &OsStr) -> Vec<(&'static str, OsString)> {
+    let host = Host::this();
+    let folders = unpacked_folders(&host);
+    let programs = host.unpacked.iter().flat_map(|folder| unpacked::programs(folder, &LAB));
+    let in_use = programs.filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let chosen = if name == BUSYBOX.program { busybox() } else { program(&name) };
+        chosen.as_ref() == Some(path)
+    });
+    let join = |paths: Vec<PathBuf>| env::join_paths(paths).ok();
     // A folder with a colon in its name cannot be on PATH; then PATH stays as it is.
-    env::join_paths(folders).unwrap_or_else(|_| path.to_owned())
+    let extended = join(env::split_paths(path).chain(folders).collect());
+    let in_use = join(in_use.collect()).filter(|list| !list.is_empty());
+    let extended = ("PATH", extended.unwrap_or_else(|| path.to_owned()));
+    [extended].into_iter().chain(in_use.map(|list| (UNPACKED, list))).collect()
+}
+
+/// Has a command and its children find unpacked programs.
+pub(crate) fn equip(command: &mut Command) {
+    command.envs(environment(&env::var_os("PATH").unwrap_or_default()));
 }
 
 /// A dynamic program names its loader right behind its headers.

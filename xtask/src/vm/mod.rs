@@ -241,17 +241,15 @@ fn groups_on<'a>(kernel: &Kernel, built: &'a Built) -> Result<Vec<(String, PathB
 
 /// What the lab finds in its environment in there.
 fn environment(product: &Path, patience: u32) -> String {
-    let path = setup::search_path(OsStr::new("/usr/sbin:/usr/bin:/sbin:/bin"));
-    let busybox = setup::unpacked_busybox().map(|busybox| {
-        format!("export {}={}\n", setup::BUSYBOX_OVERRIDE, quoted(&busybox.to_string_lossy()))
-    });
+    let mut exports = String::new();
+    for (name, value) in setup::environment(OsStr::new("/usr/sbin:/usr/bin:/sbin:/bin")) {
+        let _ = writeln!(exports, "export {name}={}", quoted(&value.to_string_lossy()));
+    }
     format!(
-        "export PATH={} HOME=/root LC_ALL=C.UTF-8 RUST_BACKTRACE=0\n\
-         export RUST_TEST_THREADS={}\nexport WSL_MIRROR_BIN={} WSL_MIRROR_LAB_PATIENCE={patience}\n{}cd {} || exit 1\n",
-        quoted(&path.to_string_lossy()),
+        "{exports}export HOME=/root LC_ALL=C.UTF-8 RUST_BACKTRACE=0\n\
+         export RUST_TEST_THREADS={}\nexport WSL_MIRROR_BIN={} WSL_MIRROR_LAB_PATIENCE={patience}\ncd {} || exit 1\n",
         quoted(&std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| THREADS.to_owned())),
         quoted(&product.to_string_lossy()),
-        busybox.unwrap_or_default(),
         quoted(&cargo::workspace().join(TESTS).to_string_lossy()),
     )
 }

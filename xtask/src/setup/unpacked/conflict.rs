@@ -212,7 +212,11 @@ fn a_folder_of_another_recipe_is_made_again() {
 }
 
 /// What each program is run with to see that it finds its libraries and files.
-const TRIALS: [(&str, &str); 15] = [
+const TRIALS: [(&str, &str); 19] = [
+    ("iptables", "--version"),
+    ("ip6tables", "--version"),
+    ("iptables-save", "--version"),
+    ("nft", "--version"),
     ("qemu-system-x86_64", "--version"),
     ("busybox", "true"),
     ("conntrack", "--version"),

@@ -15,11 +15,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::state::Tool;
 pub(super) use make::make;
 
 /// A package whose programs run out of a folder.
 ///
-/// Not here is what other programs look for in the system's folders: Docker, iptables, nft, compilers, headers.
+/// Not here are Docker, which consists of programs that call each other by their paths, compilers and headers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Package {
     pub(super) name: &'static str,
@@ -31,6 +32,8 @@ pub(super) struct Package {
 #[derive(Debug, PartialEq, Eq)]
 struct Program {
     name: &'static str,
+    /// The file's name, where it is another.
+    file: Option<&'static str>,
     /// Arguments in front of the user's.
     arguments: &'static [&'static str],
     environment: &'static [(&'static str, &'static str)],
@@ -40,17 +43,26 @@ struct Program {
 
 impl Program {
     const fn plain(name: &'static str) -> Self {
-        Self { name, arguments: &[], environment: &[], libraries: &[] }
+        Self { name, file: None, arguments: &[], environment: &[], libraries: &[] }
+    }
+
+    /// One of the names of iptables' program. Its links are made by scripts that only an installation runs.
+    const fn iptables(name: &'static str, arguments: &'static [&'static str]) -> Self {
+        Self {
+            file: Some("xtables-nft-multi"),
+            arguments,
+            environment: &[("XTABLES_LIBDIR", "{lib}/xtables")],
+            ..Self::plain(name)
+        }
     }
 }
 
 const M4: Program = Program::plain("m4");
 
-const PACKAGES: [Package; 14] = [
+const PACKAGES: [Package; 16] = [
     Package {
         name: "qemu-system-x86",
         programs: &[Program {
-            name: "qemu-system-x86_64",
             arguments: &[
                 "-L",
                 "{root}/usr/share/qemu",
@@ -60,10 +72,22 @@ const PACKAGES: [Package; 14] = [
                 "{root}/usr/lib/ipxe/qemu",
             ],
             environment: &[("QEMU_MODULE_DIR", "{lib}/qemu")],
-            libraries: &[],
+            ..Program::plain("qemu-system-x86_64")
         }],
     },
     Package { name: "busybox-static", programs: &[Program::plain("busybox")] },
+    Package {
+        name: "iptables",
+        programs: &[
+            Program::iptables("iptables", &["iptables"]),
+            Program::iptables("iptables-save", &["iptables-save"]),
+            Program::iptables("iptables-restore", &["iptables-restore"]),
+            Program::iptables("ip6tables", &["ip6tables"]),
+            Program::iptables("ip6tables-save", &["ip6tables-save"]),
+            Program::iptables("ip6tables-restore", &["ip6tables-restore"]),
+        ],
+    },
+    Package { name: "nftables", programs: &[Program::plain("nft")] },
     Package { name: "conntrack", programs: &[Program::plain("conntrack")] },
     Package { name: "bpftool", programs: &[Program::plain("bpftool")] },
     Package { name: "strace", programs: &[Program::plain("strace")] },
@@ -105,6 +129,17 @@ pub(super) fn of(name: &str) -> Option<&'static Package> {
 pub(super) fn bins(folder: &Path) -> Vec<PathBuf> {
     let current = PACKAGES.iter().filter(|package| package.is_current(folder));
     current.map(|package| folder.join(package.name).join("bin")).collect()
+}
+
+/// The programs in these folders, of packages that bring a tool.
+pub(super) fn programs(folder: &Path, tools: &[Tool]) -> Vec<PathBuf> {
+    let packages = PACKAGES.iter().filter(|package| {
+        tools.iter().any(|tool| tool.package == package.name) && package.is_current(folder)
+    });
+    let programs = packages.flat_map(|package| {
+        package.programs.iter().map(|program| folder.join(package.name).join("bin").join(program.name))
+    });
+    programs.collect()
 }
 
 impl Package {

@@ -24,7 +24,7 @@ pub(super) struct Folders<'a> {
 /// Writes the wrapper of `program` into the folder `bin`. A static program needs none, and gets a link: the lab puts it
 /// into containers.
 pub(super) fn write(folders: &Folders<'_>, program: &Program, bin: &Path) -> Result<()> {
-    let path = find(folders.files, program.name)?;
+    let path = find(folders.files, program.file.unwrap_or(program.name))?;
     let wrapper = bin.join(program.name);
     let content =
         fs::read(folders.files.join(&path)).with_context(|| format!("reading {}", path.display()))?;
