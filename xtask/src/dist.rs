@@ -140,6 +140,7 @@ fn root(folder: &Path, suite: &str, packages: &str) -> Result<()> {
         fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
     }
     let mut mmdebstrap = Command::new("mmdebstrap");
+    setup::equip(&mut mmdebstrap);
     mmdebstrap.args(["--mode=root", "--variant=essential", "--format=directory"]);
     mmdebstrap.arg(format!("--include={packages}")).arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
     for option in debian::transport()? {

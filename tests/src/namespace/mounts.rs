@@ -1,6 +1,10 @@
 //! The guest's mounts: what a WSL distribution has to itself, and a place for everything that shall vanish.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    env, fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 use rustix::{
@@ -19,6 +23,10 @@ pub const SCRATCH: &str = "/run/lab";
 
 /// Where `lab-helper` lies inside the guest.
 pub(crate) const HELPER_PATH: &str = "/run/lab/lab-helper";
+
+/// Names programs that `cargo xtask` had to unpack, since apt could not install them. Engines and wsl-mirror look for
+/// them in the system's folders.
+const UNPACKED: &str = "WSL_MIRROR_UNPACKED";
 
 /// Which mounts a mount namespace gets besides those that it inherits.
 #[derive(Debug, Clone, Copy)]
@@ -50,9 +58,15 @@ impl Mounts {
         for directory in ["/etc", "/var"] {
             overlay(directory)?;
         }
-        if self.wslinfo {
+        let unpacked = env::var_os(UNPACKED).unwrap_or_default();
+        if self.wslinfo || !unpacked.is_empty() {
             overlay("/usr")?;
+        }
+        if self.wslinfo {
             install_helper(Path::new("/usr/bin/wslinfo"))?;
+        }
+        for program in env::split_paths(&unpacked) {
+            link_into_usr_bin(&program)?;
         }
         Ok(())
     }
@@ -85,6 +99,19 @@ pub(crate) fn install_helper(path: &Path) -> Result<()> {
     fs::write(path, HELPER)
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
         .with_context(|| format!("writing {}", path.display()))
+}
+
+/// A busybox of that name is dynamic, or it would not have been unpacked.
+fn link_into_usr_bin(program: &Path) -> Result<()> {
+    let name = program.file_name().context("an unpacked program without a name")?;
+    let link = Path::new("/usr/bin").join(name);
+    let link_anew = || {
+        if link.symlink_metadata().is_ok() {
+            fs::remove_file(&link)?;
+        }
+        symlink(program, &link)
+    };
+    link_anew().with_context(|| format!("linking {} to {}", link.display(), program.display()))
 }
 
 /// What is written below `directory` goes to memory.

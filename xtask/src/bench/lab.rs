@@ -22,7 +22,9 @@ pub(super) fn run(task: &str, arguments: &[&str]) -> Result<ExitCode> {
     }
     let product = build::product(Profile::Release)?;
     let tasks = build::package("xtask-lab", Profile::Release)?;
-    let status = Command::new(&tasks)
+    let mut command = Command::new(&tasks);
+    setup::equip(&mut command);
+    let status = command
         .arg(task)
         .args(arguments)
         .env("WSL_MIRROR_BIN", product)

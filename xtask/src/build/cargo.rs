@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use wsl_mirror_toolchain::tools_dir;
 
-use crate::{progress, setup::program};
+use crate::{
+    progress,
+    setup::{self, program},
+};
 
 /// The root of the repository, wherever in it the task was started.
 pub(crate) fn workspace() -> &'static Path {
@@ -29,16 +32,14 @@ pub(crate) fn command(subcommand: &str) -> Command {
 /// A command that calls cargo, or is one: with our compiler, and without the variables that `cargo run` sets.
 pub(crate) fn with_our_toolchain(mut command: Command) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let path = env::var_os("PATH").unwrap_or_default();
     // Cargo takes rustc and clippy from PATH, where setup may just have installed a second rustc. Those beside this
     // cargo belong to it.
-    if let Some(folder) = Path::new(&cargo).parent().filter(|folder| folder.is_absolute()) {
-        let path = env::var_os("PATH").unwrap_or_default();
-        let folders = [folder.to_path_buf()].into_iter().chain(env::split_paths(&path));
-        // A folder with a colon in its name cannot be on PATH; then PATH stays as it is.
-        if let Ok(path) = env::join_paths(folders) {
-            command.env("PATH", path);
-        }
-    }
+    let folder = Path::new(&cargo).parent().filter(|folder| folder.is_absolute());
+    let folders = folder.map(|folder| [folder.to_path_buf()].into_iter().chain(env::split_paths(&path)));
+    // A folder with a colon in its name cannot be on PATH; then PATH stays as it is.
+    let beside_cargo = folders.and_then(|folders| env::join_paths(folders).ok());
+    command.envs(setup::environment(&beside_cargo.unwrap_or(path)));
     // `cargo run` describes xtask in the environment. A build script would take that for its own package, and run
     // again after every change of it.
     for (name, _) in env::vars_os() {

@@ -83,6 +83,7 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
     let root = partial.join("root");
     let mut mmdebstrap = Command::new("mmdebstrap");
+    setup::equip(&mut mmdebstrap);
     mmdebstrap.args(["--mode=root", "--variant=extract", "--format=directory", "--skip=cleanup/apt"]);
     mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
     // sid's last signature may be old. apt still checks that it is Debian's.

@@ -1,15 +1,13 @@
 //! What Debian's package manager knows about the packages that we could ask it for.
 
-use std::{
-    collections::BTreeMap,
-    process::{Command, Stdio},
-};
+use std::collections::BTreeMap;
 
 use wsl_mirror_toolchain::Version;
 
 use super::{
+    host::Host,
     plan::LINKER_LLVMS,
-    state::{ENGINES, FUZZ, KERNELS, LAB, VM, program},
+    state::{Tool, program},
 };
 
 /// Compilers, of which Debian has two sets: `rustc-web`, new enough to build browsers, in its stable
@@ -29,26 +27,48 @@ pub(super) struct Package {
 pub(super) struct Apt {
     /// The packages that it has heard of, by name.
     pub(super) packages: BTreeMap<String, Package>,
+    /// Packages of missing tools that it cannot install beside what is there, and why not.
+    pub(super) refused: BTreeMap<String, String>,
     /// Whether we brought its lists up to date before.
     pub(super) updated: bool,
 }
 
 impl Apt {
     /// `None` where there is no apt, or where it does not answer.
-    pub(super) fn read(updated: bool) -> Option<Self> {
+    pub(super) fn read(host: &Host, missing: &[Tool], updated: bool) -> Option<Self> {
         program("apt-get")?;
         let llvm = LINKER_LLVMS.map(llvm_package);
-        let output = Command::new("apt-cache")
+        let output = host
+            .command("apt-cache")
             .arg("policy")
-            .args(WEB.iter().chain(&OWN).chain(&["rustup", "busybox"]))
-            .args(LAB.iter().chain(&VM).chain(&KERNELS).chain(&ENGINES).chain(&FUZZ).map(|tool| tool.package))
+            .args(WEB.iter().chain(&OWN).chain(&["rustup"]))
+            .args(missing.iter().map(|tool| tool.package))
+            // Where docker-cli is no package.
+            .arg("docker.io")
             .args(llvm)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
             .output()
             .ok()?;
+        if !output.status.success() {
+            return None;
+        }
         let packages = parse(&String::from_utf8_lossy(&output.stdout));
-        output.status.success().then_some(Self { packages, updated })
+        let mut apt = Self { packages, refused: BTreeMap::new(), updated };
+        let mut wanted: Vec<&str> = Vec::new();
+        for package in missing.iter().map(|tool| apt.package(*tool)) {
+            if apt.available(package) && !wanted.contains(&package) {
+                wanted.push(package);
+            }
+        }
+        apt.refused = refusals(host, &wanted);
+        Some(apt)
+    }
+
+    /// The package that brings a tool. Where docker-cli is no package, the command comes with docker.io.
+    pub(super) fn package(&self, tool: Tool) -> &'static str {
+        match tool.package {
+            "docker-cli" if !self.available("docker-cli") => "docker.io",
+            package => package,
+        }
     }
 
     pub(super) fn installed(&self, name: &str) -> bool {
@@ -99,6 +119,56 @@ fn parse(text: &str) -> BTreeMap<String, Package> {
     packages
 }
 
+/// What every installation is told. A package of the user's stays, and stays in its version.
+pub(super) const INSTALL: [&str; 3] = ["--yes", "--no-install-recommends", "--no-remove"];
+
+/// Those of the packages that apt cannot install, together with the others, beside what is there.
+fn refusals(host: &Host, packages: &[&str]) -> BTreeMap<String, String> {
+    let mut refused = BTreeMap::new();
+    let together = if packages.is_empty() { None } else { simulate(host, packages) };
+    let Some(reason) = together else { return refused };
+    if let [package] = packages {
+        refused.insert((*package).to_owned(), reason);
+        return refused;
+    }
+    let mut accepted: Vec<&str> = Vec::new();
+    for package in packages {
+        accepted.push(package);
+        if let Some(reason) = simulate(host, &accepted) {
+            accepted.pop();
+            refused.insert((*package).to_owned(), reason);
+        }
+    }
+    refused
+}
+
+/// Why apt would not install these packages; `None` where it would.
+fn simulate(host: &Host, packages: &[&str]) -> Option<String> {
+    let output =
+        host.command("apt-get").args(["install", "--simulate"]).args(INSTALL).args(packages).output();
+    match output {
+        Ok(output) => refusal(
+            output.status.success(),
+            &String::from_utf8_lossy(&output.stdout),
+            &String::from_utf8_lossy(&output.stderr),
+        ),
+        Err(error) => Some(format!("apt-get does not start: {error}")),
+    }
+}
+
+/// Reads what `apt-get install --simulate` said: what it would take away is listed below a heading.
+fn refusal(success: bool, said: &str, complained: &str) -> Option<String> {
+    for (heading, verb) in [("REMOVED:", "remove"), ("DOWNGRADED:", "downgrade")] {
+        let mut lines = said.lines().skip_while(|line| !line.ends_with(heading));
+        if lines.next().is_some() {
+            let names = lines.take_while(|line| line.starts_with("  ")).flat_map(str::split_whitespace);
+            return Some(format!("apt would have to {verb} {}", names.collect::<Vec<_>>().join(" ")));
+        }
+    }
+    let error = complained.lines().rev().find_map(|line| line.strip_prefix("E: "));
+    (!success).then(|| format!("apt refuses it: {}", error.unwrap_or("nothing").trim_end_matches('.')))
+}
+
 /// The package that has the headers and libraries of an LLVM.
 pub(super) fn llvm_package(llvm: u32) -> String {
     format!("llvm-{llvm}-dev")
@@ -116,12 +186,28 @@ mod tests {
              llvm-22-dev:\n  Installed: 1:22.1.8-1~deb12u1\n  Candidate: 1:22.1.8-1~deb12u1\n\
              rust-llvm:\n  Installed: (none)\n  Candidate: (none)\n",
         );
-        let apt = Apt { packages, updated: false };
+        let apt = Apt { packages, ..Apt::default() };
         assert!(apt.available("rustc-web") && !apt.installed("rustc-web"));
         assert_eq!(apt.upstream("rustc-web"), Some(Version { major: 1, minor: 96 }));
         assert!(apt.installed("llvm-22-dev"));
         assert_eq!(apt.upstream("llvm-22-dev"), Some(Version { major: 22, minor: 1 }));
         assert!(!apt.available("rust-llvm"), "a name that others only mention");
         assert!(!apt.available("docker-cli"), "a name that nobody knows");
+    }
+    #[test]
+    fn apt_refuses_what_would_take_something_away() {
+        let said = "The following additional packages will be installed:\n  seabios\n\
+                    The following packages will be REMOVED:\n  qemu-utils other\n\
+                    The following NEW packages will be installed:\n  qemu-system-x86 seabios\n";
+        let error = "E: Packages need to be removed but remove is disabled.\n";
+        let reason = Some("apt would have to remove qemu-utils other".to_owned());
+        assert_eq!(refusal(false, said, error), reason);
+        assert_eq!(refusal(true, said, ""), reason, "whatever its exit code");
+        let said = "The following packages will be DOWNGRADED:\n  libc6\n0 upgraded\n";
+        assert_eq!(refusal(true, said, ""), Some("apt would have to downgrade libc6".to_owned()));
+        let error = "E: Unable to correct problems, you have held broken packages.\n";
+        let reason = "apt refuses it: Unable to correct problems, you have held broken packages";
+        assert_eq!(refusal(false, "", error), Some(reason.to_owned()));
+        assert_eq!(refusal(true, "Inst seabios (1.16.2-1)\n", "W: old lists\n"), None);
     }
 }

@@ -3,20 +3,25 @@
 //! In rounds: the state of the machine is read, a plan is computed from it, the plan is carried out, and the
 //! state is read again, because one step decides about the next (which LLVM the linker needs is known when
 //! the compiler is there). It ends when nothing is missing or when a round has nothing to do.
+//!
+//! apt removes and downgrades nothing. Where it would have to, the tool is unpacked into the cache ([`unpacked`]).
 
 mod apt;
 mod command;
+mod host;
 mod perform;
 mod plan;
 mod state;
+mod unpacked;
 
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
 pub(crate) use command::Setup;
+use host::Host;
 use plan::{Plan, Step, plan};
 use state::State;
-pub(crate) use state::program;
+pub(crate) use state::{busybox, environment, equip, program};
 use wsl_mirror_toolchain::Toolchain;
 
 /// What a task needs.
@@ -52,10 +57,11 @@ const ROUNDS: usize = 6;
 /// # Errors
 /// When a step fails. What cannot be installed from here is no error but [`Outcome::Missing`].
 pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
+    let host = Host::this();
     let mut apt_updated = false;
     let mut done: Vec<Step> = Vec::new();
     for _ in 0..ROUNDS {
-        let state = State::read(needs, apt_updated);
+        let state = State::read(&host, needs, apt_updated);
         if let (Ok(toolchain), []) = (&state.toolchain, &*state.missing_tools) {
             return Ok(Outcome::Ready(Box::new(toolchain.clone())));
         }
@@ -70,13 +76,13 @@ pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
             bail!("setup: `{again}` was done, and what it is there for is still missing");
         }
         for step in steps {
-            match perform::perform(&step) {
+            match perform::perform(&host, &step) {
                 Ok(()) => {}
                 // The lists of packages may be older than what the mirror has.
                 Err(error) if matches!(step, Step::Install { .. }) && !apt_updated => {
                     eprintln!("setup: {error:#}\nsetup: trying again with new package lists");
                     apt_updated = true;
-                    perform::perform(&Step::UpdateLists)?;
+                    perform::perform(&host, &Step::UpdateLists)?;
                     break;
                 }
                 Err(error) => return Err(error),
@@ -92,7 +98,7 @@ pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
 
 /// What would be done, in words.
 pub(crate) fn describe(needs: Needs) -> String {
-    let state = State::read(needs, false);
+    let state = State::read(&Host::this(), needs, false);
     let Plan { steps, by_hand } = plan(&state);
     if steps.is_empty() && by_hand.is_empty() {
         return "Nothing is missing.\n".to_owned();

@@ -1,15 +1,11 @@
 //! Carries a step of the plan out.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 use wsl_mirror_toolchain::{LINKER_RELEASE, tools_dir};
 
-use super::plan::Step;
+use super::{apt, host::Host, plan::Step, unpacked};
 use crate::progress;
 
 /// Runs `apt-get install "$@"` and keeps the daemons that come along from being started, and from being
@@ -43,18 +39,21 @@ exit 0
 "#;
 
 /// Does one step, with its output in the log.
-pub(super) fn perform(step: &Step) -> Result<()> {
+pub(super) fn perform(host: &Host, step: &Step) -> Result<()> {
     let mut command = match step {
-        Step::UpdateLists => apt(&["apt-get", "update"]),
-        Step::Install { packages, replacing } => {
-            let mut command = apt(&["sh", "-c", INSTALL, "apt-get", "--yes", "--no-install-recommends"]);
-            if !replacing {
-                command.arg("--no-remove");
-            }
-            command.args(["-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Options::=--force-confold"]);
+        Step::UpdateLists => apt(host, &["apt-get", "update"]),
+        Step::Install { packages } => {
+            let mut command = apt(host, &["sh", "-c", INSTALL, "apt-get"]);
+            command.args(apt::INSTALL).args([
+                "-o",
+                "DPkg::Lock::Timeout=120",
+                "-o",
+                "Dpkg::Options::=--force-confold",
+            ]);
             command.args(packages);
             command
         }
+        Step::Unpack { package, .. } => return unpacked::make(host, package, &step.to_string()),
         Step::Rustup => {
             let mut command = Command::new("rustup");
             command.args([
@@ -89,9 +88,8 @@ pub(super) fn perform(step: &Step) -> Result<()> {
             command
         }
     };
-    progress::command("setup", &step.to_string(), &mut command, &log())?;
-    if matches!(step, Step::Install { packages, .. } if packages.iter().any(|package| package == "docker.io"))
-    {
+    progress::command("setup", &step.to_string(), &mut command, &host.log())?;
+    if matches!(step, Step::Install { packages } if packages.iter().any(|package| package == "docker.io")) {
         eprintln!(
             "setup: Docker's daemon was neither started nor enabled; the lab starts its own. \
              `systemctl enable --now docker` if you want one."
@@ -100,23 +98,13 @@ pub(super) fn perform(step: &Step) -> Result<()> {
     Ok(())
 }
 
-fn apt(words: &[&str]) -> Command {
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8");
+fn apt(host: &Host, words: &[&str]) -> Command {
+    let mut command = host.command(words[0]);
     // needrestart, where it is installed, asks which services to restart, or restarts them.
-    command.env("NEEDRESTART_MODE", "l").env("APT_LISTCHANGES_FRONTEND", "none");
+    command.args(&words[1..]).env("NEEDRESTART_MODE", "l").env("APT_LISTCHANGES_FRONTEND", "none");
     command
 }
 
 fn tools() -> Result<PathBuf> {
     tools_dir().context("setup: no folder to install bpf-linker into: HOME is not set, nor XDG_CACHE_HOME")
-}
-
-/// Where the steps' output goes: beside the tools, or wherever there is room.
-fn log() -> PathBuf {
-    tools_dir()
-        .as_deref()
-        .and_then(Path::parent)
-        .map_or_else(env::temp_dir, Path::to_path_buf)
-        .join("setup.log")
 }

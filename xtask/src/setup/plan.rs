@@ -7,6 +7,7 @@ use wsl_mirror_toolchain::{Compiler, LINKER_RELEASE, Missing, oldest};
 use super::{
     apt::{Apt, OWN, WEB, llvm_package},
     state::{BUSYBOX, State},
+    unpacked::{self, Package},
 };
 
 /// The LLVMs that our release of bpf-linker can be linked with; each is a feature of its crate.
@@ -17,8 +18,10 @@ pub(super) const LINKER_LLVMS: RangeInclusive<u32> = 21..=23;
 pub(super) enum Step {
     /// `apt-get update`.
     UpdateLists,
-    /// `apt-get install`. With `replacing`, a package of the user's may go: only for what takes its place.
-    Install { packages: Vec<String>, replacing: bool },
+    /// `apt-get install`, beside what is there: nothing is removed or downgraded.
+    Install { packages: Vec<String> },
+    /// A package that apt cannot install, and why not: unpacked into the cache.
+    Unpack { package: &'static Package, reason: String },
     /// A nightly with rust-src from rustup.
     Rustup,
     /// bpf-linker, linked with the distribution's LLVM.
@@ -31,7 +34,10 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UpdateLists => write!(f, "update the package lists"),
-            Self::Install { packages, .. } => write!(f, "install {}", packages.join(" ")),
+            Self::Install { packages } => write!(f, "install {}", packages.join(" ")),
+            Self::Unpack { package, reason } => {
+                write!(f, "unpack {} into the cache, to run from there, as {reason}", package.name)
+            }
             Self::Rustup => write!(f, "install Rust nightly with rust-src by rustup"),
             Self::BuildLinker { llvm, .. } => write!(f, "build bpf-linker {LINKER_RELEASE} with LLVM {llvm}"),
             Self::FetchLinker => write!(f, "install bpf-linker {LINKER_RELEASE} by cargo binstall"),
@@ -134,22 +140,31 @@ impl Round<'_> {
             return;
         };
         for tool in &self.state.missing_tools {
-            // Where docker-cli is no package, the command comes with docker.io.
-            let package = match tool.package {
-                "docker-cli" if !apt.available("docker-cli") => "docker.io",
-                package => package,
-            };
-            if *tool == BUSYBOX && apt.installed("busybox") && self.state.root && apt.available(package) {
-                let packages = vec![package.to_owned()];
-                self.plan.steps.push(Step::Install { packages, replacing: true });
-            } else if apt.available(package) {
-                if !self.packages.iter().any(|wanted| wanted == package) {
-                    self.packages.push(package.to_owned());
+            let package = apt.package(*tool);
+            let known = apt.available(package);
+            let refused = apt.refused.get(package);
+            match (refused, unpacked::of(package)) {
+                // New lists may have a version that fits beside what is there.
+                _ if (!known || refused.is_some()) && self.may_update() => self.unknown = true,
+                (Some(reason), Some(package)) => {
+                    let step = Step::Unpack { package, reason: reason.clone() };
+                    if !self.plan.steps.contains(&step) {
+                        self.plan.steps.push(step);
+                    }
                 }
-            } else if self.may_update() {
-                self.unknown = true;
-            } else {
-                self.plan.by_hand.push(format!("install {}: apt knows no package {package}", tool.program));
+                (Some(reason), None) => {
+                    self.plan.by_hand.push(format!("install {} ({package}): {reason}", tool.program));
+                }
+                (None, _) if known => {
+                    if !self.packages.iter().any(|wanted| wanted == package) {
+                        self.packages.push(package.to_owned());
+                    }
+                }
+                (None, _) => {
+                    self.plan
+                        .by_hand
+                        .push(format!("install {}: apt knows no package {package}", tool.program));
+                }
             }
         }
     }
@@ -166,7 +181,7 @@ impl Round<'_> {
         }
         if !packages.is_empty() {
             if state.root {
-                plan.steps.insert(0, Step::Install { packages, replacing: false });
+                plan.steps.insert(0, Step::Install { packages });
             } else {
                 let packages = packages.join(" ");
                 plan.by_hand.push(format!("as root: apt-get install --no-install-recommends {packages}"));
@@ -244,7 +259,7 @@ mod tests {
                 .into_iter()
                 .map(|(name, version)| (name.to_owned(), package(version)))
                 .collect(),
-            updated: false,
+            ..Apt::default()
         }
     }
 
@@ -278,7 +293,7 @@ mod tests {
     }
 
     fn installs(packages: &[&str]) -> Step {
-        Step::Install { packages: packages.iter().map(ToString::to_string).collect(), replacing: false }
+        Step::Install { packages: packages.iter().map(ToString::to_string).collect() }
     }
 
     fn tools(programs: &[&str]) -> Vec<Tool> {
@@ -377,15 +392,43 @@ mod tests {
         assert_eq!(plan(&state).steps[0], installs(&["mmdebstrap"]));
     }
 
+    fn refuse(apt: &mut Apt, name: &str) {
+        apt.refused.insert(name.to_owned(), "apt would have to remove another".to_owned());
+    }
+
+    fn unpacks(name: &str) -> Step {
+        let package = unpacked::of(name).unwrap_or_else(|| panic!("{name} is not in the table"));
+        Step::Unpack { package, reason: "apt would have to remove another".to_owned() }
+    }
+
     #[test]
-    fn only_busybox_may_take_the_place_of_another_package() {
+    fn refused_tools_are_unpacked_beside_installed_ones() {
         let mut packages = bookworm();
-        install(&mut packages, "busybox", "1:1.35");
-        let state = State { missing_tools: tools(&["iptables", "busybox"]), ..debian(packages) };
+        refuse(&mut packages, "busybox-static");
+        let state = State { missing_tools: tools(&["iptables", "busybox"]), ..debian(packages.clone()) };
+        assert_eq!(plan(&state).steps, [Step::UpdateLists], "new lists may fit");
+        let state = State { apt: Some(Apt { updated: true, ..packages.clone() }), ..state };
         let mut wanted = WEB.to_vec();
         wanted.push("iptables");
-        let replaces = Step::Install { packages: vec!["busybox-static".to_owned()], replacing: true };
-        assert_eq!(plan(&state).steps, [installs(&wanted), replaces]);
+        assert_eq!(plan(&state).steps, [installs(&wanted), unpacks("busybox-static")]);
+    }
+
+    #[test]
+    fn refused_tools_are_unpacked_once_and_without_root() {
+        let mut packages = apt([("iproute2", "6.1")]);
+        refuse(&mut packages, "iproute2");
+        let state = State { root: false, missing_tools: tools(&["ip", "tc"]), ..debian(packages) };
+        let state = State { toolchain: Err(without(Some(compiler()))), llvm_dev: vec![22], ..state };
+        let build = Step::BuildLinker { compiler: compiler(), llvm: 22 };
+        assert_eq!(plan(&state).steps, [build, unpacks("iproute2")]);
+    }
+
+    #[test]
+    fn refused_engines_are_left_to_a_person() {
+        let mut packages = Apt { updated: true, ..bookworm() };
+        refuse(&mut packages, "docker.io");
+        let plan = plan(&State { missing_tools: tools(&["dockerd"]), ..debian(packages) });
+        assert_eq!(plan.by_hand, ["install dockerd (docker.io): apt would have to remove another"]);
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! What the machine has, as far as the plan depends on it.
 
 use std::{
-    env, fs,
+    env,
+    ffi::{OsStr, OsString},
+    fs,
     io::Read as _,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use wsl_mirror_toolchain::{CARGO_OVERRIDE, LINKER_OVERRIDE, Missing, Toolchain};
 
-use super::{Needs, apt::Apt};
+use super::{Needs, apt::Apt, host::Host, unpacked};
 
 /// A program that a task runs, or a header that it compiles with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +91,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn read(needs: Needs, apt_updated: bool) -> Self {
+    pub(super) fn read(host: &Host, needs: Needs, apt_updated: bool) -> Self {
         let toolchain = wsl_mirror_toolchain::find();
         let tools: &[&[Tool]] = match needs {
             Needs::Build => &[],
@@ -99,9 +102,9 @@ impl State {
             Needs::Fuzz => &[&FUZZ],
         };
         let tools = tools.iter().copied().flatten().copied();
-        let missing_tools: Vec<Tool> = tools.filter(|tool| !has(*tool)).collect();
+        let missing_tools: Vec<Tool> = tools.filter(|tool| !has(host, *tool)).collect();
         let complete = toolchain.is_ok() && missing_tools.is_empty();
-        let apt = if complete { None } else { Apt::read(apt_updated) };
+        let apt = if complete { None } else { Apt::read(host, &missing_tools, apt_updated) };
         Self {
             toolchain,
             missing_tools,
@@ -123,24 +126,66 @@ impl State {
 const HEADERS: [&str; 4] =
     ["/usr/include", "/usr/local/include", "/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu"];
 
-fn has(tool: Tool) -> bool {
+pub(super) fn has(host: &Host, tool: Tool) -> bool {
     if let Some(header) = tool.program.strip_prefix('<').and_then(|rest| rest.strip_suffix('>')) {
         return HEADERS.iter().any(|folder| Path::new(folder).join(header).exists());
     }
-    program(tool.program).is_some_and(|path| tool != BUSYBOX || is_static(&path))
+    candidates(host, tool.program).any(|path| tool != BUSYBOX || is_static(&path))
 }
 
-/// Looks for a program, in the system's folders too: they are not on every user's PATH.
-pub(crate) fn program(name: &str) -> Option<PathBuf> {
+/// The programs of this name: on PATH, in the system's folders, which are not on every user's PATH, and unpacked.
+fn candidates(host: &Host, name: &str) -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
-    env::split_paths(&path).chain(system).map(|folder| folder.join(name)).find(|path| {
+    let folders: Vec<_> = env::split_paths(&path).chain(system).chain(unpacked_folders(host)).collect();
+    folders.into_iter().map(move |folder| folder.join(name)).filter(|path| {
         path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     })
 }
 
+fn unpacked_folders(host: &Host) -> Vec<PathBuf> {
+    host.unpacked.as_deref().map(unpacked::bins).unwrap_or_default()
+}
+
+/// Looks for a program.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    candidates(&Host::this(), name).next()
+}
+
+/// The static busybox.
+pub(crate) fn busybox() -> Option<PathBuf> {
+    candidates(&Host::this(), BUSYBOX.program).find(|path| is_static(path))
+}
+
+/// Names unpacked programs to the lab, whose guests have them in /usr/bin.
+const UNPACKED: &str = "WSL_MIRROR_UNPACKED";
+
+/// What has a program and its children find unpacked programs: `path` with their folders behind it, as the machine's own
+/// come first, and the list for the lab. Names and values of variables.
+pub(crate) fn environment(path: &OsStr) -> Vec<(&'static str, OsString)> {
+    let host = Host::this();
+    let folders = unpacked_folders(&host);
+    let programs = host.unpacked.iter().flat_map(|folder| unpacked::programs(folder, &LAB));
+    let in_use = programs.filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let chosen = if name == BUSYBOX.program { busybox() } else { program(&name) };
+        chosen.as_ref() == Some(path)
+    });
+    let join = |paths: Vec<PathBuf>| env::join_paths(paths).ok();
+    // A folder with a colon in its name cannot be on PATH; then PATH stays as it is.
+    let extended = join(env::split_paths(path).chain(folders).collect());
+    let in_use = join(in_use.collect()).filter(|list| !list.is_empty());
+    let extended = ("PATH", extended.unwrap_or_else(|| path.to_owned()));
+    [extended].into_iter().chain(in_use.map(|list| (UNPACKED, list))).collect()
+}
+
+/// Has a command and its children find unpacked programs.
+pub(crate) fn equip(command: &mut Command) {
+    command.envs(environment(&env::var_os("PATH").unwrap_or_default()));
+}
+
 /// A dynamic program names its loader right behind its headers.
-fn is_static(path: &Path) -> bool {
+pub(super) fn is_static(path: &Path) -> bool {
     let mut head = Vec::new();
     let read = fs::File::open(path).and_then(|file| file.take(4096).read_to_end(&mut head));
     read.is_ok() && !head.windows(4).any(|window| window == b"/ld-")

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::console;
+use crate::setup;
 
 /// How a machine's CPUs are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,7 @@ impl Accelerator {
 /// `identify_cpu()` has the CPU's features zeroed, an interrupt makes KASAN take five-level addresses for wild ones.
 const COMMAND_LINE: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off nokaslr no5lvl";
 
+const QEMU: &str = "qemu-system-x86_64";
 /// CPUs of each machine: two, so that what runs at once on the host does so in there.
 const CPUS: u32 = 2;
 /// The memory of a machine in MiB, which also holds the files that tests write.
@@ -91,7 +93,7 @@ impl Machine {
         }
         // qemu goes when we do, however that is; setpriv(1) is util-linux'.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        command.args(["--pdeathsig", "KILL"]).arg(setup::program(QEMU).unwrap_or_else(|| QEMU.into()));
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.args(self.accelerator.arguments());
         command.args(["-smp", &CPUS.to_string(), "-m", &MEMORY.to_string()]);

@@ -48,7 +48,7 @@ impl Room {
         let _ = fs::remove_dir_all(&folder);
         sweep(&parent.join("vm"));
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        let busybox = setup::program("busybox").context("there is no busybox (package busybox-static)")?;
+        let busybox = setup::busybox().context("there is no busybox (package busybox-static)")?;
         Ok(Self { folder, busybox })
     }
 

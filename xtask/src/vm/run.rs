@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     build::{self, cargo},
-    engines,
+    engines, setup,
     test::{Failure, Group, Rerun, Results, Verdict, filters, word},
 };
 
@@ -76,7 +76,7 @@ impl Effort<'_> {
 }
 
 /// Builds the lab's test binaries.
-pub(crate) fn build(product: &Path) -> Result<Built> {
+pub(crate) fn build_tests(product: &Path) -> Result<Built> {
     let mut groups = build::tests(build::LAB_PACKAGE)?;
     groups.retain(|(name, _)| name != engines::BINARY);
     Ok(Built { product: product.to_owned(), groups })
@@ -230,8 +230,12 @@ fn script(job: &Job<'_>, built: &Built, effort: &Effort<'_>, accelerator: Accele
 
 /// The lab's environment in a machine.
 pub(super) fn environment(product: &Path, patience: u32) -> String {
+    let mut exports = String::new();
+    for (name, value) in setup::environment(OsStr::new("/usr/sbin:/usr/bin:/sbin:/bin")) {
+        let _ = writeln!(exports, "export {name}={}", quoted(&value.to_string_lossy()));
+    }
     format!(
-        "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 RUST_BACKTRACE=0\n\
+        "{exports}export HOME=/root LC_ALL=C.UTF-8 RUST_BACKTRACE=0\n\
          export RUST_TEST_THREADS={}\nexport WSL_MIRROR_BIN={} WSL_MIRROR_LAB_PATIENCE={patience}\ncd {} || exit 1\n",
         quoted(&std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| THREADS.to_owned())),
         quoted(&product.to_string_lossy()),

@@ -151,6 +151,7 @@ fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {
     let make = |script: &str| {
         let mut command = Command::new("sh");
         command.args(["-ec", script]).current_dir(tree).env("LC_ALL", "C.UTF-8");
+        setup::equip(&mut command);
         // A cargo or a make around this one has settings of its own for its children.
         for variable in ["MAKEFLAGS", "MFLAGS", "ARCH", "CROSS_COMPILE", "KCONFIG_CONFIG"] {
             command.env_remove(variable);
