@@ -1,5 +1,4 @@
-//! `cargo xtask dist`: the package and the tarball, of one statically linked program; and the folders that they are tried
-//! in.
+//! `cargo xtask dist`: the package and the tarball, of one statically linked program, and the folders for their tests.
 
 use std::{
     fs,
@@ -8,30 +7,50 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args;
 
 use crate::{
-    cargo::{self, Profile},
+    build::{self, Profile, cargo},
     debian::{self, KEYRING},
+    exit_code::ExitCode,
     progress,
     setup::{self, Needs, Outcome},
 };
 
-/// The release of cargo-deb that is installed where there is none.
+/// The release of cargo-deb that xtask installs where there is none.
 const RELEASE: &str = "3.8.0";
-/// Names the folder of what was made to the lab's tests.
+/// Names the folder of package and tarball to the lab's tests.
 pub(crate) const OVERRIDE: &str = "WSL_MIRROR_DIST";
-/// What every test of it has in its name.
+/// Every test of the package has this in its name.
 pub(crate) const TESTS: &str = "packages::";
-/// The lab's test binary of them.
+/// The lab's test binary that has these tests.
 pub(crate) const BINARY: &str = "loader";
-/// An older release, to be upgraded from: today's program under another number, as there is no older package.
+/// The release that a test upgrades from. No older package exists, so it is today's program under another number.
 const PREVIOUS: &str = "0.0.1-1";
-/// Debian's releases that they are tried in, with what they have besides the essential: the package's, which is booted, and
-/// one with a glibc older than the one that is linked in.
+/// The Debian releases of the tests, and what each has besides the essential. bookworm is booted; bullseye's glibc is
+/// older than the one that is linked in.
 const SUITES: [(&str, &str); 2] =
     [("bookworm", "init-system-helpers,systemd"), ("bullseye", "init-system-helpers")];
 
-/// What was made, in one folder.
+/// Make a package for Debian and Ubuntu, and a tarball for every Linux
+#[derive(Args)]
+pub(crate) struct Dist {}
+
+impl Dist {
+    pub(crate) fn exec(self) -> Result<ExitCode> {
+        let Self {} = self;
+        if matches!(setup::ensure(Needs::Build)?, Outcome::Missing) {
+            return Ok(ExitCode::Missing);
+        }
+        let made = make()?;
+        for path in [&made.deb, &made.tarball] {
+            println!("{}", path.display());
+        }
+        Ok(ExitCode::Success)
+    }
+}
+
+/// Package and tarball, in one folder.
 pub(crate) struct Made {
     pub(crate) folder: PathBuf,
     pub(crate) deb: PathBuf,
@@ -41,12 +60,12 @@ pub(crate) struct Made {
 /// Builds and packs.
 pub(crate) fn make() -> Result<Made> {
     let cargo_deb = cargo::tool("dist", "cargo-deb", RELEASE)?;
-    let binary = cargo::build_static()?;
+    let binary = build::static_product()?;
     let release = binary.parent().context("the program lies in no folder")?;
     let folder = release.parent().context("no target directory")?.join("dist");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let assets = release.join("assets");
-    let generator = cargo::build("xtask-assets", Profile::Release)?;
+    let generator = build::package("xtask-assets", Profile::Release)?;
     run("generate completions and man pages", Command::new(generator).arg(&assets), &folder)?;
     let version = env!("CARGO_PKG_VERSION");
     let deb = package(&cargo_deb, &format!("{version}-1"), &folder)?;
@@ -54,10 +73,10 @@ pub(crate) fn make() -> Result<Made> {
     Ok(Made { folder, deb, tarball })
 }
 
-/// The same, and what the tests need besides: a package to upgrade from, and folders of releases of Debian.
+/// [`make`], with a package to upgrade from, and folders of Debian's releases.
 pub(crate) fn make_for_tests() -> Result<Made> {
     if matches!(setup::ensure(Needs::Engines)?, Outcome::Missing) {
-        bail!("the folders to try packages in cannot be had without what is named above");
+        bail!("folders for the packages' tests need what is named above");
     }
     let made = make()?;
     package(&cargo::tool("dist", "cargo-deb", RELEASE)?, PREVIOUS, &made.folder)?;
@@ -79,7 +98,7 @@ fn package(cargo_deb: &Path, version: &str, folder: &Path) -> Result<PathBuf> {
     Ok(deb)
 }
 
-/// What is in the tarball, and from where.
+/// Packs the program, its man pages, completions and documents.
 fn tarball(binary: &Path, assets: &Path, version: &str, folder: &Path) -> Result<PathBuf> {
     let machine = cargo::host()?;
     let machine = machine.split('-').next().unwrap_or_default();
@@ -109,8 +128,8 @@ fn tarball(binary: &Path, assets: &Path, version: &str, folder: &Path) -> Result
 
 /// A release of Debian in a folder, as small as it can be and still install packages.
 fn root(folder: &Path, suite: &str, packages: &str) -> Result<()> {
-    let whole = folder.join(suite);
-    if whole.is_dir() {
+    let root = folder.join(suite);
+    if root.is_dir() {
         return Ok(());
     }
     let mirror =
@@ -130,9 +149,9 @@ fn root(folder: &Path, suite: &str, packages: &str) -> Result<()> {
     mmdebstrap.arg(suite).arg(&partial).arg(format!("deb [signed-by={KEYRING}] {mirror} {suite} main"));
     mmdebstrap.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive").current_dir(folder);
     run(&format!("make a folder of {suite} (half a minute on two cores)"), &mut mmdebstrap, folder)?;
-    fs::rename(&partial, &whole).with_context(|| format!("renaming {}", partial.display()))
+    fs::rename(&partial, &root).with_context(|| format!("renaming {}", partial.display()))
 }
 
 fn run(name: &str, command: &mut Command, folder: &Path) -> Result<()> {
-    progress::step("dist", name, command, &folder.join("dist.log"))
+    progress::command("dist", name, command, &folder.join("dist.log"))
 }

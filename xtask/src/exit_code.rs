@@ -4,24 +4,38 @@ use std::process::{ExitCode as ProcessExitCode, Termination};
 
 /// How a task ended. clap itself ends the process with 2 when the command line makes no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ExitCode {
-    /// Everything that was asked for happened.
+pub enum ExitCode {
+    /// The task did its work.
     Success,
     /// The task could not be carried out.
     Failed,
-    /// The tests ran, and at least one failed; or demo or bench found something that is not as promised.
+    /// A test failed, or demo or bench found a broken promise.
     TestsFailed,
-    /// Something is missing that `setup` could not install; what to do was printed.
+    /// `setup` could not install something, and printed what to do.
     Missing,
 }
 
-impl Termination for ExitCode {
-    fn report(self) -> ProcessExitCode {
-        ProcessExitCode::from(match self {
+impl ExitCode {
+    const ALL: [Self; 4] = [Self::Success, Self::Failed, Self::TestsFailed, Self::Missing];
+
+    const fn number(self) -> u8 {
+        match self {
             Self::Success => 0,
             Self::Failed => 1,
             Self::TestsFailed => 3,
             Self::Missing => 4,
-        })
+        }
+    }
+
+    /// The exit code of a program that ends with these, such as `xtask-lab`. Any other number is a failure.
+    pub(crate) fn of(number: Option<i32>) -> Self {
+        let same = |code: &Self| number == Some(i32::from(code.number()));
+        Self::ALL.into_iter().find(same).unwrap_or(Self::Failed)
+    }
+}
+
+impl Termination for ExitCode {
+    fn report(self) -> ProcessExitCode {
+        ProcessExitCode::from(self.number())
     }
 }

@@ -1,4 +1,4 @@
-//! Whether this is root, and what to do if not.
+//! Tasks that need root.
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
@@ -8,7 +8,7 @@ pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }
 
-/// For a task that has nothing to offer without root.
+/// Refuses a task that can do nothing without root.
 pub(crate) fn require(task: &str) -> Result<()> {
     if is_root() {
         return Ok(());
@@ -16,6 +16,6 @@ pub(crate) fn require(task: &str) -> Result<()> {
     bail!(
         "`{task}` builds network namespaces and loads BPF programs, which takes root, and this is not root. Run \
          it as root: `sudo -E env \"PATH=$PATH\" cargo xtask {task}`. It works in namespaces of its own, which \
-         go with it"
+         end with it"
     )
 }

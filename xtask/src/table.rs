@@ -1,54 +1,126 @@
-//! A table for people, with columns as wide as they need to be.
+//! A table for people: columns as wide as they need to be, and colours that do not count as width.
 
 use std::fmt::Write as _;
 
-/// Lays out rows below a heading. Columns from `right` on are numbers, and aligned as such.
-pub(crate) fn render<const N: usize>(heading: [&str; N], rows: &[[String; N]], right: usize) -> String {
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.to_vec()).collect();
-    render_any(&heading.map(str::to_owned), &rows, right)
+use anstyle::{AnsiColor, Style};
+
+/// What works.
+pub const GOOD: Style = AnsiColor::Green.on_default().bold();
+/// What does not.
+pub const BAD: Style = AnsiColor::Red.on_default();
+/// What breaks a promise.
+pub const WRONG: Style = AnsiColor::Red.on_default().bold().invert();
+/// Headings.
+pub const HEADING: Style = Style::new().bold();
+
+/// A cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    text: String,
+    style: Style,
 }
 
-/// The same with a number of columns that is known only when it runs.
-pub(crate) fn render_any(heading: &[String], rows: &[Vec<String>], right: usize) -> String {
-    let widths: Vec<usize> = (0..heading.len())
-        .map(|column| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.chain([heading[column].chars().count()]).max().unwrap_or(0)
-        })
-        .collect();
+impl Cell {
+    /// A text in this style.
+    pub fn new(text: impl Into<String>, style: Style) -> Self {
+        Self { text: text.into(), style }
+    }
+
+    fn width(&self) -> usize {
+        self.text.chars().count()
+    }
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        Self::new(text, Style::new())
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self::new(text, Style::new())
+    }
+}
+
+/// Lays out rows below a bold heading.
+pub fn styled<const N: usize>(heading: [&str; N], rows: &[[Cell; N]]) -> String {
+    let mut lines = vec![heading.map(|text| Cell::new(text, HEADING)).to_vec()];
+    lines.extend(rows.iter().map(|row| row.to_vec()));
+    lay_out(&lines, N)
+}
+
+/// Lays out rows below a ruled heading, without colours. Columns from `right` on are numbers, and aligned as such.
+pub(crate) fn plain<const N: usize>(heading: [&str; N], rows: &[[String; N]], right: usize) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.to_vec()).collect();
+    plain_rows(&heading.map(str::to_owned), &rows, right)
+}
+
+/// [`plain`] with a number of columns that only the run knows.
+pub(crate) fn plain_rows(heading: &[String], rows: &[Vec<String>], right: usize) -> String {
+    let cells = |row: &[String]| -> Vec<Cell> { row.iter().map(|text| text.as_str().into()).collect() };
+    let mut lines = vec![cells(heading)];
+    lines.extend(rows.iter().map(|row| cells(row)));
+    let rule = widths(&lines).into_iter().map(|width| "─".repeat(width).into()).collect();
+    lines.insert(1, rule);
+    lay_out(&lines, right)
+}
+
+fn widths(lines: &[Vec<Cell>]) -> Vec<usize> {
+    let columns = lines.first().map_or(0, Vec::len);
+    let width = |column: usize| lines.iter().map(|line| line[column].width()).max().unwrap_or(0);
+    (0..columns).map(width).collect()
+}
+
+fn lay_out(lines: &[Vec<Cell>], right: usize) -> String {
+    let widths = widths(lines);
     let mut text = String::new();
-    let mut line = |cells: &[String]| {
+    for line in lines {
         let mut row = String::new();
-        for (column, (cell, width)) in cells.iter().zip(&widths).enumerate() {
+        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
             let gap = if column == 0 { "" } else { "  " };
+            let pad = " ".repeat(width - cell.width());
+            let Cell { text, style } = cell;
             // Writing to a String does not fail.
             let _ = if column < right {
-                write!(row, "{gap}{cell:<width$}")
+                write!(row, "{gap}{style}{text}{style:#}{pad}")
             } else {
-                write!(row, "{gap}{cell:>width$}")
+                write!(row, "{gap}{pad}{style}{text}{style:#}")
             };
         }
         text.push_str(row.trim_end());
         text.push('\n');
-    };
-    line(heading);
-    line(&widths.iter().map(|width| "─".repeat(*width)).collect::<Vec<_>>());
-    for row in rows {
-        line(row);
     }
     text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::render;
+    use super::*;
 
     #[test]
     fn numbers_are_aligned_to_the_right() {
         let rows = [["unit tests".to_owned(), "7".to_owned()], ["lab".to_owned(), "12".to_owned()]];
         assert_eq!(
-            render(["group", "n"], &rows, 1),
+            plain(["group", "n"], &rows, 1),
             "group        n\n──────────  ──\nunit tests   7\nlab         12\n"
         );
+    }
+
+    #[test]
+    fn colours_do_not_move_columns() {
+        let rows = [
+            ["a".into(), Cell::new("✓ 1 ms", GOOD), "end".into()],
+            ["long".into(), Cell::new("hangs", BAD), "end".into()],
+        ];
+        let text = styled(["", "one", "two"], &rows);
+        let mut bare = String::new();
+        for part in text.split('\x1b') {
+            bare.push_str(
+                part.strip_prefix('[')
+                    .map_or(part, |rest| rest.split_once('m').map_or(rest, |(_, text)| text)),
+            );
+        }
+        assert_eq!(bare, "      one     two\na     ✓ 1 ms  end\nlong  hangs   end\n");
     }
 }

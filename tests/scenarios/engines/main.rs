@@ -3,7 +3,7 @@
 //!
 //! Engines are other Debian releases' packages in folders, which `cargo xtask test` makes (`installed`); where one is
 //! missing, its tests say so and judge nothing. What was measured goes to the folder that `results` names, from which
-//! `cargo xtask test --engines --write` makes docs/engines.md.
+//! `cargo xtask test engines --all --write` makes docs/engines.md.
 //!
 //! Besides: `orders` in which engines, firewalls and wsl-mirror may come and go, and what that does to a crowd of
 //! `short_connections`.

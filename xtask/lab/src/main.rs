@@ -2,15 +2,12 @@
 
 mod bench;
 mod demo;
-mod progress;
 mod shell;
 mod status;
-mod table;
-
-use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use xtask::ExitCode;
 
 /// The tasks that need the lab; `cargo xtask` runs them.
 #[derive(Parser)]
@@ -27,32 +24,16 @@ enum Task {
     Shell(shell::Shell),
 }
 
-/// How a task that could be carried out came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// All is as promised.
-    Kept,
-    /// Something is not.
-    Broken,
-}
-
-/// xtask passes it on; its `ExitCode` has the list.
-const BROKEN: u8 = 3;
-
 fn main() -> ExitCode {
-    let verdict = match Options::parse().task {
+    let result = match Options::parse().task {
         Task::Demo(demo) => demo.exec(),
         Task::Bench(bench) => bench.exec(),
         Task::Shell(shell) => shell.exec(),
     };
-    match verdict {
-        Ok(Verdict::Kept) => ExitCode::SUCCESS,
-        Ok(Verdict::Broken) => ExitCode::from(BROKEN),
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::Failed
+    })
 }
 
 /// Writes to standard output; styles are left out unless that is a terminal that wants them. A reader that

@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use wsl_mirror_lab::{Container, Docker, DockerOptions, Lab, SCRATCH, Service};
 
-use crate::{Verdict, print, progress::step};
+use xtask::{ExitCode, progress::step};
+
+use crate::print;
 
 /// Open a shell in the guest, with Docker and a published port
 #[derive(Args)]
@@ -21,7 +23,7 @@ Nothing of it is left after `exit`.
 ";
 
 impl Shell {
-    pub(crate) fn exec(self) -> Result<Verdict> {
+    pub(crate) fn exec(self) -> Result<ExitCode> {
         let Self {} = self;
         let (lab, docker) = step("build the lab, and start Docker in it", |_| {
             let lab = Lab::builder().wslinfo(false).build()?;
@@ -60,9 +62,9 @@ impl Shell {
             .env("PATH", path)
             .env("PS1", "guest# ")
             .env("DOCKER_HOST", format!("unix://{}", docker.socket()));
-        // How the last command in there ended is nobody's failure.
+        // The exit code of the user's last command is no failure of ours.
         shell.status().with_context(|| format!("starting {program}"))?;
-        Ok(Verdict::Kept)
+        Ok(ExitCode::Success)
     }
 }
 

@@ -1,8 +1,8 @@
-//! Where the engines' folders are kept.
+//! The cache of the engines' folders.
 //!
-//! `<suite>/root` has the files, `<suite>/manifest` what was really installed, and `<suite>/recipe` how it was made:
-//! when the project would make it in another way now, it is made anew. A folder without a recipe was put there by
-//! somebody, and is taken as it is. `tests/scenarios/engines/installed.rs` looks for them in the same places.
+//! `<suite>/root` has the files, `<suite>/manifest` the installed versions, and `<suite>/recipe` the recipe. xtask makes
+//! a folder anew when its recipe changes. A folder without a recipe is the user's, and xtask takes it as it is.
+//! `tests/scenarios/engines/installed.rs` looks in the same places.
 
 use std::{
     env, fs,
@@ -28,7 +28,7 @@ pub(super) fn folder() -> Result<PathBuf> {
     std::path::absolute(&folder).with_context(|| format!("{}: no path", folder.display()))
 }
 
-/// What is installed in the folder of a suite, if it is there and made as the project would make it now.
+/// The packages in the folder of a suite, if xtask would make the same today.
 pub(super) fn find(folder: &Path, suite: &Suite) -> Option<Manifest> {
     let folder = folder.join(suite.name);
     let current = fs::read_to_string(folder.join("recipe")).map_or(true, |made| made == recipe(suite));
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_installed_is_found_by_its_name() {
+    fn a_version_is_found_by_its_package() {
         let manifest = Manifest::parse("docker.io 28.5.2+dfsg4-5\npodman 5.8.6+ds1-3\n");
         assert_eq!(manifest.version("docker.io"), Some("28.5.2+dfsg4-5"));
         assert_eq!(manifest.version("docker"), None);

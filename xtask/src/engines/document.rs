@@ -1,4 +1,4 @@
-//! The matrix in `docs/engines.md`: what lies between two markers is written here, the rest by people.
+//! The matrix in `docs/engines.md`: xtask writes the part between two markers, people write the rest.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,12 +13,12 @@ use super::{
     Row,
     results::{LEGEND, heading},
 };
-use crate::cargo;
+use crate::build::cargo;
 
-const BEGIN: &str = "<!-- from here on: cargo xtask test --engines --write -->";
+const BEGIN: &str = "<!-- from here on: cargo xtask test engines --all --write -->";
 const END: &str = "<!-- up to here -->";
 
-/// Writes what was found into the document, and returns where that is.
+/// Writes the matrix into the document, and returns its path.
 pub(crate) fn write(rows: &[Row]) -> Result<PathBuf> {
     let path = cargo::workspace().join("docs/engines.md");
     let old = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! Engines of other Debian releases, for the matrix of the lab: folders of them, and what the matrix came to.
+//! Engines of other Debian releases, for the matrix of the lab: their folders, and the results of the matrix.
 
 mod cache;
 mod document;
@@ -18,21 +18,21 @@ pub(crate) use cache::OVERRIDE;
 pub(crate) use document::write;
 pub(crate) use results::{Row, read, table};
 
-use crate::table as text_table;
+use crate::{table as text_table, test::Extent};
 
 /// Names the folder that gets a file from each test of the matrix.
 pub(crate) const RESULTS: &str = "WSL_MIRROR_ENGINES_RESULTS";
-/// What every test that needs these engines has in its name, and no other: they are a group of their own.
+/// Every test that needs these engines has one of these in its name, and no other test has. They are a suite.
 pub(crate) const TESTS: [&str; 3] = ["matrix::", "orders::", "short_connections::"];
-/// The lab's test binary of them. Not for virtual machines: it is the engines that differ here.
+/// The lab's test binary that has them. Virtual machines leave it out: engines differ here, not kernels.
 pub(crate) const BINARY: &str = "engines";
 
-/// A release of Debian with the engines that are wanted of it.
+/// A release of Debian, and the engines that the matrix takes from it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Suite {
     pub(crate) name: &'static str,
-    /// Packages, and what their versions start with. A suite moves on; then only these cells are left out.
-    wanted: [(&'static str, &'static str); 2],
+    /// Packages, and the beginnings of their versions. When a suite moves on, only these cells are left out.
+    packages: [(&'static str, &'static str); 2],
     needed: Needed,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Suite {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Needed {
     Always,
-    /// For all engines; in the default run its Docker is this machine's own, if that is of this release.
+    /// With all engines. Otherwise this machine's own Docker serves, if it is of this release.
     UnlessThisMachineHasIt,
     WithAllEngines,
 }
@@ -48,33 +48,33 @@ enum Needed {
 pub(crate) const SUITES: [Suite; 3] = [
     Suite {
         name: "bookworm",
-        wanted: [("docker.io", "20.10."), ("podman", "4.3.")],
+        packages: [("docker.io", "20.10."), ("podman", "4.3.")],
         needed: Needed::UnlessThisMachineHasIt,
     },
     Suite {
         name: "trixie",
-        wanted: [("docker.io", "26.1."), ("podman", "5.4.")],
+        packages: [("docker.io", "26.1."), ("podman", "5.4.")],
         needed: Needed::WithAllEngines,
     },
-    Suite { name: "sid", wanted: [("docker.io", "28.5."), ("podman", "5.8.")], needed: Needed::Always },
+    Suite { name: "sid", packages: [("docker.io", "28.5."), ("podman", "5.8.")], needed: Needed::Always },
 ];
 
-/// Makes the folders that are not there, and prints what is in them; returns the folder of all. A suite that cannot be
-/// had is reported, and its tests will say so too.
-pub(crate) fn ensure(all: bool) -> Result<PathBuf> {
+/// Makes missing folders, and prints what is in them; returns the folder of all suites. A suite that apt cannot reach is
+/// reported here, and by its tests.
+pub(crate) fn ensure(extent: Extent) -> Result<PathBuf> {
     let folder = cache::folder()?;
     let mut rows = Vec::new();
     for suite in &SUITES {
         let machines = machines_docker().filter(|version| suite.has("docker.io", version));
-        let wanted = match suite.needed {
+        let needed = match suite.needed {
             Needed::Always => true,
-            Needed::UnlessThisMachineHasIt => all || machines.is_none(),
-            Needed::WithAllEngines => all,
+            Needed::UnlessThisMachineHasIt => extent == Extent::Full || machines.is_none(),
+            Needed::WithAllEngines => extent == Extent::Full,
         };
         let found = cache::find(&folder, suite).map(Ok).or_else(|| {
-            wanted.then(|| {
+            needed.then(|| {
                 recipe::make(&folder, suite)?;
-                cache::find(&folder, suite).context("it was made, and is not there")
+                cache::find(&folder, suite).context("the folder was made, and is not there")
             })
         });
         rows.push(match found {
@@ -90,18 +90,18 @@ pub(crate) fn ensure(all: bool) -> Result<PathBuf> {
             }
         });
     }
-    print!("{}", text_table::render(["engines of", "docker.io", "podman"], &rows, 3));
+    print!("{}", text_table::plain(["engines of", "docker.io", "podman"], &rows, 3));
     Ok(folder)
 }
 
 impl Suite {
-    /// Whether a version of the package is the one that is wanted.
+    /// Whether the matrix takes this version of the package.
     fn has(&self, package: &str, version: &str) -> bool {
-        self.wanted.iter().any(|(name, start)| *name == package && version.starts_with(start))
+        self.packages.iter().any(|(name, start)| *name == package && version.starts_with(start))
     }
 
     fn row(&self, manifest: &Manifest) -> [String; 3] {
-        let [docker, podman] = self.wanted.map(|(package, start)| match manifest.version(package) {
+        let [docker, podman] = self.packages.map(|(package, start)| match manifest.version(package) {
             Some(version) if self.has(package, version) => version.to_owned(),
             Some(version) => format!("{version}, not {start}*: not tested"),
             None => "not there".to_owned(),
@@ -110,7 +110,7 @@ impl Suite {
     }
 }
 
-/// An empty folder for what the tests find out.
+/// An empty folder for the results of the tests.
 pub(crate) fn empty(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -124,8 +124,8 @@ pub(crate) fn empty(folder: &Path) -> Result<()> {
 /// The version of this machine's dockerd: `Docker version 20.10.24+dfsg1, build 5d6db84`.
 fn machines_docker() -> Option<String> {
     let dockerd = Command::new("/usr/sbin/dockerd").arg("--version").stdin(Stdio::null()).output().ok()?;
-    let said = String::from_utf8_lossy(&dockerd.stdout);
-    Some(said.split_whitespace().nth(2)?.trim_end_matches(',').to_owned())
+    let version = String::from_utf8_lossy(&dockerd.stdout);
+    Some(version.split_whitespace().nth(2)?.trim_end_matches(',').to_owned())
 }
 
 #[cfg(test)]
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_suite_that_has_moved_on_is_not_what_is_wanted() {
+    fn a_suite_that_has_moved_on_lacks_the_engine() {
         let [.., sid] = &SUITES;
         assert!(sid.has("docker.io", "28.5.2+dfsg4-5"));
         assert!(!sid.has("docker.io", "29.1.0+dfsg1-1"));

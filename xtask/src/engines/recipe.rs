@@ -1,5 +1,5 @@
-//! How the folder of a suite is made: Debian's packages, unpacked but not installed, as no script of theirs is
-//! needed for what the lab runs.
+//! Makes the folder of a suite: Debian's packages, unpacked and not installed. The lab's engines need no script of
+//! theirs.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,7 @@ use crate::{
 const HINT: &str = "engines come from Debian's packages, so on a Debian machine; elsewhere, copy a cache of engines \
                     and name it in WSL_MIRROR_ENGINES";
 
-/// What every folder has, with all that depends on. `base-files` has the links of a merged /usr.
+/// The packages of every folder; mmdebstrap adds their dependencies. `base-files` has the links of a merged /usr.
 const PACKAGES: [&str; 10] = [
     "base-files",
     "docker.io",
@@ -33,8 +33,8 @@ const PACKAGES: [&str; 10] = [
     "containernetworking-plugins",
 ];
 
-/// Run when all is unpacked, with the root and the manifest as arguments: what packages' own scripts would have done,
-/// of which only this is missed; what was installed; and away with what nobody reads there.
+/// Runs after unpacking, with the root and the manifest as arguments. It does the needed part of the packages' own
+/// scripts, writes the manifest, and removes files that nobody reads.
 const FINISH: &str = r#"set -eu
 [ -d "$1/etc" ]
 for deb in "$1"/var/cache/apt/archives/*.deb; do
@@ -54,7 +54,7 @@ rm -rf "$1/var/cache/apt" "$1/var/lib/apt"
 rm -rf "$1/usr/share/doc" "$1/usr/share/man" "$1/usr/share/locale" "$1/usr/share/info" "$1/usr/include"
 "#;
 
-/// All that the folder's content depends on besides the day.
+/// The folder's content depends on this, and on the day.
 pub(super) fn recipe(suite: &Suite) -> String {
     format!("{}\n{}\n{FINISH}", suite.name, PACKAGES.join(" "))
 }
@@ -66,18 +66,18 @@ pub(super) fn recipe(suite: &Suite) -> String {
 /// the log is named.
 pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     if matches!(setup::ensure(Needs::Engines)?, Outcome::Missing) {
-        bail!("they cannot be had without what is named above");
+        bail!("the engines' folders need what is named above");
     }
     let mirror = debian::mirror(HINT)?;
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-    // Held until the end; whoever else makes this one waits, and finds it there.
+    // Held until the end: another run waits, and finds the folder.
     let lock = folder.join(format!("{}.lock", suite.name));
     let lock = File::create(&lock).and_then(|file| file.lock().map(|()| file));
     let _lock = lock.with_context(|| format!("locking {} in {}", suite.name, folder.display()))?;
     if cache::find(folder, suite).is_some() {
         return Ok(());
     }
-    // Under its own name only when it is whole: this may be interrupted at any moment.
+    // Under its own name only when it is complete: a user may interrupt this at any moment.
     let partial = folder.join(format!(".{}.partial", suite.name));
     remove(&partial)?;
     fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
@@ -86,7 +86,7 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     setup::equip(&mut mmdebstrap);
     mmdebstrap.args(["--mode=root", "--variant=extract", "--format=directory", "--skip=cleanup/apt"]);
     mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
-    // What sid was when it was signed last may be a while ago; that Debian has signed it is still asked.
+    // sid's last signature may be old. apt still checks that it is Debian's.
     for option in ["Acquire::Check-Valid-Until \"false\"", "Acquire::Languages \"none\""] {
         mmdebstrap.arg(format!("--aptopt={option}"));
     }
@@ -98,15 +98,15 @@ pub(super) fn make(folder: &Path, suite: &Suite) -> Result<()> {
     mmdebstrap.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive").current_dir(folder);
     let log = folder.join(format!("{}.log", suite.name));
     let name = format!("unpack Docker and Podman of {} (some 40 s on two cores)", suite.name);
-    progress::step("engines", &name, &mut mmdebstrap, &log)?;
+    progress::command("engines", &name, &mut mmdebstrap, &log)?;
     let mut finish = Command::new("sh");
     // mmdebstrap runs no hooks in this variant.
     finish.args(["-c", FINISH, "sh"]).arg(&root).arg(partial.join("manifest")).env("LC_ALL", "C.UTF-8");
-    progress::step("engines", &format!("finish the folder of {}", suite.name), &mut finish, &log)?;
+    progress::command("engines", &format!("finish the folder of {}", suite.name), &mut finish, &log)?;
     fs::write(partial.join("recipe"), recipe(suite)).context("writing the recipe")?;
-    let whole = folder.join(suite.name);
-    remove(&whole)?;
-    fs::rename(&partial, &whole).with_context(|| format!("renaming {}", partial.display()))
+    let finished = folder.join(suite.name);
+    remove(&finished)?;
+    fs::rename(&partial, &finished).with_context(|| format!("renaming {}", partial.display()))
 }
 
 fn remove(folder: &Path) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What the tests of the matrix found out (`tests/scenarios/engines/results.rs` writes it), and the table of it.
+//! The results of the matrix, which `tests/scenarios/engines/results.rs` writes, and their table.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::table as text_table;
 
-/// A row: a configuration and what came of it.
+/// A row: a configuration and its results.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Row {
     /// Engine and release, how its ports are served, wslinfo, `loopback0` before or after the daemon.
@@ -175,7 +175,7 @@ pub(super) fn heading() -> [&'static str; 9] {
 pub(crate) fn table(rows: &[Row]) -> String {
     let (run, skipped): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.was_run());
     let lines: Vec<_> = run.iter().map(|row| row.line()).collect();
-    let mut text = text_table::render(heading(), &lines, 8);
+    let mut text = text_table::plain(heading(), &lines, 8);
     text.push_str(LEGEND);
     let mut reasons: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for row in skipped {

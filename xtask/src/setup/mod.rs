@@ -7,6 +7,7 @@
 //! apt removes and downgrades nothing. Where it would have to, the tool is unpacked into the cache ([`unpacked`]).
 
 mod apt;
+mod command;
 mod host;
 mod perform;
 mod plan;
@@ -16,6 +17,7 @@ mod unpacked;
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
+pub(crate) use command::Setup;
 use host::Host;
 use plan::{Plan, Step, plan};
 use state::State;

@@ -88,7 +88,7 @@ pub(super) fn perform(host: &Host, step: &Step) -> Result<()> {
             command
         }
     };
-    progress::step("setup", &step.to_string(), &mut command, &host.log())?;
+    progress::command("setup", &step.to_string(), &mut command, &host.log())?;
     if matches!(step, Step::Install { packages } if packages.iter().any(|package| package == "docker.io")) {
         eprintln!(
             "setup: Docker's daemon was neither started nor enabled; the lab starts its own. \

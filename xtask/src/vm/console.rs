@@ -1,6 +1,6 @@
-//! What a kernel says on its console, and which of it is a complaint.
+//! The kernel's console, and the complaints on it.
 
-/// What a kernel that has nothing to complain about never prints, and what it is.
+/// Words that a kernel without trouble never prints, and their kind.
 const COMPLAINTS: [(&str, &str); 13] = [
     ("Kernel panic", "panic"),
     ("Oops", "oops"),
@@ -14,18 +14,18 @@ const COMPLAINTS: [(&str, &str); 13] = [
     ("suspicious RCU", "RCU"),
     ("INFO: trying to register non-static key", "lockdep"),
     ("detected stall", "RCU stall"),
-    ("unregister_netdevice: waiting for", "a reference that is never given back"),
+    ("unregister_netdevice: waiting for", "a reference that nothing releases"),
 ];
-/// How much of what follows a complaint belongs to it.
+/// How many lines belong to a complaint.
 const CONTEXT: usize = 60;
-/// How much of a console is shown when there is no complaint to show.
+/// How many lines of a console are shown without a complaint.
 const TAIL: usize = 30;
 
 /// The first complaint on a console, with what follows.
 pub(super) fn complaint(console: &str) -> Option<(&'static str, String)> {
     let lines: Vec<&str> = console.lines().map(str::trim_end).collect();
     lines.iter().enumerate().find_map(|(index, line)| {
-        // So that what stands at the start of a line stands behind a space, too.
+        // Words at the start of a line stand behind a space then, too.
         let spaced = format!(" {line}");
         let (_, kind) = COMPLAINTS.iter().find(|(words, _)| spaced.contains(words))?;
         let end = lines.len().min(index + CONTEXT);

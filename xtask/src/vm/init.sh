@@ -1,7 +1,7 @@
 #!/bin/busybox sh
-# Process 1 of the virtual machine: puts the host's files together with what has to be the machine's own, goes
-# there, and runs the job. It answers on two virtio ports: what the tests print goes to `output`; `control` gets
-# `up <kernel> <seconds>`, `exit <code>` and `tainted <bits>`, a line each.
+# Process 1 of the virtual machine: mounts the host's files and the machine's own folders, switches to them, and runs
+# the job. It writes to two virtio ports: the tests' output to `output`; `up <kernel> <seconds>`, `exit <code>` and
+# `tainted <bits>` to `control`, a line each.
 
 port() { # NAME: the device of the virtio port of this name
     for port in /sys/class/virtio-ports/*; do
@@ -15,7 +15,7 @@ end() {
 }
 
 if [ "${1-}" = inside ]; then
-    # The second time, on the host's files.
+    # The second start, on the host's files.
     PATH=/run/vm
     say up "$(busybox uname -r)" "$(busybox cut -d' ' -f1 /proc/uptime)"
     if [ -c /dev/hvc0 ]; then
@@ -39,15 +39,15 @@ if [ -e /probe ]; then
     end
 fi
 
-# The host's files, read-only. What is loaded once stays in memory (cache=loose): nobody changes them meanwhile,
-# or whoever does sees the old ones in here.
+# The host's files, read-only. cache=loose keeps a file in memory once it is read: a change on the host meanwhile goes
+# unseen.
 options=trans=virtio,version=9p2000.L,ro,msize=512000,cache=loose
 if ! busybox mount -t 9p -o $options host /host; then
     say exit 1
     end
 fi
 cd /host
-# Writable, and in memory. What lies in the host's /tmp stays visible: the repository may be there.
+# Writable folders, in memory. The host's /tmp stays visible: the repository may be there.
 busybox mount -t tmpfs -o mode=0755 tmpfs run
 busybox mkdir -p run/vm/upper run/vm/work
 busybox mount -t overlay -o lowerdir=tmp,upperdir=run/vm/upper,workdir=run/vm/work overlay tmp
@@ -65,5 +65,5 @@ busybox mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
 busybox ifconfig lo 127.0.0.1 up
 busybox hostname wsl-mirror-vm
 for directory in proc sys dev; do busybox mount -o move /$directory $directory; done
-# A chroot would not do: who joins a mount namespace, as the lab does, gets to its real root.
+# No chroot: the lab joins mount namespaces, and setns(2) leads to the real root.
 exec busybox switch_root /host /run/vm/busybox sh /run/vm/init inside

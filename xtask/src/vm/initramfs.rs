@@ -1,4 +1,4 @@
-//! What the kernel finds in memory when it starts: busybox, process 1, and the job.
+//! The initramfs of a machine: busybox, process 1, and the job.
 
 use std::{
     fs::{self, File},
@@ -14,7 +14,7 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 
-/// Writes an archive to `path`. Without a job, the machine only says that it is up.
+/// Writes the archive to `path`. A machine without a job only says that it is up.
 pub(super) fn write(path: &Path, busybox: &Path, job: Option<&str>) -> Result<()> {
     let program =
         fs::read(busybox).with_context(|| format!("reading {} (busybox-static)", busybox.display()))?;
@@ -47,7 +47,7 @@ fn add(archive: &mut File, inode: u32, name: &str, mode: u32, content: &[u8]) ->
 }
 
 /// A word as the shell reads it back.
-pub(super) fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

@@ -1,4 +1,4 @@
-//! One virtual machine, from its start to its end: qemu, and what comes out of it.
+//! One virtual machine, from its start to its end: qemu, its output, and the verdict on it.
 
 use std::{
     fs,
@@ -33,7 +33,7 @@ impl Accelerator {
         }
     }
 
-    /// How much longer than on the host everything may take.
+    /// The factor by which a test may take longer than on the host.
     pub(super) fn patience(self) -> u32 {
         match self {
             Self::Kvm => 1,
@@ -42,41 +42,40 @@ impl Accelerator {
     }
 }
 
-/// What the kernel is told. `loglevel=5`: warnings are shown, and engines' chatter about bridge ports is not.
-/// `no5lvl`: an interrupt that comes while `identify_cpu()` has the CPU's features zeroed makes KASAN take addresses of
-/// five-level page tables for wild ones.
+/// The kernel's command line. `loglevel=5` shows warnings, and no chatter of engines about bridge ports. `no5lvl`: while
+/// `identify_cpu()` has the CPU's features zeroed, an interrupt makes KASAN take five-level addresses for wild ones.
 const COMMAND_LINE: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off nokaslr no5lvl";
 
 const QEMU: &str = "qemu-system-x86_64";
 /// CPUs of each machine: two, so that what runs at once on the host does so in there.
 const CPUS: u32 = 2;
-/// What a machine may use, in MiB; what the tests write is in memory.
+/// The memory of a machine in MiB, which also holds the files that tests write.
 pub(super) const MEMORY: u64 = 3072;
-/// A machine that says nothing for so long hangs. No test takes half as long.
+/// A machine without output for so long hangs. No test takes half as long.
 const SILENCE: Duration = Duration::from_mins(10);
-/// How long a group may take in all; the longest takes a quarter of an hour on a busy machine.
+/// The longest time for a group; the longest group takes a quarter of an hour on a busy machine.
 const LIMIT: Duration = Duration::from_mins(40);
 /// How long KVM may take to boot a machine that does nothing. It takes one second where it works.
 const TRIAL: Duration = Duration::from_secs(6);
 
-/// What a machine is started with.
+/// A machine before its start.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
     pub(super) kernel: PathBuf,
     pub(super) initramfs: PathBuf,
     pub(super) accelerator: Accelerator,
-    /// Where console, control port and qemu's own words go; files of this name with an ending each.
+    /// The files of console and control port have this name, with an ending each.
     pub(super) files: PathBuf,
-    /// How much slower than others this kernel is.
+    /// How many times slower than others this kernel is.
     pub(super) slow: u32,
 }
 
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The job ended with this code.
+    /// The job's exit code.
     Exit(i32),
-    /// It did not get that far, or the kernel complained; with what there is to read about it.
+    /// The job did not end, or the kernel complained; with the console's lines about it.
     Broken(String),
 }
 
@@ -89,7 +88,7 @@ impl Machine {
 
     fn command(&self) -> Command {
         for ending in [".console", ".control"] {
-            // What an earlier machine has left is not what this one says.
+            // An earlier machine may have left them.
             let _ = fs::remove_file(self.file(ending));
         }
         // qemu goes when we do, however that is; setpriv(1) is util-linux'.
@@ -111,7 +110,7 @@ impl Machine {
         command
     }
 
-    /// Runs the job, hands every line that it prints to `on_line`, and waits for the end.
+    /// Runs the job, hands every line of its output to `on_line`, and waits for the end.
     pub(super) fn run(&self, on_line: impl FnMut(&str)) -> Result<End> {
         let mut command = self.command();
         command.args(["-chardev", "stdio,id=output,signal=off"]);
@@ -120,11 +119,7 @@ impl Machine {
         let (timed_out, said) = run_until(command, limits, on_line)?;
         let hung = timed_out.then(|| {
             let Limits { silence, all } = limits;
-            format!(
-                "it has hung: not a word for {} s, or no end after {} s",
-                silence.as_secs(),
-                all.as_secs()
-            )
+            format!("it hung: no output for {} s, or no end after {} s", silence.as_secs(), all.as_secs())
         });
         Ok(self.end(hung, &said))
     }
@@ -139,7 +134,7 @@ impl Machine {
         Ok(self.end(None, ""))
     }
 
-    /// Whether this machine comes up at all, for trying an accelerator.
+    /// Whether this machine comes up at all: a trial of its accelerator.
     fn comes_up(&self) -> bool {
         let mut command = self.command();
         command.args(["-chardev", "stdio,id=output,signal=off"]);
@@ -158,7 +153,7 @@ impl Machine {
     }
 }
 
-/// Puts together what console and control port say.
+/// The verdict, from console and control port.
 fn judge(console: &str, control: &str, hung: Option<String>, qemu: &str) -> End {
     if let Some((kind, text)) = console::complaint(console) {
         return End::Broken(format!("the kernel complained ({kind}):\n{text}"));
@@ -171,16 +166,16 @@ fn judge(console: &str, control: &str, hung: Option<String>, qemu: &str) -> End 
     }
     // TAINT_WARN: a warning that the console did not show.
     if said("tainted").is_some_and(|bits| bits & (1 << 9) != 0) {
-        return End::Broken("the kernel has warned of something, and did not show it (taint W)".to_owned());
+        return End::Broken("the kernel warned of something, and did not print it (taint W)".to_owned());
     }
     if let Some(code) = said("exit") {
         return End::Exit(code);
     }
     let words = if qemu.trim().is_empty() { console::tail(console) } else { qemu.trim().to_owned() };
-    End::Broken(format!("it ended before its job did:\n{words}"))
+    End::Broken(format!("the machine ended before its job did:\n{words}"))
 }
 
-/// How long a machine is waited for.
+/// The longest times for a machine.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     /// Between two lines.
@@ -189,11 +184,11 @@ struct Limits {
     all: Duration,
 }
 
-/// Runs qemu; whether it had to be killed because it took too long, and what it said on standard error.
+/// Runs qemu, and returns whether it hung and was killed, and its standard error.
 fn run_until(mut command: Command, limits: Limits, mut on_line: impl FnMut(&str)) -> Result<(bool, String)> {
     let mut child = command
-        // Kept open, and nothing is written: at the end of its input qemu takes the port for unplugged, and whoever
-        // writes to it in there waits for ever.
+        // Open and silent: at the end of its input qemu takes the port for unplugged, and a writer in the machine
+        // waits for ever.
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -236,7 +231,7 @@ fn run_until(mut command: Command, limits: Limits, mut on_line: impl FnMut(&str)
     Ok((timed_out, errors.join().unwrap_or_default()))
 }
 
-/// Its output has ended; so does it.
+/// Whether qemu exits soon after the end of its output.
 fn ends_soon(child: &mut Child) -> bool {
     let deadline = Instant::now() + Duration::from_secs(10);
     while Instant::now() < deadline {
@@ -248,7 +243,7 @@ fn ends_soon(child: &mut Child) -> bool {
     false
 }
 
-/// KVM where it boots this kernel; that there is a device says nothing.
+/// KVM where it boots this kernel. The device alone proves nothing.
 pub(super) fn accelerator(kernel: &Path, initramfs: &Path, files: &Path) -> Accelerator {
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return Accelerator::Software;
@@ -263,7 +258,7 @@ pub(super) fn accelerator(kernel: &Path, initramfs: &Path, files: &Path) -> Acce
     if machine.comes_up() { Accelerator::Kvm } else { Accelerator::Software }
 }
 
-/// qemu's options end at a comma, and two of them are one.
+/// In qemu's options a comma ends a value, and two commas are one.
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
@@ -282,29 +277,29 @@ mod tests {
     }
 
     #[test]
-    fn the_job_s_code_is_what_counts_on_a_calm_machine() {
+    fn a_calm_machine_has_the_code_of_its_job() {
         assert_eq!(judge(CALM, "up 6.12.117 1.8\ntainted 0\nexit 101\n", None, ""), End::Exit(101));
-        // Proprietary, out of tree, unsigned: not our matter.
+        // Taints of modules: proprietary, out of tree.
         assert_eq!(judge(CALM, "up 6.12.117 1.8\ntainted 4097\nexit 0\n", None, ""), End::Exit(0));
     }
 
     #[test]
-    fn a_complaint_counts_more_than_tests_that_passed() {
+    fn a_complaint_outweighs_tests_that_passed() {
         let console = format!("{CALM}BUG: KASAN: slab-use-after-free in nf_ct_put\n");
         assert!(broken(judge(&console, "up x 1\nexit 0\n", None, "")).contains("nf_ct_put"));
         assert!(broken(judge(CALM, "up x 1\ntainted 512\nexit 0\n", None, "")).contains("taint W"));
     }
 
     #[test]
-    fn a_machine_that_never_came_to_its_end_is_broken() {
-        let hung = broken(judge(CALM, "up x 1\n", Some("it has hung".to_owned()), ""));
+    fn a_machine_without_an_end_is_broken() {
+        let hung = broken(judge(CALM, "up x 1\n", Some("it hung".to_owned()), ""));
         assert!(hung.contains("hung") && hung.contains("Power down"), "{hung}");
         let dead = broken(judge("", "", None, "qemu-system-x86_64: no such option"));
         assert!(dead.contains("no such option"), "{dead}");
     }
 
     #[test]
-    fn silence_ends_a_machine_and_its_last_words_are_kept() {
+    fn silence_ends_a_machine_and_keeps_its_errors() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo first; echo why >&2; exec sleep 30"]);
         let mut lines = Vec::new();
@@ -317,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn talking_does_not_keep_a_machine_alive_for_ever() {
+    fn output_does_not_keep_a_machine_alive_for_ever() {
         let mut command = Command::new("sh");
         command.args(["-c", "while :; do echo still here; sleep 0.05; done"]);
         let limits = Limits { silence: Duration::from_secs(20), all: Duration::from_millis(500) };

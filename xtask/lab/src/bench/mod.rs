@@ -16,11 +16,13 @@ use remedy::Comparison;
 use statistics::Summary;
 use wsl_mirror_lab::{Container, Docker, DockerOptions, Lab, Service};
 
-use crate::{
-    Verdict, print,
+use xtask::{
+    ExitCode,
     progress::step,
     table::{self, Cell, GOOD, HEADING, WRONG},
 };
+
+use crate::print;
 
 /// Measure what wsl-mirror costs, and compare with the limits
 #[derive(Args)]
@@ -36,7 +38,7 @@ pub(crate) struct Bench {
 const PORTS: Ports = Ports { echo: 8007, sink: 8009 };
 
 impl Bench {
-    pub(crate) fn exec(self) -> Result<Verdict> {
+    pub(crate) fn exec(self) -> Result<ExitCode> {
         let started = Instant::now();
         let (packets, remedy) = self.effort();
         let busy = busy();
@@ -66,7 +68,7 @@ impl Bench {
             print(&format!(
                 "QUICK: too short to mean anything, not judged ({seconds} s). Without --quick it counts."
             ))?;
-            return Ok(Verdict::Kept);
+            return Ok(ExitCode::Success);
         }
         let doubtful = comparisons.iter().filter(|comparison| comparison.is_doubtful()).count();
         if doubtful > 0 {
@@ -79,12 +81,12 @@ impl Bench {
         let limits = costs.len() + comparisons.len();
         if missed == 0 {
             print(&format!("All {limits} limits hold ({seconds} s). {busy}."))?;
-            return Ok(Verdict::Kept);
+            return Ok(ExitCode::Success);
         }
         print(&format!(
             "{missed} of {limits} limits missed ({seconds} s). {busy}: what others do there is in these numbers too."
         ))?;
-        Ok(Verdict::Broken)
+        Ok(ExitCode::TestsFailed)
     }
 
     fn compare(&self, lab: &Lab, effort: remedy::Effort) -> Result<Vec<Comparison>> {
@@ -129,7 +131,7 @@ impl Bench {
                 ]
             })
             .collect();
-        table::render(["packet", "empty", "wsl-mirror", "more than empty", "limit", ""], &rows)
+        table::styled(["packet", "empty", "wsl-mirror", "more than empty", "limit", ""], &rows)
     }
 
     fn show_comparisons(&self, comparisons: &[Comparison]) -> String {
@@ -155,7 +157,7 @@ impl Bench {
                 ]
             })
             .collect();
-        table::render(
+        table::styled(
             ["traffic", "nft remedy", "wsl-mirror", "ratio", "interval", "min to max", "limit", ""],
             &rows,
         )

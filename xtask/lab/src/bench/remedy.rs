@@ -9,7 +9,9 @@ use super::{
     load::{Load, Ports},
     statistics::{Summary, median_interval},
 };
-use crate::{progress::Step, status::Status};
+use xtask::progress::Step;
+
+use crate::status::Status;
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]

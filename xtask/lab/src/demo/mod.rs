@@ -14,19 +14,20 @@ use wsl_mirror_lab::{
     servers::{self, Server},
 };
 
-use crate::{
-    Verdict, print,
+use xtask::{
+    ExitCode,
     progress::step,
-    status::Status,
     table::{self, BAD, Cell, GOOD, WRONG},
 };
+
+use crate::{print, status::Status};
 
 /// Show what wsl-mirror does, with a real Docker in a model of mirrored mode
 #[derive(Args)]
 pub(crate) struct Demo {}
 
 impl Demo {
-    pub(crate) fn exec(self) -> Result<Verdict> {
+    pub(crate) fn exec(self) -> Result<ExitCode> {
         let Self {} = self;
         let started = Instant::now();
         let scene = step("build a model of WSL's mirrored mode, and start Docker in it", |_| Scene::set())?;
@@ -56,7 +57,7 @@ impl Demo {
         ))?;
         print(&account(&status))?;
         print(&closing(&broken, &scene.engine, started))?;
-        Ok(if broken.is_empty() { Verdict::Kept } else { Verdict::Broken })
+        Ok(if broken.is_empty() { ExitCode::Success } else { ExitCode::TestsFailed })
     }
 }
 
@@ -138,7 +139,7 @@ fn show(outcomes: &Outcomes) -> String {
             ]
         })
         .collect();
-    table::render(["caller", "port", "which is", without, with, exempt, unloaded], &rows)
+    table::styled(["caller", "port", "which is", without, with, exempt, unloaded], &rows)
 }
 
 fn cell(outcome: &Outcome, promised: Promised) -> Cell {
@@ -198,7 +199,7 @@ fn closing(broken: &[Broken], engine: &str, started: Instant) -> String {
     }
     lines.push(
         "Next: run it again on a machine that has nothing else to do (a busy one can miss a time limit), then \
-         `cargo xtask test --lab`."
+         `cargo xtask test lab`."
             .to_owned(),
     );
     lines.join("\n")

@@ -85,7 +85,7 @@ impl Target {
         }
     }
 
-    /// What `docker run` is told, for those in the container.
+    /// The arguments of `docker run`, for services in the container.
     pub(super) const fn publish(self) -> Option<&'static str> {
         match self {
             Self::Web => Some("8080:80"),

@@ -63,7 +63,7 @@ pub(in super::super) fn make(host: &Host, package: &Package, step: &str) -> Resu
     fs::create_dir_all(&bin).with_context(|| format!("creating {}", bin.display()))?;
     let mut unpack = host.command("sh");
     unpack.args(["-c", UNPACK, "sh"]).arg(&partial).arg(package.name);
-    progress::step("setup", step, &mut unpack, &host.log())?;
+    progress::command("setup", step, &mut unpack, &host.log())?;
     let whole = folder.join(package.name);
     let folders =
         Folders { files: &partial.join("root"), root: &whole.join("root"), bin: &whole.join("bin") };

@@ -25,7 +25,7 @@ const DEBUG: &str = include_str!("debug.config");
 const HINT: &str = "kernels are built from Debian's packages, so on a Debian machine; elsewhere, copy a cache of \
                     kernels and name it in WSL_MIRROR_KERNELS";
 
-/// All that a kernel is configured with beyond `tinyconfig`.
+/// The configuration of a kernel beyond `tinyconfig`.
 pub(super) fn configuration(known: &Known) -> String {
     if known.debug { format!("{WSL_LIKE}\n{DEBUG}") } else { WSL_LIKE.to_owned() }
 }
@@ -40,7 +40,7 @@ pub(super) fn build(known: &Known) -> Result<PathBuf> {
         bail!("the kernel {} cannot be built without what is named above", known.name);
     }
     let folder = cache::writable()?;
-    // Held until the end; whoever else builds this one waits, and finds it there.
+    // Held until the end: another build of this kernel waits, and finds the image.
     let lock = folder.join(format!("build-{}.lock", known.name));
     let lock = File::create(&lock).and_then(|file| file.lock().map(|()| file));
     let _lock =
@@ -49,18 +49,18 @@ pub(super) fn build(known: &Known) -> Result<PathBuf> {
         return Ok(image);
     }
     let work = folder.join(format!("build-{}", known.name));
-    // What a build that was interrupted has left.
+    // An interrupted build may have left it.
     remove(&work)?;
     fs::create_dir_all(&work).with_context(|| format!("creating {}", work.display()))?;
     let log = folder.join(format!("build-{}.log", known.name));
     let tree = sources(known, &work, &log)?;
     let bz_image = compile(known, &tree, &log)?;
-    // Under its own name only when it is whole: a build may be interrupted at any moment.
+    // Under its own name only when it is complete: a user may interrupt a build at any moment.
     let image = folder.join(format!("vmlinuz-{}", known.name));
     let partial = folder.join(format!(".vmlinuz-{}-{}", known.name, std::process::id()));
     fs::copy(&bz_image, &partial)
         .with_context(|| format!("copying {} to {}", bz_image.display(), partial.display()))?;
-    // The old image goes first: beside the new configuration it would be taken for a new one.
+    // The old image goes first: beside the new configuration it would pass for a new one.
     if image.exists() {
         fs::remove_file(&image).with_context(|| format!("removing {}", image.display()))?;
     }
@@ -145,9 +145,9 @@ fn apt_get(own: &Path, arguments: &[&str]) -> Command {
 }
 
 fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {
-    fs::write(tree.join("wanted.config"), configuration(known)).context("writing the configuration")?;
+    fs::write(tree.join("ours.config"), configuration(known)).context("writing the configuration")?;
     let configure =
-        "make tinyconfig && ./scripts/kconfig/merge_config.sh -m .config wanted.config && make olddefconfig";
+        "make tinyconfig && ./scripts/kconfig/merge_config.sh -m .config ours.config && make olddefconfig";
     let make = |script: &str| {
         let mut command = Command::new("sh");
         command.args(["-ec", script]).current_dir(tree).env("LC_ALL", "C.UTF-8");
@@ -172,9 +172,9 @@ fn compile(known: &Known, tree: &Path, log: &Path) -> Result<PathBuf> {
     Ok(tree.join("arch/x86/boot/bzImage"))
 }
 
-/// Symbols that the configuration sets, that this version knows, and that have not come out so: kconfig drops without
-/// a word what lacks a dependency.
-fn dropped(wanted: &str, tree: &Path) -> Result<Vec<String>> {
+/// Symbols that this version knows, and whose setting differs from ours: kconfig silently drops a symbol that lacks a
+/// dependency.
+fn dropped(ours: &str, tree: &Path) -> Result<Vec<String>> {
     let path = tree.join(".config");
     let made = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let known = Command::new("grep")
@@ -184,11 +184,11 @@ fn dropped(wanted: &str, tree: &Path) -> Result<Vec<String>> {
         .context("asking for the symbols of this version")?;
     let known = String::from_utf8_lossy(&known.stdout);
     let known: HashSet<&str> = known.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
-    Ok(not_as_wanted(wanted, &made, |symbol| known.contains(symbol)))
+    Ok(unlike_ours(ours, &made, |symbol| known.contains(symbol)))
 }
 
-/// The settings of `wanted` that are not in `made`, of symbols that exist.
-fn not_as_wanted(wanted: &str, made: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
+/// The settings of `ours` that are not in `made`, of symbols that exist.
+fn unlike_ours(ours: &str, made: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
     let set = |text: &str| -> HashMap<String, String> {
         text.lines()
             .filter_map(|line| line.strip_prefix("CONFIG_")?.split_once('='))
@@ -196,7 +196,7 @@ fn not_as_wanted(wanted: &str, made: &str, exists: impl Fn(&str) -> bool) -> Vec
             .collect()
     };
     let made = set(made);
-    let mut missing: Vec<String> = set(wanted)
+    let mut missing: Vec<String> = set(ours)
         .into_iter()
         .filter(|(name, value)| exists(name) && made.get(name).map_or("n", String::as_str) != value)
         .map(|(name, value)| format!("{name}={value}"))
@@ -206,7 +206,7 @@ fn not_as_wanted(wanted: &str, made: &str, exists: impl Fn(&str) -> bool) -> Vec
 }
 
 fn step(name: &str, command: &mut Command, log: &Path) -> Result<()> {
-    progress::step("kernels", name, command, log)
+    progress::command("kernels", name, command, log)
 }
 
 #[cfg(test)]
@@ -214,10 +214,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_kconfig_has_dropped_is_named() {
-        let wanted = "# why\nCONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=y\nCONFIG_E=n\n";
+    fn dropped_symbols_are_named() {
+        let ours = "# why\nCONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=y\nCONFIG_E=n\n";
         let made = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=m\n";
-        assert_eq!(not_as_wanted(wanted, made, |symbol| symbol != "D"), ["B=y", "C=n"]);
+        assert_eq!(unlike_ours(ours, made, |symbol| symbol != "D"), ["B=y", "C=n"]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Where kernels are kept.
+//! The cache of kernels.
 //!
-//! `vmlinuz-<name>` in the folder that `WSL_MIRROR_KERNELS` names, or else below the user's cache. One that the
-//! project has built has its configuration beside it, `vmlinuz-<name>.config`: when the project's configuration
-//! changes, that kernel is built anew. An image without one was put there by somebody, and is taken as it is.
+//! `vmlinuz-<name>` in the folder that `WSL_MIRROR_KERNELS` names, or else below the user's cache. A kernel that xtask
+//! built has its configuration beside it, `vmlinuz-<name>.config`: xtask builds it anew when the project's configuration
+//! changes. An image without one is the user's, and xtask takes it as it is.
 
 use std::{
     env, fs,
@@ -18,7 +18,7 @@ use super::{KNOWN, Known, build};
 const OVERRIDE: &str = "WSL_MIRROR_KERNELS";
 const PREFIX: &str = "vmlinuz-";
 
-/// Where kernels are looked for, the first one first.
+/// The folders of kernels, in the order of the search.
 pub(crate) fn folders() -> Vec<PathBuf> {
     let named = env::var_os(OVERRIDE).filter(|value| !value.is_empty());
     // Builds change their directory.
@@ -31,7 +31,7 @@ fn own() -> Option<PathBuf> {
     Some(tools_dir()?.parent()?.join("kernels"))
 }
 
-/// Where a kernel that is built goes: to the first folder that can be written to.
+/// The folder for a new kernel: the first one that can be written to.
 pub(super) fn writable() -> Result<PathBuf> {
     let folders = folders();
     let can_write = |folder: &&PathBuf| {
@@ -46,7 +46,7 @@ pub(super) fn writable() -> Result<PathBuf> {
     })
 }
 
-/// The image of a kernel that the project knows, if it is there and built as the project would build it now.
+/// The image of a kernel that the project knows, if xtask would build the same today.
 pub(super) fn find(known: &Known) -> Option<PathBuf> {
     let configuration = build::configuration(known);
     folders().iter().find_map(|folder| {
@@ -76,7 +76,7 @@ pub(super) fn others() -> Vec<(String, PathBuf)> {
     others
 }
 
-/// What was an image built with, beside it.
+/// The file beside an image that has its configuration.
 pub(super) fn configuration_of(image: &Path) -> PathBuf {
     let mut name = image.as_os_str().to_owned();
     name.push(".config");
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn an_image_is_current_unless_it_was_built_with_another_configuration() {
         let image = env::temp_dir().join(format!("wsl-mirror-vmlinuz-{}", std::process::id()));
-        assert!(is_current(&image, "CONFIG_A=y\n"), "somebody's own");
+        assert!(is_current(&image, "CONFIG_A=y\n"), "the user's own");
         fs::write(configuration_of(&image), "CONFIG_A=y\n")
             .unwrap_or_else(|error| panic!("writing: {error}"));
         assert!(is_current(&image, "CONFIG_A=y\n"));

@@ -1,4 +1,4 @@
-//! The kernels that virtual machines boot: which there are, where they lie, and how one is made.
+//! The kernels that virtual machines boot: their list, their cache, their build.
 
 mod build;
 mod cache;
@@ -9,12 +9,12 @@ use anyhow::{Result, bail};
 
 use crate::table;
 
-/// What the tests have to come to on a kernel.
+/// The results that the tests must have on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expectation {
-    /// Everything works.
+    /// Every test passes.
     Works,
-    /// `load` refuses it, and says what it lacks.
+    /// `load` refuses the kernel, and names what it lacks.
     Refused,
 }
 
@@ -30,13 +30,13 @@ pub(crate) struct Known {
     /// With `debug.config` on top.
     debug: bool,
     pub(crate) expectation: Expectation,
-    /// Runs unless something else is asked for.
+    /// Runs without `--kernel` and `--all`.
     by_default: bool,
-    /// What it is there for.
+    /// What it tests.
     why: &'static str,
 }
 
-/// 6.6 and 5.15, which WSL also has shipped, are in no Debian; what lies on either side of them is here.
+/// WSL has also shipped 6.6 and 5.15, which are in no Debian. The list has their neighbours on both sides.
 pub(crate) const KNOWN: [Known; 5] = [
     Known {
         name: "6.1",
@@ -85,7 +85,7 @@ pub(crate) const KNOWN: [Known; 5] = [
     },
 ];
 
-/// Which kernels are asked for.
+/// Which kernels run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Selection {
     Default,
@@ -98,20 +98,22 @@ pub(crate) enum Selection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Kernel {
     pub(crate) name: String,
+    /// What `--kernel` takes for it.
+    pub(crate) argument: String,
     pub(crate) image: PathBuf,
     pub(crate) expectation: Expectation,
     /// Checks itself, which takes its time.
     pub(crate) debug: bool,
 }
 
-/// A kernel that was asked for, before anything is built.
+/// A kernel of a selection, before anything is built.
 #[derive(Debug)]
-enum Wanted {
+enum Source {
     Known(&'static Known),
-    Image { name: String, image: PathBuf },
+    Image { name: String, argument: String, image: PathBuf },
 }
 
-impl Wanted {
+impl Source {
     fn name(&self) -> &str {
         match self {
             Self::Known(known) => known.name,
@@ -125,25 +127,26 @@ impl Wanted {
 /// # Errors
 /// Nothing of that name is known, or building fails.
 pub(crate) fn get(selection: &Selection) -> Result<Vec<Kernel>> {
-    // All names are looked at before minutes go into building.
-    let wanted: Vec<Wanted> = match selection {
-        Selection::Default => KNOWN.iter().filter(|known| known.by_default).map(Wanted::Known).collect(),
-        Selection::All => KNOWN.iter().map(Wanted::Known).collect(),
+    // A wrong name fails before minutes go into a build.
+    let sources: Vec<Source> = match selection {
+        Selection::Default => KNOWN.iter().filter(|known| known.by_default).map(Source::Known).collect(),
+        Selection::All => KNOWN.iter().map(Source::Known).collect(),
         Selection::Named(names) => names.iter().map(|name| named(name)).collect::<Result<_>>()?,
     };
-    for (index, one) in wanted.iter().enumerate() {
-        if wanted[..index].iter().any(|other| other.name() == one.name()) {
+    for (index, one) in sources.iter().enumerate() {
+        if sources[..index].iter().any(|other| other.name() == one.name()) {
             bail!("--kernel: two kernels are called {}, and results could not be told apart", one.name());
         }
     }
-    wanted
+    sources
         .into_iter()
-        .map(|wanted| match wanted {
-            Wanted::Image { name, image } => {
-                Ok(Kernel { name, image, expectation: Expectation::Works, debug: false })
+        .map(|source| match source {
+            Source::Image { name, argument, image } => {
+                Ok(Kernel { name, argument, image, expectation: Expectation::Works, debug: false })
             }
-            Wanted::Known(known) => Ok(Kernel {
+            Source::Known(known) => Ok(Kernel {
                 name: known.name.to_owned(),
+                argument: known.name.to_owned(),
                 image: match cache::find(known) {
                     Some(image) => image,
                     None => build::build(known)?,
@@ -155,9 +158,9 @@ pub(crate) fn get(selection: &Selection) -> Result<Vec<Kernel>> {
         .collect()
 }
 
-fn named(name: &str) -> Result<Wanted> {
+fn named(name: &str) -> Result<Source> {
     if let Some(known) = KNOWN.iter().find(|known| known.name == name) {
-        return Ok(Wanted::Known(known));
+        return Ok(Source::Known(known));
     }
     let path = Path::new(name);
     if name.contains('/') {
@@ -166,10 +169,10 @@ fn named(name: &str) -> Result<Wanted> {
         }
         let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         let short = file.strip_prefix("vmlinuz-").unwrap_or(&file).replace(char::is_whitespace, "_");
-        return Ok(Wanted::Image { name: short, image: path.canonicalize()? });
+        return Ok(Source::Image { name: short, argument: name.to_owned(), image: path.canonicalize()? });
     }
     match cache::find_image(name) {
-        Some(image) => Ok(Wanted::Image { name: name.to_owned(), image }),
+        Some(image) => Ok(Source::Image { name: name.to_owned(), argument: name.to_owned(), image }),
         None => bail!(
             "--kernel {name}: known are {}; for any other, give the path of its bzImage (with a slash in it), or \
              put it into {} as vmlinuz-{name}",
@@ -179,7 +182,7 @@ fn named(name: &str) -> Result<Wanted> {
     }
 }
 
-/// The kernels there are, as a table.
+/// All kernels as a table.
 pub(crate) fn list() -> String {
     let rows: Vec<[String; 4]> = KNOWN
         .iter()
@@ -188,16 +191,16 @@ pub(crate) fn list() -> String {
                 || format!("to be built from {}", known.package),
                 |image| image.display().to_string(),
             );
-            let when = if known.by_default { "always" } else { "--all" };
+            let when = if known.by_default { "by default" } else { "--all" };
             [known.name.to_owned(), when.to_owned(), image, known.why.to_owned()]
         })
         .collect();
     let others = cache::others();
     let others = others.into_iter().map(|(name, image)| {
-        [name, "by name".to_owned(), image.display().to_string(), "put there by somebody".to_owned()]
+        [name, "by name".to_owned(), image.display().to_string(), "put there by the user".to_owned()]
     });
     let rows: Vec<_> = rows.into_iter().chain(others).collect();
-    table::render(["kernel", "runs", "image", "what for"], &rows, 4)
+    table::plain(["kernel", "runs", "image", "what for"], &rows, 4)
 }
 
 #[cfg(test)]
@@ -205,11 +208,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_is_asked_for_by_its_name_or_by_a_path() {
-        assert!(matches!(named("6.12"), Ok(Wanted::Known(Known { name: "6.12", .. }))));
+    fn a_kernel_has_a_name_or_a_path() {
+        assert!(matches!(named("6.12"), Ok(Source::Known(Known { name: "6.12", .. }))));
         let itself = std::env::current_exe().unwrap_or_else(|error| panic!("{error}"));
         match named(&itself.to_string_lossy()) {
-            Ok(Wanted::Image { image, .. }) => assert_eq!(image, itself),
+            Ok(Source::Image { image, .. }) => assert_eq!(image, itself),
             other => panic!("{other:?}"),
         }
     }
@@ -223,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_is_no_kernel_is_refused_with_those_that_are() {
-        let text = |name| named(name).map_or_else(|error| error.to_string(), |wanted| format!("{wanted:?}"));
+        let text = |name| named(name).map_or_else(|error| error.to_string(), |source| format!("{source:?}"));
         assert!(text("6.13").contains("known are 6.1, 6.12, 7.2, 5.10, 7.2-debug"), "{}", text("6.13"));
         assert!(text("/nowhere/vmlinuz").contains("no such file"), "{}", text("/nowhere/vmlinuz"));
     }
