@@ -10,11 +10,13 @@ use rtnetlink::{
 
 use crate::{
     config::Config,
-    host::{bpffs, delivery, firewall},
+    host::firewall,
     install::wsl_conf,
     loader::{
+        attachments,
         btf::Btf,
-        hook, object,
+        clsact, delivery, object,
+        pins::bpffs,
         relocate::{Targets, relocate},
     },
 };
@@ -142,7 +144,9 @@ pub fn netlink(data: &[u8]) {
     const NEW_RULE: u16 = 32;
     let look = |message: &RouteNetlinkMessage| match message {
         RouteNetlinkMessage::NewTrafficFilter(filter) => {
-            let _ = (hook::look_at(filter, true), hook::look_at(filter, false));
+            for direction in attachments::Direction::ALL {
+                let _ = clsact::classify(filter, attachments::on_side(direction));
+            }
         }
         RouteNetlinkMessage::NewRule(rule) => delivery::rule::look_at(rule.clone()),
         _ => {}
@@ -229,7 +233,7 @@ mod tests {
         }
     }
 
-    /// Adds to the archive what `cargo xtask test` found since (`tests/fuzz/target/found/TARGET`).
+    /// Adds to the archive what `cargo xtask test fuzz` found since (`tests/fuzz/target/found/TARGET`).
     ///
     /// First, keep only the inputs that reach new code, target by target:
     /// `cargo fuzz cmin --fuzz-dir tests/fuzz --sanitizer none TARGET tests/fuzz/target/found/TARGET`. Then run

@@ -28,7 +28,7 @@ use super::{
     results,
 };
 
-/// Declares a test for each row, with the attribute in front of the rows. Its name is that of its results.
+/// Declares a test for each row, with the attribute in front of the rows. The test names its file of results.
 macro_rules! rows {
     ($($name:ident: $engine:ident($($option:expr),*);)*) => {
         $(

@@ -61,7 +61,7 @@ pub fn docker_28_5() -> Option<Engine> {
     }
 }
 
-/// Does it with each Docker; the last name that is printed is that of the failing one.
+/// Prints the name of each Docker, and runs the order with it.
 #[track_caller]
 pub fn with_each(mut order: impl FnMut(&Engine)) {
     for engine in dockers() {

@@ -197,7 +197,7 @@ impl Run<'_> {
             }
         };
         let effort = Effort { soak: options.soak, choice, arguments: &options.filter };
-        match vm::build(product).and_then(|built| vm::run(&kernels, &built, &effort)) {
+        match vm::build_tests(product).and_then(|built| vm::run(&kernels, &built, &effort)) {
             Ok(groups) => {
                 self.tables.push(vm::matrix(&kernels, &groups));
                 self.groups.extend(groups);

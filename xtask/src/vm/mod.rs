@@ -20,7 +20,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
-    build::{self as built, Profile},
+    build::{self, Profile},
     exit_code::ExitCode,
     setup::{self, Needs, Outcome},
     test,
@@ -30,7 +30,7 @@ pub(crate) use initramfs::quoted;
 use kernels::Kernel;
 pub(crate) use kernels::{Selection, get as kernels};
 pub(crate) use matrix::matrix;
-pub(crate) use run::{Effort, SOAK, build, run};
+pub(crate) use run::{Effort, SOAK, build_tests, run};
 
 /// Run the lab's tests on other kernels, in virtual machines
 ///
@@ -82,14 +82,14 @@ impl Vm {
             (false, true) => Selection::Default,
         };
         let kernels = kernels(&selection)?;
-        let product = built::product(Profile::Release)?;
+        let product = build::product(Profile::Release)?;
         if self.shell {
             let [kernel] = kernels.as_slice() else { bail!("--shell is for one kernel") };
-            let program = built::package("xtask-lab", Profile::Release)?;
+            let program = build::package("xtask-lab", Profile::Release)?;
             let success = shell::shell(kernel, &product, &program)?;
             return Ok(if success { ExitCode::Success } else { ExitCode::Failed });
         }
-        let built = build(&product)?;
+        let built = build_tests(&product)?;
         let effort = Effort { soak: self.soak, choice: Choice::All, arguments: &self.filter };
         let groups = run(&kernels, &built, &effort)?;
         print!("\n{}", matrix(&kernels, &groups));

@@ -76,7 +76,7 @@ impl Effort<'_> {
 }
 
 /// Builds the lab's test binaries.
-pub(crate) fn build(product: &Path) -> Result<Built> {
+pub(crate) fn build_tests(product: &Path) -> Result<Built> {
     let mut groups = build::tests(build::LAB_PACKAGE)?;
     groups.retain(|(name, _)| name != engines::BINARY);
     Ok(Built { product: product.to_owned(), groups })

@@ -1,4 +1,4 @@
-//! What is asked for on the command line of `load` and `run`, beside the configuration.
+//! The options of `load` and `run`, and the configuration that they make with the file.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 
-use crate::config::{self, Config, LogLevel};
+use super::values::LogLevel;
+use super::{Config, PATH};
 use crate::exit::{Exit, Failure};
 use crate::host::{cgroup, interface};
-use crate::output;
+use crate::notes::Notes;
 
-/// These arguments.
+/// The command line's options.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Wanted {
+pub struct LoadOptions {
     /// The configuration [default: /etc/wsl-mirror.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -22,28 +23,33 @@ pub struct Wanted {
     interface: Option<String>,
     /// Only tell apart who serves a port among the processes of this cgroup (v2) and below it [default: all]
     #[arg(long, value_name = "FOLDER")]
-    pub cgroup: Option<PathBuf>,
+    cgroup: Option<PathBuf>,
     /// What the program logs, for `wsl-mirror log` [default: off, or what the configuration says]
     #[arg(long, value_name = "LEVEL")]
     log: Option<LogLevel>,
 }
 
-impl Wanted {
+impl LoadOptions {
     /// Where the configuration is, or would be.
     pub fn config_path(&self) -> &Path {
-        self.config.as_deref().unwrap_or(Path::new(config::PATH))
+        self.config.as_deref().unwrap_or(Path::new(PATH))
     }
 
-    /// Where the hooks for sockets are to be attached. Says so if that leaves something out that was not asked to be.
+    /// The cgroup to which the hooks for sockets are attached.
     pub fn open_cgroup(&self) -> Result<OwnedFd> {
-        let cgroup = cgroup::open(self.cgroup.as_deref())?;
-        if self.cgroup.is_none() && !cgroup::is_the_whole(&cgroup) {
-            output::note(
+        cgroup::open(self.cgroup.as_deref())
+    }
+
+    /// Notes about a cgroup that leaves processes out although no option says so.
+    pub fn notes(&self, cgroup: &OwnedFd) -> Notes {
+        let mut notes = Notes::default();
+        if self.cgroup.is_none() && !cgroup::is_hierarchy_root(cgroup) {
+            notes.add(
                 "this is a cgroup namespace: of ports that are served from outside of it (by other distributions), it \
                  is not known who serves them, and `default` of the configuration is what they get",
             );
         }
-        Ok(cgroup)
+        notes
     }
 
     /// The file's configuration, with what the command line says in its place.

@@ -22,9 +22,9 @@ use anyhow::Result;
 use self::record::{LO, Lo, Record};
 use self::rule::Rule;
 use self::sysctls::{SWITCHES, Switch, Sysctls};
-use super::firewall::Firewall;
-use super::marks::MarkUse;
 use crate::config::DeliveryChoice;
+use crate::host::firewall::Firewall;
+use crate::host::marks::MarkUse;
 
 /// What a switch is set to.
 const ON: i32 = 1;
