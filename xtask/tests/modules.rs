@@ -1,4 +1,4 @@
-//! No circle among the product's files, and no import that runs upwards.
+//! No circle among the files of a crate, and in the product no import that runs upwards.
 //!
 //! An import is a path that leads from one file to another: in a `use`, in an expression, in a macro's arguments. A
 //! parent that only declares `mod child;` imports nothing. Code below `#[cfg(test)]` is left out.
@@ -12,7 +12,22 @@ use std::{fmt, fs};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, UseTree};
 
-/// Files and folders of `src`, the lowest layer first. A file imports from its own layer and from those below.
+/// The product, from the root of the repository.
+const PRODUCT: &str = "wsl-mirror-user";
+
+/// The other crates, likewise.
+const OTHERS: [&str; 7] = [
+    "tests",
+    "tests/packets",
+    "wsl-mirror-ebpf",
+    "wsl-mirror-ebpf/core",
+    "xtask",
+    "xtask/lab",
+    "xtask/toolchain",
+];
+
+/// Files and folders of the product's `src`, the lowest layer first. A file imports from its own layer and from those
+/// below.
 const LAYERS: [&[&str]; 7] = [
     &["errors", "exit", "notes", "output", "policy", "wait"],
     &["host"],
@@ -67,8 +82,9 @@ impl Graph {
         graph
     }
 
+    /// Circles, and what disagrees with [`LAYERS`].
     fn faults(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
+        let mut faults: Vec<_> = self.circles().into_iter().map(Fault::Circle).collect();
         for (from, imports) in &self.0 {
             let Some(rank) = layer(from) else {
                 faults.push(Fault::NoLayer(from.clone()));
@@ -77,7 +93,6 @@ impl Graph {
             let upward = imports.iter().filter(|to| layer(to).is_some_and(|other| other > rank));
             faults.extend(upward.map(|to| Fault::Upward { from: from.clone(), to: to.clone() }));
         }
-        faults.extend(self.circles().into_iter().map(Fault::Circle));
         faults
     }
 
@@ -254,9 +269,9 @@ impl<'ast> Visit<'ast> for Imports<'_> {
     }
 }
 
-/// The files of `src`, without those that are modules of tests.
-fn sources() -> BTreeMap<PathBuf, String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+/// The files of a crate's `src`, without those that are modules of tests.
+fn sources(package: &str) -> BTreeMap<PathBuf, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(package).join("src");
     let mut files = BTreeMap::new();
     let mut folders = vec![source.clone()];
     while let Some(folder) = folders.pop() {
@@ -268,27 +283,42 @@ fn sources() -> BTreeMap<PathBuf, String> {
                 && !path.ends_with("tests.rs")
             {
                 let below = path.strip_prefix(&source).unwrap().to_owned();
-                // It says only `wsl_mirror::main()`.
-                if below != Path::new("main.rs") {
-                    files.insert(below, fs::read_to_string(&path).unwrap());
-                }
+                files.insert(below, fs::read_to_string(&path).unwrap());
             }
         }
+    }
+    // Beside a library, the program only calls it.
+    if files.contains_key(Path::new("lib.rs")) {
+        files.remove(Path::new("main.rs"));
     }
     files
 }
 
+fn lines(faults: &[Fault]) -> Vec<String> {
+    faults.iter().map(ToString::to_string).collect()
+}
+
 #[test]
-fn imports_run_downwards_and_in_no_circle() {
-    let files = sources();
+fn the_products_imports_run_downwards_and_in_no_circle() {
+    let files = sources(PRODUCT);
     assert!(files.len() > 50, "only {} files", files.len());
-    let faults: Vec<_> = Graph::of(&files).faults().iter().map(ToString::to_string).collect();
+    let faults = lines(&Graph::of(&files).faults());
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn no_other_crate_has_a_circle_among_its_files() {
+    let mut found = Vec::new();
+    for package in OTHERS {
+        let circles: Vec<_> = Graph::of(&sources(package)).circles().into_iter().map(Fault::Circle).collect();
+        found.extend(lines(&circles).into_iter().map(|circle| format!("{package}: {circle}")));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 fn faults(files: &[(&str, &str)]) -> Vec<String> {
     let files = files.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect();
-    Graph::of(&files).faults().iter().map(ToString::to_string).collect()
+    lines(&Graph::of(&files).faults())
 }
 
 #[test]
