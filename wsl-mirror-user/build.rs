@@ -86,7 +86,6 @@ fn build(toolchain: &Toolchain, workspace: &Path, out_dir: &Path) -> Result<Path
         // Cargo looks for its configuration from here upwards, whatever folder the user built from.
         .current_dir(workspace)
         .args(["build", "--release", "--package", EBPF, "--bin", EBPF])
-        .args(["--no-default-features", "--features", "program"])
         .args(["--target", TARGET, "-Z", "build-std=core"])
         .arg("--target-dir")
         .arg(&target_dir)

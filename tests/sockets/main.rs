@@ -40,8 +40,7 @@ use rustix::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 use wsl_mirror_core::abi::Owner;
-
-const TAGS: &str = "/sys/fs/bpf/wsl-mirror/v1/SOCKET_OWNER";
+use wsl_mirror_lab::pins;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -189,7 +188,7 @@ fn serve(socket: Socket, name: String) -> Result<()> {
 }
 
 fn tag(socket: &Socket) -> Result<String> {
-    let map = Map::SkStorage(MapData::from_pin(TAGS)?);
+    let map = Map::SkStorage(MapData::from_pin(pins::path("SOCKET_OWNER"))?);
     let tags: SkStorage<MapData, Owner> = map.try_into()?;
     match tags.get(socket, 0) {
         Ok(owner) => Ok(format!("{} {}", owner.name(), owner.uid)),

@@ -19,6 +19,7 @@
 //! dockerd. Other releases' engines, Podman among them, run from folders that have all of theirs.
 
 mod cgroups;
+pub mod checks;
 mod docker;
 mod engine;
 mod mirrored;
@@ -26,12 +27,13 @@ mod namespace;
 pub mod nat;
 mod netfilter;
 pub mod pace;
+pub mod pins;
 mod podman;
 mod pool;
 pub mod process;
 pub mod services;
 mod snapshot;
-mod sockets;
+pub mod sockets;
 mod traffic;
 mod wsl_mirror;
 

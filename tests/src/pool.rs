@@ -1,9 +1,9 @@
 //! Labs with a running Docker that several tests of a binary use, one after the other: to start dockerd with a
 //! container takes longer than most tests do, in emulation ten times as long.
 //!
-//! A lab is used again only if it cannot be told from a new one. When a test has come to its good end, what it
-//! loaded and added is removed, and the lab is held against what it was when it was made (`snapshot`). Whatever is
-//! different, however slightly, or if the test failed, the lab goes, and the next test makes its own.
+//! A lab is used again only if it cannot be told from a new one. When a test passes, the pool removes what the test
+//! loaded and added, and compares the lab with its [`Snapshot`] from the start. The pool drops the lab at any
+//! difference, and when the test panics; the next test makes its own.
 //!
 //! What stays different, because nobody can take it back: the counters of rules (tests look at differences),
 //! `TIME_WAIT` (see [`crate::tcp::Client::connect`]), and the sockets in which docker-proxy remembers who sent it
@@ -14,10 +14,7 @@
 use std::{
     env, fs,
     ops::Deref,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -25,7 +22,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    Container, Docker, DockerOptions, Lab, LabBuilder, netfilter,
+    Container, Docker, DockerOptions, Lab, LabBuilder, netfilter, pins,
     process::wait_for,
     snapshot::{self, Snapshot},
 };
@@ -50,7 +47,6 @@ struct Stand {
 /// A lab for one test. It is a [`Lab`] in all other respects.
 pub struct SharedLab {
     stand: Option<Stand>,
-    keep: AtomicBool,
 }
 
 impl SharedLab {
@@ -77,12 +73,7 @@ impl SharedLab {
                 .ok();
             Stand { order, docker, lab, as_made }
         };
-        Ok(Self { stand: Some(stand), keep: AtomicBool::new(false) })
-    }
-
-    /// The test has come to its good end: when this is dropped, the lab may serve another one.
-    pub fn keep(&self) {
-        self.keep.store(true, Ordering::Relaxed);
+        Ok(Self { stand: Some(stand) })
     }
 
     /// Removes what a test has loaded and added, and wants the lab to be as it was made; the error says what is not.
@@ -112,8 +103,8 @@ impl Deref for SharedLab {
 impl Drop for SharedLab {
     fn drop(&mut self) {
         let Some(mut stand) = self.stand.take() else { return };
-        if thread::panicking() || !self.keep.load(Ordering::Relaxed) {
-            tell("dropped: the test did not come to a good end");
+        if thread::panicking() {
+            tell("dropped: the test failed");
         } else if env::var(POOL).as_deref() == Ok("off") {
             tell("dropped: as it was asked for");
         } else {
@@ -138,7 +129,7 @@ impl Stand {
         as_made.remove_what_came_later(lab)?;
         // Before the program goes and conntrack forgets: a connection that neither knows may never close.
         let closed = wait_until_closed(lab);
-        if lab.guest().enter(|| fs::exists("/sys/fs/bpf/wsl-mirror"))? {
+        if lab.guest().enter(|| fs::exists(pins::PARENT))? {
             lab.wsl_mirror(&["unload"])?.success()?;
         }
         closed?;

@@ -1,13 +1,42 @@
 //! A process in the lab that does with sockets what a test tells it (`lab-sockets`).
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Child, ChildStdin, ChildStdout, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{Lab, Namespace};
+use crate::{
+    Lab, Namespace,
+    checks::{windows, windows_udp},
+    pace,
+};
+
+/// The owner whose ports the loader steers without a configuration: Docker's proxy.
+pub const PROXY: &str = "docker-proxy";
+/// A client's limit for an answer; a lost packet costs a second.
+const ANSWER_LIMIT: Duration = Duration::from_millis(700);
+
+/// The name of the process that answers Windows on this TCP port; `None` without an answer.
+pub fn answers(lab: &Lab, port: u16) -> Option<String> {
+    answers_within(lab, port, pace::limit(ANSWER_LIMIT))
+}
+
+/// The same with another limit.
+pub fn answers_within(lab: &Lab, port: u16, limit: Duration) -> Option<String> {
+    let mut stream = windows(lab, port).reset_on_close().limit(limit).connect().ok()?;
+    let mut name = String::new();
+    stream.read_to_string(&mut name).ok()?;
+    Some(name).filter(|name| !name.is_empty())
+}
+
+/// The name of the process that answers Windows on this UDP port; `None` without an answer.
+pub fn answers_udp(lab: &Lab, port: u16) -> Option<String> {
+    let name = windows_udp(lab, port).limit(pace::limit(ANSWER_LIMIT)).request(b"hello").ok()?;
+    Some(String::from_utf8_lossy(&name).into_owned())
+}
 
 /// The process. It ends with this value, and what it has handed its sockets to ends too.
 #[derive(Debug)]

@@ -1,8 +1,7 @@
-//! Conntrack entries: find, take away, make.
+//! Conntrack entries: find, expire, create.
 //!
 //! The kfuncs are called by placeholder; see [`wsl_mirror_core::kfuncs`].
 
-use core::arch::asm;
 use core::mem::transmute;
 
 use aya_ebpf::bindings::bpf_sock_tuple;
@@ -13,13 +12,13 @@ use wsl_mirror_core::packet::Packet;
 use wsl_mirror_core::verdict::status::DST_NAT;
 use wsl_mirror_core::verdict::{Conntrack, Entry};
 
-use crate::frame::Skb;
+use crate::instructions::{load_u8, load_u64};
+use crate::skb::Skb;
 use crate::tuple::Tuple;
 
-/// How long an entry lives until the stack has seen the packet, in milliseconds; then the stack's own timeouts
-/// apply. Long enough for a busy machine, short enough that packets which are dropped on the way leave no
-/// litter in the table.
-const NEWBORN_MS: u32 = 5_000;
+/// Lifetime of a new entry in milliseconds, until the stack has seen the packet and sets its own. Long enough for a busy
+/// machine, short enough that dropped packets leave no litter in the table.
+const NEW_ENTRY_MS: u32 = 5_000;
 
 /// `NF_NAT_MANIP_DST`.
 const MANIP_DST: u32 = 1;
@@ -114,50 +113,23 @@ unsafe fn ct_release(entry: *mut NfConn) {
     unsafe { call(entry) }
 }
 
-/// `nf_conn.status`. One instruction, whose offset the loader replaces: the compiler must neither split the
-/// address computation off nor merge loads.
+/// Reads the fields that the verdict needs. The entry is held.
 #[inline(always)]
-unsafe fn status(entry: *const NfConn) -> u64 {
-    let value: u64;
-    // SAFETY: reads one field of an entry that is held; no memory is written.
-    unsafe {
-        asm!("{value} = *(u64 *)({entry} + {offset})",
-            value = lateout(reg) value, entry = in(reg) entry,
-            offset = const Field::Status.placeholder(), options(readonly, nostack));
-    }
-    value
-}
-
-/// A byte of `nf_conn`, from this [`Field`]'s placeholder; likewise.
-#[inline(always)]
-unsafe fn byte<const PLACEHOLDER: u16>(entry: *const NfConn) -> u8 {
-    let value: u64;
-    // SAFETY: as above.
-    unsafe {
-        asm!("{value} = *(u8 *)({entry} + {offset})",
-            value = lateout(reg) value, entry = in(reg) entry,
-            offset = const PLACEHOLDER, options(readonly, nostack));
-    }
-    value as u8
-}
-
-/// What the verdict needs to know of an entry that is held.
-#[inline(always)]
-fn look_at(entry: *const NfConn, packet: &Packet, options: &Options) -> Entry {
+fn read(entry: *const NfConn, packet: &Packet, options: &Options) -> Entry {
     // SAFETY: the entry is held.
-    let status = unsafe { status(entry) };
+    let status = unsafe { load_u64::<{ Field::Status.placeholder() }, _>(entry) };
     Entry {
         is_reply: options.direction != 0,
         status,
         tcp_state: match packet.protocol {
             // SAFETY: the entry is held.
-            Protocol::Tcp => unsafe { byte::<{ Field::TcpState.placeholder() }>(entry) },
+            Protocol::Tcp => unsafe { load_u8::<{ Field::TcpState.placeholder() }, _>(entry) },
             Protocol::Udp => 0,
         },
-        // Only asked of what is translated: most flows are not.
+        // Most flows are not translated, and need no second load.
         // SAFETY: the entry is held.
         is_to_loopback: status & DST_NAT != 0
-            && unsafe { byte::<{ Field::ReplySource.placeholder() }>(entry) } == 127,
+            && unsafe { load_u8::<{ Field::ReplySource.placeholder() }, _>(entry) } == 127,
     }
 }
 
@@ -170,15 +142,14 @@ pub fn find(skb: &Skb, packet: &Packet) -> Conntrack {
     if entry.is_null() {
         return if options.error == -ENOENT { Conntrack::Missing } else { Conntrack::Failed };
     }
-    let found = look_at(entry, packet, &options);
+    let found = read(entry, packet, &options);
     // SAFETY: the entry is held, and not used again.
     unsafe { ct_release(entry) };
     Conntrack::Found(found)
 }
 
-/// Takes away the packet's entry, unless another CPU has put a new one in its place by now: a lifetime of
-/// nothing makes it expired, and the next lookup collects what is expired (`nf_ct_gc_expired` in
-/// `____nf_conntrack_find`).
+/// Removes the packet's entry, unless another CPU has put a new one in its place by now: a lifetime of 0 expires the
+/// entry, and the next lookup collects expired ones (`nf_ct_gc_expired` in `____nf_conntrack_find`).
 #[inline(never)]
 pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
     let mut options = Options::of(packet);
@@ -187,7 +158,7 @@ pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
     if entry.is_null() {
         return Ok(());
     }
-    let changed = match look_at(entry, packet, &options).replaceable(packet) {
+    let changed = match read(entry, packet, &options).replaceable(packet) {
         // SAFETY: not null, and held until the release below.
         Some(_) => unsafe { ct_change_timeout(entry, 0) },
         None => -1,
@@ -207,9 +178,10 @@ pub fn expire(skb: &Skb, packet: &Packet) -> Result<(), ()> {
     Err(())
 }
 
-/// Makes an entry for the packet's flow whose destination NAT is already done, to the address and port where
-/// it goes anyway: nat PREROUTING then skips the rules of every engine, and nothing else changes
-/// (`nf_nat_inet_fn`, `nf_nat_initialized`).
+/// Makes an entry for the packet's flow whose destination NAT is already done, to the flow's own address and port.
+///
+/// nat PREROUTING then skips the rules of every engine, and nothing else changes (`nf_nat_inet_fn`,
+/// `nf_nat_initialized`).
 #[inline(never)]
 pub fn create(skb: &Skb, packet: &Packet) -> Result<(), Reason> {
     let mut options = Options::of(packet);
@@ -225,8 +197,8 @@ pub fn create(skb: &Skb, packet: &Packet) -> Result<(), Reason> {
     // SAFETY: the entry is not null and in no table yet.
     let translated = unsafe { ct_set_nat_info(entry, &mut address, packet.server_port, MANIP_DST) };
     // SAFETY: as above.
-    unsafe { ct_set_timeout(entry, NEWBORN_MS) };
-    // Even if the translation failed: an entry of this kind can only be got rid of by inserting it.
+    unsafe { ct_set_timeout(entry, NEW_ENTRY_MS) };
+    // Even if the translation failed: `bpf_ct_insert_entry` is the only way to release an entry of this kind.
     // SAFETY: as above; it is not used again.
     let entry = unsafe { ct_insert(entry) };
     if entry.is_null() {

@@ -1,4 +1,4 @@
-//! Local sockets: who could receive this packet?
+//! Local sockets: the listener and the connection that a packet would reach.
 
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock};
 use aya_ebpf::helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
@@ -6,25 +6,26 @@ use wsl_mirror_core::abi::{Policy, Protocol};
 use wsl_mirror_core::packet::Packet;
 use wsl_mirror_core::verdict::Listener;
 
-use crate::frame::Skb;
-use crate::owners;
+use crate::delivery;
+use crate::skb::Skb;
+use crate::tags;
 use crate::tuple::Tuple;
 
 /// `TCP_LISTEN` (`include/net/tcp_states.h`).
 const LISTEN: u32 = 10;
 /// The namespace of the interface that the packet came in on.
-const THIS_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
+const THIS_NETNS: u64 = (BPF_F_CURRENT_NETNS as i64).cast_unsigned();
 
 /// The socket that would receive a flow that begins with this packet: for TCP one in LISTEN, for UDP a bound one.
 ///
-/// The kernel's own lookup answers, so that of several sockets on one port (another address, `[::]`, `SO_REUSEPORT`)
-/// it is the one that the stack is going to choose; only of a group whose members a BPF program chooses from
-/// (`SO_ATTACH_REUSEPORT_EBPF`) it may be another member, since these lookups do not run it.
+/// The kernel's own lookup answers. Among several sockets on one port (another address, `[::]`, `SO_REUSEPORT`) it
+/// chooses the one that the stack is going to choose. The lookup does not run a program of
+/// `SO_ATTACH_REUSEPORT_EBPF`, so it may find another member of such a group.
 #[inline(always)]
 pub fn listener(skb: &Skb, packet: &Packet) -> Option<Listener> {
-    let found = with_listener(skb, packet, Task::Tell);
-    let owner = Policy::from_byte(found as u8);
-    (found & EXISTS != 0).then_some(Listener { owner, by_lo: found & BY_LO != 0 })
+    let answer = with_listener(skb, packet, Task::Read);
+    let owner = Policy::from_byte(answer as u8);
+    (answer & EXISTS != 0).then_some(Listener { owner, by_lo: answer & BY_LO != 0 })
 }
 
 /// Has the listener remember that its flows are to be delivered by `lo`.
@@ -33,30 +34,35 @@ pub fn learn(skb: &Skb, packet: &Packet) {
     with_listener(skb, packet, Task::Learn);
 }
 
-/// What is to be done with a listener.
+/// What [`with_listener`] does with a listener.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 enum Task {
-    Tell,
+    Read,
     Learn,
 }
 
-/// Of what is told about a listener: there is one; its flows are delivered by `lo`. The lowest byte is the policy.
+// The answer about a listener is one number, since a function of the program returns one register. The lowest byte is
+// the policy of its owner.
+/// There is a listener.
 const EXISTS: u32 = 1 << 8;
+/// Its flows are delivered by `lo`.
 const BY_LO: u32 = 1 << 9;
+/// There is no listener; the lookup found a connection, in whatever state.
+const CONNECTION: u32 = 1 << 10;
 
-/// A function in the program too: it is wanted in several places, and only when flows begin.
+/// Finds the packet's listener. A function in the program too: several places call it, and only when flows begin.
 #[inline(never)]
 fn with_listener(skb: &Skb, packet: &Packet, task: Task) -> u32 {
     match packet.protocol {
         Protocol::Tcp => {
-            let told = tcp_listener(skb, &mut Tuple::of(packet), task);
-            if told == ANOTHER {
+            let answer = tcp_listener(skb, &mut Tuple::of(packet), task);
+            if answer == CONNECTION {
                 // A SYN on a reused tuple finds the TIME_WAIT socket of the connection before it, and a segment of a
-                // connection that socket. Nothing is connected to port 0: from there only a listener is found.
-                tcp_listener(skb, &mut Tuple::from_nowhere(packet), task) & !ANOTHER
+                // connection that socket. No connection has port 0: from there the lookup finds only listeners.
+                tcp_listener(skb, &mut Tuple::from_port_zero(packet), task) & !CONNECTION
             } else {
-                told
+                answer
             }
         }
         Protocol::Udp => {
@@ -67,15 +73,12 @@ fn with_listener(skb: &Skb, packet: &Packet, task: Task) -> u32 {
             if socket.is_null() {
                 return 0;
             }
-            let told = carry_out(socket, task);
+            let answer = carry_out(socket, task);
             release(socket);
-            told
+            answer
         }
     }
 }
-
-/// A lookup has found a connection, in whatever state, and no listener.
-const ANOTHER: u32 = 1 << 10;
 
 #[inline(always)]
 fn tcp_listener(skb: &Skb, tuple: &mut Tuple, task: Task) -> u32 {
@@ -84,19 +87,19 @@ fn tcp_listener(skb: &Skb, tuple: &mut Tuple, task: Task) -> u32 {
         return 0;
     }
     // SAFETY: not null, and held until `release`; `state` may be read of any kind of TCP socket.
-    let told = if unsafe { (*socket).state } == LISTEN { carry_out(socket, task) } else { ANOTHER };
+    let answer = if unsafe { (*socket).state } == LISTEN { carry_out(socket, task) } else { CONNECTION };
     release(socket);
-    told
+    answer
 }
 
 #[inline(always)]
 fn carry_out(socket: *mut bpf_sock, task: Task) -> u32 {
     if matches!(task, Task::Learn) {
-        owners::deliver_by_lo(socket);
+        delivery::set_by_lo(socket);
         return EXISTS;
     }
-    let by_lo = if owners::is_delivered_by_lo(socket) { BY_LO } else { 0 };
-    EXISTS | by_lo | owners::policy(socket) as u32
+    let by_lo = if delivery::is_by_lo(socket) { BY_LO } else { 0 };
+    EXISTS | by_lo | tags::policy(socket) as u32
 }
 
 /// Whether a TCP socket with exactly this packet's addresses and ports exists, whatever its state.
@@ -106,7 +109,7 @@ pub fn has_connection(skb: &Skb, packet: &Packet) -> bool {
     if socket.is_null() {
         return false;
     }
-    // Where there is none, the lookup answers with the listener.
+    // Without a connection the lookup answers with the listener.
     // SAFETY: as above.
     let is_connection = unsafe { (*socket).state } != LISTEN;
     release(socket);

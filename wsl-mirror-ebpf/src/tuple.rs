@@ -29,7 +29,7 @@ impl Tuple {
 
     /// The packet's, but from port 0: no connection has that, so only a listener matches.
     #[inline(always)]
-    pub const fn from_nowhere(packet: &Packet) -> Self {
+    pub const fn from_port_zero(packet: &Packet) -> Self {
         let mut tuple = Self::of(packet);
         tuple.source_port = 0;
         tuple

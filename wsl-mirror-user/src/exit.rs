@@ -85,7 +85,7 @@ impl Exit {
 
     /// What another try does not mend: no root, a bad configuration, pins or a kernel that do not fit. The unit's
     /// `RestartPreventExitStatus=` are the same.
-    const FOR_GOOD: [Self; 12] = [
+    const PERMANENT: [Self; 12] = [
         Self::Usage,
         Self::NotRoot,
         Self::Config,
@@ -101,8 +101,8 @@ impl Exit {
     ];
 
     /// Whether another try, later, may come to another end.
-    pub fn is_worth_another_try(self) -> bool {
-        !Self::FOR_GOOD.contains(&self)
+    pub fn is_retryable(self) -> bool {
+        !Self::PERMANENT.contains(&self)
     }
 
     /// The table as text, for `--help`.
@@ -185,12 +185,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_worth_another_try_is_what_systemd_does_not_restart_after() {
+    fn permanent_exit_codes_are_those_of_the_unit() {
         let unit = include_str!("../../contrib/wsl-mirror.service");
         let line = unit.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus=")).unwrap();
         let in_unit: Vec<u8> = line.split(' ').map(|code| code.parse().unwrap()).collect();
-        assert_eq!(Exit::FOR_GOOD.map(|exit| exit as u8), *in_unit);
-        assert!(Exit::Kernel.is_worth_another_try() && !Exit::Config.is_worth_another_try());
+        assert_eq!(Exit::PERMANENT.map(|exit| exit as u8), *in_unit);
+        assert!(Exit::Kernel.is_retryable() && !Exit::Config.is_retryable());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Everything that reads what others wrote, as fuzz targets call it: nothing in here may panic, whatever it is given.
 //!
-//! `tests/fuzz` feeds these with what a fuzzer makes up; the tests below with what fuzzers have made up before.
+//! `tests/fuzz` feeds these with what a fuzzer makes up. The tests below feed them with the corpus: seeds written by hand
+//! (`tests/fuzz/seeds/TARGET/NAME`) and inputs that fuzzers found before (`tests/fuzz/corpus.tar.gz`).
 
 use rtnetlink::{
     packet_core::{NetlinkDeserializable as _, NetlinkHeader, NetlinkMessage, NetlinkPayload},
@@ -9,11 +10,13 @@ use rtnetlink::{
 
 use crate::{
     config::Config,
-    host::{bpffs, delivery, firewall},
+    host::firewall,
     install::wsl_conf,
     loader::{
+        attachments,
         btf::Btf,
-        hook, object,
+        clsact, delivery, object,
+        pins::bpffs,
         relocate::{Targets, relocate},
     },
 };
@@ -21,7 +24,7 @@ use crate::{
 /// What a fuzzer calls, by its name.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them; each has a folder of inputs in `tests/fuzz/corpus`.
+/// All of them; each has a folder of seeds in `tests/fuzz/seeds`.
 pub const TARGETS: [Target; 8] = [
     ("config", config),
     ("btf", btf),
@@ -141,7 +144,9 @@ pub fn netlink(data: &[u8]) {
     const NEW_RULE: u16 = 32;
     let look = |message: &RouteNetlinkMessage| match message {
         RouteNetlinkMessage::NewTrafficFilter(filter) => {
-            let _ = (hook::look_at(filter, true), hook::look_at(filter, false));
+            for direction in attachments::Direction::ALL {
+                let _ = clsact::classify(filter, attachments::on_side(direction));
+            }
         }
         RouteNetlinkMessage::NewRule(rule) => delivery::rule::look_at(rule.clone()),
         _ => {}
@@ -168,22 +173,89 @@ pub fn netlink(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::{
+        collections::BTreeMap,
+        fs::{self, File},
+        io::Read as _,
+        path::{Path, PathBuf},
+    };
+
+    use flate2::{Compression, GzBuilder, read::GzDecoder};
 
     use super::*;
 
+    /// Inputs by `TARGET/NAME`.
+    type Inputs = BTreeMap<PathBuf, Vec<u8>>;
+
+    fn folder() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz")
+    }
+
+    fn archive() -> PathBuf {
+        folder().join("corpus.tar.gz")
+    }
+
+    /// What lies in `folder/TARGET` for every target; a target may have none.
+    fn files(folder: &Path) -> Inputs {
+        let of = |target: &str| fs::read_dir(folder.join(target)).into_iter().flatten();
+        let entries = TARGETS.iter().flat_map(|(target, _)| of(target).map(move |entry| (target, entry)));
+        entries
+            .map(|(target, entry)| {
+                let entry = entry.unwrap();
+                (Path::new(target).join(entry.file_name()), fs::read(entry.path()).unwrap())
+            })
+            .collect()
+    }
+
+    fn archived() -> Inputs {
+        let path = archive();
+        let file = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut archive = tar::Archive::new(GzDecoder::new(file));
+        let entries = archive.entries().unwrap().map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut data = Vec::new();
+            entry.read_to_end(&mut data).unwrap();
+            (entry.path().unwrap().into_owned(), data)
+        });
+        entries.collect()
+    }
+
     #[test]
-    fn what_fuzzers_have_found_before_harms_nobody() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
+    fn every_input_of_the_corpus_is_harmless() {
+        let mut inputs = files(&folder().join("seeds"));
+        inputs.extend(archived());
         for (name, target) in TARGETS {
-            let folder = corpus.join(name);
-            let mut count = 0;
-            for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
-            {
-                target(&fs::read(entry.unwrap().path()).unwrap());
-                count += 1;
+            let of_target: Vec<_> = inputs.iter().filter(|(path, _)| path.starts_with(name)).collect();
+            for (_, data) in &of_target {
+                target(data);
             }
-            assert!(count >= 3, "{name}: only {count} inputs");
+            assert!(of_target.len() >= 3, "{name}: only {} inputs", of_target.len());
         }
+    }
+
+    /// Adds to the archive what `cargo xtask test fuzz` found since (`tests/fuzz/target/found/TARGET`).
+    ///
+    /// First, keep only the inputs that reach new code, target by target:
+    /// `cargo fuzz cmin --fuzz-dir tests/fuzz --sanitizer none TARGET tests/fuzz/target/found/TARGET`. Then run
+    /// `cargo test --release -p wsl-mirror found_inputs_join_the_archive -- --ignored` and commit the archive.
+    #[test]
+    #[ignore = "writes tests/fuzz/corpus.tar.gz"]
+    fn found_inputs_join_the_archive() {
+        let mut inputs = if archive().exists() { archived() } else { Inputs::new() };
+        inputs.extend(files(&folder().join("target/found")));
+        // The same inputs make the same bytes: sorted, without times and owners.
+        let file = File::create(archive()).unwrap();
+        let mut builder = tar::Builder::new(GzBuilder::new().write(file, Compression::best()));
+        for (path, data) in &inputs {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(data.len().try_into().unwrap());
+            header.set_mode(0o644);
+            header.set_mtime(0);
+            header.set_uid(0);
+            header.set_gid(0);
+            builder.append_data(&mut header, path, data.as_slice()).unwrap();
+        }
+        builder.into_inner().unwrap().finish().unwrap();
+        assert_eq!(archived(), inputs);
     }
 }

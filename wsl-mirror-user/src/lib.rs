@@ -6,15 +6,18 @@
 mod agent;
 mod commands;
 mod config;
+mod errors;
 mod exit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod host;
+mod inspect;
 mod install;
 mod loader;
+mod notes;
 mod output;
 mod policy;
-mod wanted;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -22,6 +25,7 @@ use clap::{CommandFactory as _, Parser};
 
 use crate::commands::Command;
 use crate::exit::{Exit, exit_of};
+use crate::output::Output;
 
 /// Puts packets for Windows' 127.0.0.1 back on the road to docker-proxy, in WSL2's mirrored mode.
 ///
@@ -40,7 +44,7 @@ pub fn command() -> clap::Command {
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    match Args::parse().command.exec() {
+    match Args::parse().command.exec(Output::stdout()) {
         Ok(exit) => exit.into(),
         Err(error) => {
             output::note(&format!("{error:#}"));

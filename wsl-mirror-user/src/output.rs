@@ -1,11 +1,13 @@
 //! What people and programs read.
 
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
+
+use crate::notes::Notes;
 
 /// What works.
 pub const GOOD: Style = AnsiColor::Green.on_default().bold();
@@ -14,12 +16,54 @@ pub const BAD: Style = AnsiColor::Red.on_default().bold();
 /// Headings.
 pub const HEADING: Style = Style::new().bold();
 
-/// Writes a line to standard output; styles are left out unless that is a terminal. A reader that went away
-/// (`| head`) ends the program quietly.
-pub fn line(text: &str) -> Result<()> {
-    match writeln!(anstream::stdout(), "{text}") {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        done => Ok(done?),
+/// Standard output, as `main` hands it to a command. Once its reader has gone away (`| head`), it drops what is
+/// written: the command does its work, and ends with the exit code that it would have had.
+pub struct Output {
+    writer: Box<dyn Write + Send>,
+    reader: Reader,
+}
+
+/// The reader of standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// It may read more.
+    Present,
+    /// It has closed the pipe.
+    Gone,
+}
+
+impl Output {
+    /// The process's standard output. Styles are left out unless it is a terminal.
+    pub fn stdout() -> Self {
+        Self::to(anstream::stdout())
+    }
+
+    fn to(writer: impl Write + Send + 'static) -> Self {
+        Self { writer: Box::new(writer), reader: Reader::Present }
+    }
+
+    /// Writes a line.
+    pub fn line(&mut self, text: &str) -> Result<()> {
+        if self.reader == Reader::Gone {
+            return Ok(());
+        }
+        match writeln!(self.writer, "{text}") {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.reader = Reader::Gone;
+                Ok(())
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// Writes JSON.
+    pub fn json<T: Serialize>(&mut self, value: &T) -> Result<()> {
+        self.line(&serde_json::to_string_pretty(value)?)
+    }
+
+    /// Whether somebody may read what is written next.
+    pub const fn reader(&self) -> Reader {
+        self.reader
     }
 }
 
@@ -29,9 +73,11 @@ pub fn note(text: &str) {
     let _ = writeln!(anstream::stderr(), "wsl-mirror: {text}");
 }
 
-/// Writes JSON to standard output.
-pub fn json<T: Serialize>(value: &T) -> Result<()> {
-    line(&serde_json::to_string_pretty(value)?)
+/// Prints every note.
+pub fn notes(notes: &Notes) {
+    for text in notes {
+        note(text);
+    }
 }
 
 /// An aligned table without lines: columns of numbers, named in `numbers`, to the right.
@@ -53,4 +99,33 @@ pub fn table<const N: usize>(
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe whose reader closes it after so many writes.
+    struct Pipe(usize);
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_no_error() {
+        let mut output = Output::to(Pipe(1));
+        output.line("").unwrap();
+        assert_eq!(output.reader(), Reader::Present);
+        output.line("").unwrap();
+        output.line("").unwrap();
+        assert_eq!(output.reader(), Reader::Gone);
+    }
 }

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_port_is_refused_with_what_was_expected() {
+    fn an_invalid_port_is_refused_with_the_syntax() {
         for text in [
             "", "0", "65536", "-1", "+80", "80-", "-80", "90-80", "80/sctp", "80/", "http", " 80", "80 ",
             "0-5",
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_joined_only_if_the_same_is_written_about_them() {
+    fn neighbours_are_joined_only_if_they_are_alike() {
         let tcp = |port, written| (PortKey::new(Protocol::Tcp, port), written);
         let udp = |port, written| (PortKey::new(Protocol::Udp, port), written);
         let joined =

@@ -85,7 +85,7 @@ pub struct HostFrame<'a> {
     to_us: bool,
 }
 
-/// Bytes that were asked for; to read beside them is a panic.
+/// Bytes that the parser checked; reading beside them is a panic.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'a>(&'a [u8]);
 

@@ -14,7 +14,7 @@ const SEQUENCE: u32 = 256;
 /// IPv4's identification in each frame.
 const IDENTIFICATION: u16 = 0x1234;
 
-/// A frame, field by field. What is `None` in here is as it has to be.
+/// A frame, field by field. A field that is `None` has its correct value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
     /// Destination address.
@@ -164,12 +164,12 @@ impl Spec {
         let readable = self.payload.min(PATTERN);
         head.extend((0..readable).map(|index| u8::try_from(index % 251).unwrap_or(0) ^ 0x5a));
         let tail = self.payload - readable + self.padding;
-        let whole = Sample { head, tail, vlan_tag: self.vlan_tag };
+        let sample = Sample { head, tail, vlan_tag: self.vlan_tag };
         match self.cut {
-            None => whole,
+            None => sample,
             Some(part) => {
-                let wanted = whole.len() - self.padding;
-                whole.truncated((wanted * usize::from(part)) >> 16)
+                let packet_end = sample.len() - self.padding;
+                sample.truncated((packet_end * usize::from(part)) >> 16)
             }
         }
     }

@@ -2,45 +2,42 @@
 
 use std::{thread, time::Duration};
 
-use anyhow::{Result, ensure};
-use wsl_mirror_lab::{nat, pace, process::wait_for, udp};
+use wsl_mirror_lab::{
+    checks::{HELLO, OrPanic as _, load, wait_until, windows, windows_udp},
+    nat, pace, udp,
+};
 
-use crate::world::{HANG, HELLO, load, services, windows, windows_udp};
+use crate::world::{HANG, services};
 
 #[test]
-fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted() -> Result<()> {
-    let lab = services()?;
+fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted() {
+    let lab = services();
     let client = windows(&lab, 8080).from_port(40_000).limit(pace::limit(Duration::from_secs(10)));
-    let before = nat::dnat_packets(lab.guest(), "tcp", 8080)?;
+    let before = nat::dnat_packets(lab.guest(), "tcp", 8080).or_panic();
     thread::scope(|scope| {
         let connecting = scope.spawn(|| client.echo(HELLO));
-        wait_for("the SYN to be caught", Duration::from_secs(1), || {
-            Ok((nat::dnat_packets(lab.guest(), "tcp", 8080)? > before).then_some(()))
-        })?;
-        load(&lab)?;
-        ensure!(!connecting.is_finished(), "the first SYN was not caught after all");
+        wait_until("the SYN to be caught", Duration::from_secs(1), || {
+            nat::dnat_packets(lab.guest(), "tcp", 8080).or_panic() > before
+        });
+        load(&lab);
+        assert!(!connecting.is_finished(), "the first SYN was not caught after all");
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         assert_eq!(answer, Ok(HELLO.to_vec()));
-        Ok(())
-    })?;
-    assert_eq!(lab.packets("steer_healed")?, 1);
-    lab.keep();
-    Ok(())
+    });
+    assert_eq!(lab.packets("steer_healed").or_panic(), 1);
 }
 
 #[test]
-fn a_udp_flow_that_was_caught_before_the_load_gets_through_with_its_next_datagram() -> Result<()> {
-    let lab = services()?;
-    let socket = windows_udp(&lab, 8080).limit(HANG).connect()?;
+fn a_udp_flow_that_was_caught_before_the_load_gets_through_with_its_next_datagram() {
+    let lab = services();
+    let socket = windows_udp(&lab, 8080).limit(HANG).connect().or_panic();
     for _ in 0..2 {
         assert_eq!(udp::exchange(&socket, HELLO), Err(udp::Failure::TimedOut), "without wsl-mirror");
     }
-    load(&lab)?;
-    socket.set_read_timeout(Some(udp::limit()))?;
+    load(&lab);
+    socket.set_read_timeout(Some(udp::limit())).or_panic();
     for _ in 0..2 {
         assert_eq!(udp::exchange(&socket, HELLO), Ok(HELLO.to_vec()));
     }
-    assert_eq!(lab.packets("steer_healed")?, 1);
-    lab.keep();
-    Ok(())
+    assert_eq!(lab.packets("steer_healed").or_panic(), 1);
 }

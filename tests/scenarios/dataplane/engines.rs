@@ -6,18 +6,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Context as _;
 use wsl_mirror_lab::{
-    Container, Docker, DockerOptions, Lab, Service, loopback, nat, pace,
-    process::wait_for,
+    Container, Docker, DockerOptions, Lab, Service,
+    checks::{HELLO, OrPanic as _, STEER, load, load_with, nft, unload, wait_until, windows, windows_udp},
+    loopback, nat, pace,
     raw::{RawSocket, frame_from_windows},
     servers, tcp, udp,
 };
 
-use crate::world::{
-    HELLO, assert_answers, assert_answers_udp, counted, load, load_for_all, nft, services_in, syn, unload,
-    windows, windows_udp,
-};
+use crate::world::{assert_answers, assert_answers_udp, counted, services_in, syn};
 
 const PAUSE: Duration = Duration::from_millis(5);
 /// Until delayed acknowledgements are through too. A flush breaks an engine's TCP flow, with us or without,
@@ -26,14 +24,17 @@ const SILENCE: Duration = Duration::from_millis(100);
 
 /// CNI's portmap: no host socket, a DNAT, and a masquerade for what comes from 127.0.0.1.
 #[test]
-fn an_engine_without_a_host_socket_keeps_its_own_path() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let docker = Docker::start(&lab, &DockerOptions::default())?;
+fn an_engine_without_a_host_socket_keeps_its_own_path() {
+    let lab = Lab::builder().build().or_panic();
+    let docker = Docker::start(&lab, &DockerOptions::default()).or_panic();
     let container = docker
-        .run(Container::new("pod").serve(Service::TcpEcho { port: 7 }).serve(Service::UdpEcho { port: 7 }))?;
+        .run(Container::new("pod").serve(Service::TcpEcho { port: 7 }).serve(Service::UdpEcho { port: 7 }))
+        .or_panic();
     let address = container.address;
-    lab.guest().set_sysctls([("net/ipv4/conf/docker0/route_localnet", "1")])?;
-    lab.guest().run("iptables", ["-w", "5", "-I", "FORWARD", "-d", &address.to_string(), "-j", "ACCEPT"])?;
+    lab.guest().set_sysctls([("net/ipv4/conf/docker0/route_localnet", "1")]).or_panic();
+    lab.guest()
+        .run("iptables", ["-w", "5", "-I", "FORWARD", "-d", &address.to_string(), "-j", "ACCEPT"])
+        .or_panic();
     nft(
         &lab,
         &format!(
@@ -44,35 +45,34 @@ fn an_engine_without_a_host_socket_keeps_its_own_path() -> Result<()> {
              add rule ip portmap pre fib daddr type local udp dport 8300 dnat to {address}:7; \
              add rule ip portmap post ip saddr 127.0.0.1 ip daddr {address} masquerade"
         ),
-    )?;
+    );
     let new_flows_work = || {
         assert_answers(&lab, 8300);
         assert_answers_udp(&lab, 8300);
     };
     new_flows_work();
-    let busy = windows(&lab, 8300).keep_alive(PAUSE)?;
-    let mut calm = windows(&lab, 8300).connect()?;
-    let datagrams = windows_udp(&lab, 8300).connect()?;
+    let busy = windows(&lab, 8300).keep_alive(PAUSE).or_panic();
+    let mut calm = windows(&lab, 8300).connect().or_panic();
+    let datagrams = windows_udp(&lab, 8300).connect().or_panic();
     let mut go_on = |when: &str| {
         assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()), "UDP {when}");
         assert_eq!(tcp::exchange(&mut calm, HELLO), Ok(HELLO.to_vec()), "TCP {when}");
         thread::sleep(SILENCE);
     };
     go_on("before the load");
-    load(&lab)?;
+    load(&lab);
     new_flows_work();
     go_on("after the load");
-    load(&lab)?;
+    load(&lab);
     go_on("after another load");
     assert_eq!(busy.stop().failure, None);
-    nat::conntrack_flush(lab.guest())?;
+    nat::conntrack_flush(lab.guest()).or_panic();
     go_on("after a flush");
     new_flows_work();
-    assert!(lab.packets("pass_no_listener")? > 0 && lab.packets("pass_engine_nat")? > 0);
-    unload(&lab)?;
+    assert!(lab.packets("pass_no_listener").or_panic() > 0 && lab.packets("pass_engine_nat").or_panic() > 0);
+    unload(&lab);
     new_flows_work();
     go_on("after the unload");
-    Ok(())
 }
 
 /// Datagrams that the container receives and, because of a firewall, cannot answer.
@@ -82,7 +82,8 @@ struct OneWay<'a> {
 }
 
 impl<'a> OneWay<'a> {
-    fn start(lab: &'a Lab, port: u16) -> Result<Self> {
+    #[track_caller]
+    fn start(lab: &'a Lab, port: u16) -> Self {
         nft(
             lab,
             "add table ip one_way; add counter ip one_way arrived; \
@@ -90,142 +91,137 @@ impl<'a> OneWay<'a> {
              add chain ip one_way forward { type filter hook forward priority 10; }; \
              add rule ip one_way pre iifname docker0 udp sport 17 drop; \
              add rule ip one_way forward oifname docker0 udp dport 17 counter name arrived",
-        )?;
-        Ok(Self { lab, socket: windows_udp(lab, port).connect()? })
+        );
+        Self { lab, socket: windows_udp(lab, port).connect().or_panic() }
     }
 
     /// That the next datagrams arrive where the flow's first one did.
-    fn goes_on(&self, when: &str) -> Result<()> {
-        let arrived = || counted(&nft(self.lab, "list counter ip one_way arrived")?);
+    #[track_caller]
+    fn goes_on(&self, when: &str) {
+        let arrived = || counted(&nft(self.lab, "list counter ip one_way arrived"));
         for _ in 0..3 {
-            let before = arrived()?;
-            self.socket.send(HELLO)?;
-            wait_for(&format!("a datagram to reach the container {when}"), Duration::from_secs(1), || {
-                Ok((arrived()? == before + 1).then_some(()))
-            })?;
+            let before = arrived();
+            self.socket.send(HELLO).or_panic();
+            wait_until(&format!("a datagram to reach the container {when}"), Duration::from_secs(1), || {
+                arrived() == before + 1
+            });
         }
-        Ok(())
     }
 }
 
 #[test]
-fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a_stray_syn() -> Result<()> {
-    let lab = services_in(Lab::builder(), false)?;
-    let busy = windows(&lab, 8080).keep_alive(PAUSE)?;
-    let mut calm = windows(&lab, 8080).from_port(40_000).connect()?;
-    let datagrams = windows_udp(&lab, 8081).connect()?;
-    udp::exchange(&datagrams, HELLO)?;
-    let one_way = OneWay::start(&lab, 8017)?;
-    let windows_nic = RawSocket::open(lab.windows(), "winlo0")?;
-    let mut go_on = |when: &str| -> Result<()> {
+fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a_stray_syn() {
+    let lab = services_in(Lab::builder(), false);
+    let busy = windows(&lab, 8080).keep_alive(PAUSE).or_panic();
+    let mut calm = windows(&lab, 8080).from_port(40_000).connect().or_panic();
+    let datagrams = windows_udp(&lab, 8081).connect().or_panic();
+    udp::exchange(&datagrams, HELLO).or_panic();
+    let one_way = OneWay::start(&lab, 8017);
+    let windows_nic = RawSocket::open(lab.windows(), "winlo0").or_panic();
+    let mut go_on = |when: &str| {
         assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()), "UDP {when}");
-        one_way.goes_on(when)?;
+        one_way.goes_on(when);
         assert_eq!(tcp::exchange(&mut calm, HELLO), Ok(HELLO.to_vec()), "TCP {when}");
-        windows_nic.send(&frame_from_windows(&syn(40_000, 8080, 0x1234_5678)))?;
+        windows_nic.send(&frame_from_windows(&syn(40_000, 8080, 0x1234_5678))).or_panic();
         thread::sleep(SILENCE);
         assert_eq!(tcp::exchange(&mut calm, HELLO), Ok(HELLO.to_vec()), "TCP after a stray SYN {when}");
         thread::sleep(SILENCE);
-        Ok(())
     };
-    go_on("before the load")?;
-    load_for_all(&lab)?;
-    go_on("after the load")?;
-    load_for_all(&lab)?;
-    go_on("after another load")?;
+    go_on("before the load");
+    load_with(&lab, STEER);
+    go_on("after the load");
+    load_with(&lab, STEER);
+    go_on("after another load");
     assert_eq!(busy.stop().failure, None);
-    nat::conntrack_flush(lab.guest())?;
-    go_on("after a flush")?;
-    unload(&lab)?;
-    go_on("after the unload")?;
-    lab.keep();
-    Ok(())
+    nat::conntrack_flush(lab.guest()).or_panic();
+    go_on("after a flush");
+    unload(&lab);
+    go_on("after the unload");
 }
 
 /// The first SYN went the engine's way, the container is slow to answer, and meanwhile we are loaded.
 #[test]
-fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() -> Result<()> {
-    let lab = services_in(Lab::builder(), false)?;
+fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() {
+    let lab = services_in(Lab::builder(), false);
     nft(
         &lab,
         "add table ip slow; add chain ip slow pre { type filter hook prerouting priority raw; }; \
          add rule ip slow pre iifname docker0 tcp sport 7 drop",
-    )?;
+    );
     let client = windows(&lab, 8080).limit(pace::limit(Duration::from_secs(10)));
     thread::scope(|scope| {
         let connecting = scope.spawn(|| client.echo(HELLO));
-        wait_for("the SYN to be translated", Duration::from_secs(1), || {
-            Ok((!nat::conntrack_with(lab.guest(), &["tcp", "dport=8080"])?.is_empty()).then_some(()))
-        })?;
-        load_for_all(&lab)?;
+        wait_until("the SYN to be translated", Duration::from_secs(1), || {
+            !nat::conntrack_with(lab.guest(), &["tcp", "dport=8080"]).or_panic().is_empty()
+        });
+        load_with(&lab, STEER);
         // The retransmission, a second after the first SYN, meets the program before the answer can come.
-        wait_for("the SYN's retransmission", Duration::from_secs(8), || {
-            Ok((lab.packets("pass_engine_nat")? > 0).then_some(()))
-        })?;
-        nft(&lab, "delete table ip slow")?;
+        wait_until("the SYN's retransmission", Duration::from_secs(8), || {
+            lab.packets("pass_engine_nat").or_panic() > 0
+        });
+        nft(&lab, "delete table ip slow");
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         assert_eq!(answer, Ok(HELLO.to_vec()));
-        lab.keep();
-        Ok(())
-    })
+    });
 }
 
 /// A redirection to another local port needs no masquerade to work: an answer tells that it does.
 #[test]
-fn established_flows_that_a_rule_redirects_to_another_port_stay_there() -> Result<()> {
-    let lab = Lab::builder().build()?;
+fn established_flows_that_a_rule_redirects_to_another_port_stay_there() {
+    let lab = Lab::builder().build().or_panic();
     nft(
         &lab,
         "add table ip mine; add chain ip mine pre { type nat hook prerouting priority dstnat; }; \
          add rule ip mine pre meta l4proto { tcp, udp } th dport 8100 dnat to 127.0.0.1:8200",
-    )?;
+    );
     // Somebody holds the port that was asked for, and never says a word.
-    let _tcp_holder = servers::tcp_holder(lab.guest(), loopback(8100))?;
-    let _udp_holder = lab.guest().enter(|| UdpSocket::bind(loopback(8100)))?;
+    let _tcp_holder = servers::tcp_holder(lab.guest(), loopback(8100)).or_panic();
+    let _udp_holder = lab.guest().enter(|| UdpSocket::bind(loopback(8100))).or_panic();
     let _servers = [
-        servers::tcp_echo(lab.guest(), (Ipv4Addr::LOCALHOST, 8200))?,
-        servers::udp_echo(lab.guest(), (Ipv4Addr::LOCALHOST, 8200))?,
+        servers::tcp_echo(lab.guest(), (Ipv4Addr::LOCALHOST, 8200)).or_panic(),
+        servers::udp_echo(lab.guest(), (Ipv4Addr::LOCALHOST, 8200)).or_panic(),
     ];
-    let mut connection = windows(&lab, 8100).from_port(40_000).connect()?;
-    let datagrams = windows_udp(&lab, 8100).connect()?;
+    let mut connection = windows(&lab, 8100).from_port(40_000).connect().or_panic();
+    let datagrams = windows_udp(&lab, 8100).connect().or_panic();
     let mut go_on = |when: &str| {
         assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()), "UDP {when}");
         assert_eq!(tcp::exchange(&mut connection, HELLO), Ok(HELLO.to_vec()), "TCP {when}");
     };
     go_on("before the load");
-    load_for_all(&lab)?;
+    load_with(&lab, STEER);
     go_on("after the load");
-    RawSocket::open(lab.windows(), "winlo0")?.send(&frame_from_windows(&syn(40_000, 8100, 0x1234_5678)))?;
+    RawSocket::open(lab.windows(), "winlo0")
+        .or_panic()
+        .send(&frame_from_windows(&syn(40_000, 8100, 0x1234_5678)))
+        .or_panic();
     thread::sleep(Duration::from_millis(50));
     go_on("after a stray SYN");
-    assert!(lab.packets("pass_engine_nat")? >= 3);
-    Ok(())
+    assert!(lab.packets("pass_engine_nat").or_panic() >= 3);
 }
 
 /// Such as a log that is sent and never answered: that no answer came does not mean that it cannot work.
 #[test]
-fn one_way_flows_that_a_rule_redirects_to_another_port_stay_there() -> Result<()> {
-    let lab = Lab::builder().build()?;
+fn one_way_flows_that_a_rule_redirects_to_another_port_stay_there() {
+    let lab = Lab::builder().build().or_panic();
     nft(
         &lab,
         "add table ip mine; add chain ip mine pre { type nat hook prerouting priority dstnat; }; \
          add rule ip mine pre udp dport 8100 dnat to 127.0.0.1:8200",
-    )?;
-    let _holder = lab.guest().enter(|| UdpSocket::bind(loopback(8100)))?;
-    let sink = lab.guest().enter(|| UdpSocket::bind(loopback(8200)))?;
-    sink.set_read_timeout(Some(pace::limit(Duration::from_secs(1))))?;
-    let log = windows_udp(&lab, 8100).connect()?;
-    let arrives = |when: &str| -> Result<()> {
-        log.send(HELLO)?;
+    );
+    let _holder = lab.guest().enter(|| UdpSocket::bind(loopback(8100))).or_panic();
+    let sink = lab.guest().enter(|| UdpSocket::bind(loopback(8200))).or_panic();
+    sink.set_read_timeout(Some(pace::limit(Duration::from_secs(1)))).or_panic();
+    let log = windows_udp(&lab, 8100).connect().or_panic();
+    let arrives = |when: &str| {
+        log.send(HELLO).or_panic();
         let mut buffer = [0; 64];
-        let length = sink.recv(&mut buffer).with_context(|| format!("receiving {when}"))?;
+        let length = sink.recv(&mut buffer).with_context(|| format!("receiving {when}")).or_panic();
         assert_eq!(&buffer[..length], HELLO, "{when}");
-        Ok(())
     };
-    arrives("before the load")?;
-    load_for_all(&lab)?;
+    arrives("before the load");
+    load_with(&lab, STEER);
     for _ in 0..3 {
-        arrives("after the load")?;
+        arrives("after the load");
     }
-    assert_eq!(lab.packets("steer_healed")?, 0);
-    Ok(())
+    assert_eq!(lab.packets("steer_healed").or_panic(), 0);
 }

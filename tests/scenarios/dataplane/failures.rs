@@ -9,28 +9,28 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::Context as _;
 use wsl_mirror_lab::{
-    Lab, loopback, nat, pace,
+    Lab,
+    checks::{HELLO, OrPanic as _, STEER, load_with, windows, windows_udp},
+    loopback, nat, pace,
     process::{COMMAND_LIMIT, run_with_input},
     raw::{RawSocket, frame_from_windows},
     servers, tcp, udp,
 };
 
-use crate::world::{
-    HELLO, Probe, engine_rule, ipv4, load_for_all, port_packets, udp_datagram, windows, windows_udp,
-};
+use crate::world::{Probe, engine_rule, ipv4, port_packets, udp_datagram};
 
 /// Sends UDP datagrams from many addresses and ports of Windows, a few at a time: loopback0 takes no more.
-fn send_datagrams(lab: &Lab, flows: impl Iterator<Item = ([u8; 4], u16, u16)>) -> Result<()> {
-    let nic = RawSocket::open(lab.windows(), "winlo0")?;
+#[track_caller]
+fn send_datagrams(lab: &Lab, flows: impl Iterator<Item = ([u8; 4], u16, u16)>) {
+    let nic = RawSocket::open(lab.windows(), "winlo0").or_panic();
     for (count, (source, from, to)) in flows.enumerate() {
-        nic.send(&frame_from_windows(&ipv4(17, 0, 0, source, &udp_datagram(from, to, HELLO))))?;
+        nic.send(&frame_from_windows(&ipv4(17, 0, 0, source, &udp_datagram(from, to, HELLO)))).or_panic();
         if count % 200 == 0 {
             thread::sleep(Duration::from_millis(1));
         }
     }
-    Ok(())
 }
 
 /// One of these tests makes the conntrack table smaller, another one needs it large; it is the machine's.
@@ -46,14 +46,15 @@ struct SmallTable<'a> {
 impl SmallTable<'_> {
     const MAXIMUM: &'static str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
-    fn on_emulated_machines() -> Result<Self> {
+    #[track_caller]
+    fn on_emulated_machines() -> Self {
         let alone = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut before = None;
         if pace::is_emulated() {
-            before = Some(fs::read_to_string(Self::MAXIMUM)?);
-            fs::write(Self::MAXIMUM, "5000")?;
+            before = Some(fs::read_to_string(Self::MAXIMUM).or_panic());
+            fs::write(Self::MAXIMUM, "5000").or_panic();
         }
-        Ok(Self { before, _alone: alone })
+        Self { before, _alone: alone }
     }
 }
 
@@ -67,74 +68,70 @@ impl Drop for SmallTable<'_> {
 
 /// More flows than `FLOWS` has room for: the oldest are forgotten, and the newest steered like any other.
 #[test]
-fn more_flows_than_are_remembered_break_nothing() -> Result<()> {
+fn more_flows_than_are_remembered_break_nothing() {
     const ROOM: u64 = 32_768;
     let _alone = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
-    let lab = Lab::builder().build()?;
-    engine_rule(&lab, "udp", 8100)?;
-    engine_rule(&lab, "tcp", 8101)?;
+    let lab = Lab::builder().build().or_panic();
+    engine_rule(&lab, "udp", 8100);
+    engine_rule(&lab, "tcp", 8101);
     // Receives nothing, so that nothing is sent back.
-    let _silent = lab.guest().enter(|| UdpSocket::bind(loopback(8100)))?;
-    let _tcp = servers::tcp_echo(lab.guest(), loopback(8101))?;
-    let probe = Probe::new(&lab)?;
-    probe.add("seen", "tcp dport 8101 tcp sport 50000")?;
-    probe.add("unmarked", "tcp dport 8101 tcp sport 50000 meta mark & 0x1000 == 0")?;
-    load_for_all(&lab)?;
-    let mut old = windows(&lab, 8101).connect()?;
-    tcp::exchange(&mut old, HELLO)?;
+    let _silent = lab.guest().enter(|| UdpSocket::bind(loopback(8100))).or_panic();
+    let _tcp = servers::tcp_echo(lab.guest(), loopback(8101)).or_panic();
+    let probe = Probe::new(&lab);
+    probe.add("seen", "tcp dport 8101 tcp sport 50000");
+    probe.add("unmarked", "tcp dport 8101 tcp sport 50000 meta mark & 0x1000 == 0");
+    load_with(&lab, STEER);
+    let mut old = windows(&lab, 8101).connect().or_panic();
+    tcp::exchange(&mut old, HELLO).or_panic();
     let flows = (1..=4).flat_map(|host| (50_000..62_000).map(move |port| ([127, 0, 1, host], port, 8100)));
-    send_datagrams(&lab, flows)?;
-    let steered = lab.packets("steer_new")?;
-    ensure!(steered > ROOM + 5000, "only {steered} flows came through");
+    send_datagrams(&lab, flows);
+    let steered = lab.packets("steer_new").or_panic();
+    assert!(steered > ROOM + 5000, "only {steered} flows came through");
     assert_eq!(tcp::exchange(&mut old, HELLO), Ok(HELLO.to_vec()), "a connection that was there");
-    let mut new = windows(&lab, 8101).from_port(50_000).connect()?;
+    let mut new = windows(&lab, 8101).from_port(50_000).connect().or_panic();
     for _ in 0..5 {
         assert_eq!(tcp::exchange(&mut new, HELLO), Ok(HELLO.to_vec()), "a new one");
     }
-    assert!(probe.packets("seen")? >= 5);
-    assert_eq!(probe.packets("unmarked")?, 0, "it is remembered");
-    assert_eq!(lab.packets("steer_unremembered")?, 0);
-    nat::conntrack_flush(lab.guest())?;
+    assert!(probe.packets("seen") >= 5);
+    assert_eq!(probe.packets("unmarked"), 0, "it is remembered");
+    assert_eq!(lab.packets("steer_unremembered").or_panic(), 0);
+    nat::conntrack_flush(lab.guest()).or_panic();
     assert_eq!(tcp::exchange(&mut old, HELLO), Ok(HELLO.to_vec()), "after a flush");
-    Ok(())
 }
 
 #[test]
-fn more_ports_than_are_counted_break_nothing() -> Result<()> {
+fn more_ports_than_are_counted_break_nothing() {
     const ROOM: u16 = 4096;
-    let lab = Lab::builder().build()?;
-    let _udp = servers::udp_echo(lab.guest(), loopback(8100))?;
-    load_for_all(&lab)?;
-    send_datagrams(&lab, (0..ROOM + 2000).map(|count| ([127, 0, 0, 1], 50_000, 10_000 + count)))?;
-    assert!(lab.packets("pass_no_listener")? > u64::from(ROOM) + 1000);
-    let socket = windows_udp(&lab, 8100).connect()?;
+    let lab = Lab::builder().build().or_panic();
+    let _udp = servers::udp_echo(lab.guest(), loopback(8100)).or_panic();
+    load_with(&lab, STEER);
+    send_datagrams(&lab, (0..ROOM + 2000).map(|count| ([127, 0, 0, 1], 50_000, 10_000 + count)));
+    assert!(lab.packets("pass_no_listener").or_panic() > u64::from(ROOM) + 1000);
+    let socket = windows_udp(&lab, 8100).connect().or_panic();
     for _ in 0..3 {
         assert_eq!(udp::exchange(&socket, HELLO), Ok(HELLO.to_vec()));
     }
-    assert_eq!(port_packets(&lab, "udp", 8100, "steered_packets")?, 3, "the newest port is counted");
-    Ok(())
+    assert_eq!(port_packets(&lab, "udp", 8100, "steered_packets"), 3, "the newest port is counted");
 }
 
 /// The limit is one for the machine, so it is reached by that many entries of this namespace, which must be
 /// in use as far as conntrack knows: it makes room by throwing out others.
 #[test]
-fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
+fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() {
     const MOST: usize = 300_000;
-    let lab = Lab::builder().build()?;
-    let _tcp = servers::tcp_echo(lab.guest(), loopback(8100))?;
-    let _udp = servers::udp_echo(lab.guest(), loopback(8100))?;
-    let probe = Probe::new(&lab)?;
-    probe.add("seen", "tcp sport 50000")?;
-    load_for_all(&lab)?;
-    let connection = windows(&lab, 8100).keep_alive(Duration::from_millis(10))?;
-    let datagrams = windows_udp(&lab, 8100).connect()?;
-    udp::exchange(&datagrams, HELLO)?;
+    let lab = Lab::builder().build().or_panic();
+    let _tcp = servers::tcp_echo(lab.guest(), loopback(8100)).or_panic();
+    let _udp = servers::udp_echo(lab.guest(), loopback(8100)).or_panic();
+    let probe = Probe::new(&lab);
+    probe.add("seen", "tcp sport 50000");
+    load_with(&lab, STEER);
+    let connection = windows(&lab, 8100).keep_alive(Duration::from_millis(10)).or_panic();
+    let datagrams = windows_udp(&lab, 8100).connect().or_panic();
+    udp::exchange(&datagrams, HELLO).or_panic();
 
-    let _small = SmallTable::on_emulated_machines()?;
-    let limit: usize = lab.guest().sysctl("net/netfilter/nf_conntrack_max")?.parse()?;
-    if limit > MOST {
-        bail!("nf_conntrack_max is {limit}: too many entries to make; lower it for this test");
-    }
+    let _small = SmallTable::on_emulated_machines();
+    let limit: usize = lab.guest().sysctl("net/netfilter/nf_conntrack_max").or_panic().parse().or_panic();
+    assert!(limit <= MOST, "nf_conntrack_max is {limit}: too many entries to make; lower it for this test");
     let mut entries = String::new();
     for number in 0..limit {
         let (host, port) = (number / 50_000, 1_000 + number % 50_000);
@@ -142,7 +139,8 @@ fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
             entries,
             "-I -p tcp -s 10.9.{host}.1 -d 10.8.0.1 --sport {port} --dport 80 --state ESTABLISHED \
              --status ASSURED,SEEN_REPLY -t 100"
-        )?;
+        )
+        .or_panic();
     }
     // Where filling takes minutes, the datagrams' own entry would not live to see its end.
     let fill = thread::scope(|scope| {
@@ -150,26 +148,26 @@ fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() -> Result<()> {
             run_with_input(lab.guest().command("conntrack").args(["-R", "-"]), &entries, 3 * COMMAND_LIMIT)
         });
         while !filling.is_finished() {
-            udp::exchange(&datagrams, HELLO).context("while the table is filled")?;
+            udp::exchange(&datagrams, HELLO).context("while the table is filled").or_panic();
             thread::sleep(Duration::from_millis(200));
         }
         filling.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
-    })?;
-    let count: usize = lab.guest().sysctl("net/netfilter/nf_conntrack_count")?.parse()?;
-    ensure!(
+    })
+    .or_panic();
+    let count: usize = lab.guest().sysctl("net/netfilter/nf_conntrack_count").or_panic().parse().or_panic();
+    assert!(
         count + 8 >= limit,
         "only {count} of {limit} entries: {}",
         fill.stderr.lines().next().unwrap_or_default()
     );
-    assert_eq!(lab.packets("failed_alloc")?, 0);
+    assert_eq!(lab.packets("failed_alloc").or_panic(), 0);
     let answer = windows(&lab, 8100).from_port(50_000).limit(Duration::from_millis(300)).echo(HELLO);
     assert_eq!(answer, Err(tcp::Failure::ConnectTimedOut), "the stack drops it, as it does without us");
-    assert!(lab.packets("failed_alloc")? > 0);
-    assert_eq!(probe.packets("seen")?, 1, "it passed the program");
+    assert!(lab.packets("failed_alloc").or_panic() > 0);
+    assert_eq!(probe.packets("seen"), 1, "it passed the program");
     assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()));
     let report = connection.stop();
     assert_eq!(report.failure, None, "{report:?}");
-    nat::conntrack_flush(lab.guest())?;
+    nat::conntrack_flush(lab.guest()).or_panic();
     assert_eq!(windows(&lab, 8100).echo(HELLO), Ok(HELLO.to_vec()));
-    Ok(())
 }

@@ -2,62 +2,64 @@
 
 use std::{net::TcpListener, thread, time::Duration};
 
-use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, SharedLab, loopback, nat, process::wait_for, services::Pattern, tcp};
-
-use crate::world::{
-    HELLO, STREAM, accept, counted, engine_rule, load, load_for_all, nft, services, talk, windows,
+use anyhow::Context as _;
+use wsl_mirror_lab::{
+    Lab, SharedLab,
+    checks::{HELLO, OrPanic as _, STEER, load, load_with, nft, wait_until, windows},
+    loopback, nat,
+    services::Pattern,
+    tcp,
 };
 
-fn behind_a_firewall() -> Result<SharedLab> {
-    let lab = services()?;
-    drop_invalid(&lab)?;
-    load(&lab)?;
-    Ok(lab)
+use crate::world::{STREAM, accept, counted, engine_rule, services, talk};
+
+#[track_caller]
+fn behind_a_firewall() -> SharedLab {
+    let lab = services();
+    drop_invalid(&lab);
+    load(&lab);
+    lab
 }
 
-fn drop_invalid(lab: &Lab) -> Result<()> {
+#[track_caller]
+fn drop_invalid(lab: &Lab) {
     nft(
         lab,
         "add table ip wall; add counter ip wall invalid; \
          add chain ip wall input { type filter hook input priority filter; }; \
          add rule ip wall input ct state invalid counter name invalid drop",
-    )
-    .map(drop)
+    );
 }
 
-fn invalid(lab: &Lab) -> Result<u64> {
-    counted(&nft(lab, "list counter ip wall invalid")?)
+#[track_caller]
+fn invalid(lab: &Lab) -> u64 {
+    counted(&nft(lab, "list counter ip wall invalid"))
 }
 
 #[test]
-fn steered_uploads_downloads_and_requests_are_never_invalid() -> Result<()> {
-    let lab = behind_a_firewall()?;
-    windows(&lab, 8009).upload(STREAM)?;
-    windows(&lab, 8020).download(STREAM)?;
-    let keep_alive = windows(&lab, 8080).keep_alive(Duration::from_millis(1))?;
+fn steered_uploads_downloads_and_requests_are_never_invalid() {
+    let lab = behind_a_firewall();
+    windows(&lab, 8009).upload(STREAM).or_panic();
+    windows(&lab, 8020).download(STREAM).or_panic();
+    let keep_alive = windows(&lab, 8080).keep_alive(Duration::from_millis(1)).or_panic();
     for _ in 0..100 {
-        windows(&lab, 8080).echo(HELLO)?;
+        windows(&lab, 8080).echo(HELLO).or_panic();
     }
     assert_eq!(keep_alive.stop().failure, None);
-    assert_eq!(invalid(&lab)?, 0);
-    lab.keep();
-    Ok(())
+    assert_eq!(invalid(&lab), 0);
 }
 
 #[test]
-fn requests_go_on_after_a_flush() -> Result<()> {
-    let lab = behind_a_firewall()?;
-    let busy = windows(&lab, 8080).keep_alive(Duration::from_millis(1))?;
-    let calm = windows(&lab, 8080).keep_alive(Duration::from_millis(100))?;
+fn requests_go_on_after_a_flush() {
+    let lab = behind_a_firewall();
+    let busy = windows(&lab, 8080).keep_alive(Duration::from_millis(1)).or_panic();
+    let calm = windows(&lab, 8080).keep_alive(Duration::from_millis(100)).or_panic();
     for _ in 0..10 {
         thread::sleep(Duration::from_millis(150));
-        nat::conntrack_flush(lab.guest())?;
+        nat::conntrack_flush(lab.guest()).or_panic();
     }
     thread::sleep(Duration::from_millis(150));
     assert_eq!((busy.stop().failure, calm.stop().failure), (None, None));
-    lab.keep();
-    Ok(())
 }
 
 /// A limit of ours, and the way out.
@@ -69,19 +71,19 @@ fn requests_go_on_after_a_flush() -> Result<()> {
 /// server's for invalid; what the client acknowledges was then never sent, and that acknowledgement is what
 /// the firewall drops. If the server's packet is the first, conntrack makes the entry, and nothing happens.
 #[test]
-fn a_download_may_stall_after_a_flush_unless_conntrack_is_liberal() -> Result<()> {
+fn a_download_may_stall_after_a_flush_unless_conntrack_is_liberal() {
     for (first, liberal) in [("server", "0"), ("client", "0"), ("client", "1")] {
-        let lab = Lab::builder().build()?;
-        engine_rule(&lab, "tcp", 8100)?;
-        drop_invalid(&lab)?;
-        lab.guest().set_sysctls([("net/netfilter/nf_conntrack_tcp_be_liberal", liberal)])?;
-        load_for_all(&lab)?;
+        let lab = Lab::builder().build().or_panic();
+        engine_rule(&lab, "tcp", 8100);
+        drop_invalid(&lab);
+        lab.guest().set_sysctls([("net/netfilter/nf_conntrack_tcp_be_liberal", liberal)]).or_panic();
+        load_with(&lab, STEER);
         let stalls = (first, liberal) == ("client", "0");
         // Who is first is a matter of chance to some degree, and so is whether a burst comes that is too large for
         // the window: the one stall that shall happen may take several tries, and none may be where none is due.
         let mut outcomes = Vec::new();
         for _ in 0..10 {
-            let (was_first, went_through) = flush_in_a_download(&lab, first == "server")?;
+            let (was_first, went_through) = flush_in_a_download(&lab, first == "server");
             if was_first == first {
                 outcomes.push(went_through);
                 if !(stalls && went_through) {
@@ -91,36 +93,37 @@ fn a_download_may_stall_after_a_flush_unless_conntrack_is_liberal() -> Result<()
         }
         let case = format!(
             "the {first} first, liberal {liberal}: came through {outcomes:?}, {} invalid packets",
-            invalid(&lab)?
+            invalid(&lab)
         );
         assert_eq!(outcomes.last(), Some(&!stalls), "{case}");
     }
-    Ok(())
 }
 
 /// Says whose packet made the new entry, and whether the download came through.
-fn flush_in_a_download(lab: &Lab, wait_for_the_server: bool) -> Result<(&'static str, bool)> {
-    let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100)))?;
-    let mut client = windows(lab, 8100).connect()?;
-    let (mut server, _) = accept(&listener)?;
-    talk(&mut client, &mut server)?;
-    server.set_write_timeout(Some(tcp::limit()))?;
+#[track_caller]
+fn flush_in_a_download(lab: &Lab, wait_for_the_server: bool) -> (&'static str, bool) {
+    let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100))).or_panic();
+    let mut client = windows(lab, 8100).connect().or_panic();
+    let (mut server, _) = accept(&listener).or_panic();
+    talk(&mut client, &mut server).or_panic();
+    server.set_write_timeout(Some(tcp::limit())).or_panic();
     let sending = thread::spawn(move || Pattern::default().write(&mut server, STREAM));
     // The client's buffer fills up; from then on the server only asks now and then whether it is read.
     thread::sleep(Duration::from_millis(300));
-    nat::conntrack_flush(lab.guest())?;
+    nat::conntrack_flush(lab.guest()).or_panic();
     if wait_for_the_server {
-        wait_for("the server to ask", Duration::from_secs(5), || {
-            Ok((!nat::conntrack_with(lab.guest(), &["tcp"])?.is_empty()).then_some(()))
-        })?;
+        wait_until("the server to ask", Duration::from_secs(5), || {
+            !nat::conntrack_with(lab.guest(), &["tcp"]).or_panic().is_empty()
+        });
     }
     let received = std::io::copy(&mut client, &mut std::io::sink());
-    let port = client.local_addr()?.port();
-    let entries = nat::conntrack_with(lab.guest(), &["tcp", &format!("sport={port}"), "dport=8100"])?;
-    let entry = entries.first().context("the download has no entry")?;
+    let port = client.local_addr().or_panic().port();
+    let entries =
+        nat::conntrack_with(lab.guest(), &["tcp", &format!("sport={port}"), "dport=8100"]).or_panic();
+    let entry = entries.first().context("the download has no entry").or_panic();
     let sender = entry.split_whitespace().find(|word| word.starts_with("sport="));
     drop(client);
     let _ = sending.join();
     let first = if sender == Some("sport=8100") { "server" } else { "client" };
-    Ok((first, received.is_ok_and(|bytes| bytes == STREAM)))
+    (first, received.is_ok_and(|bytes| bytes == STREAM))
 }

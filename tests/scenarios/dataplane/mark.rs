@@ -1,103 +1,93 @@
 //! `skb->mark`: which packets carry our bits, and which bits.
 
-use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, SCRATCH, loopback, nat, servers, tcp, udp};
-
-use crate::world::{
-    HELLO, PAGE, Probe, bpftool, load, load_for_all, load_with, read_to_the_end, services, syn, windows,
-    windows_udp,
+use anyhow::Context as _;
+use wsl_mirror_lab::{
+    Lab, SCRATCH,
+    checks::{HELLO, OrPanic as _, STEER, ifindex, load, load_with, nft, windows, windows_udp},
+    loopback, nat, pins, servers, tcp, udp,
 };
 
+use crate::world::{PAGE, Probe, bpftool, counted, read_to_the_end, services, syn};
+
 /// Counts packets from Windows to the published ports, and among them those with any other mark than exactly this.
-fn probe<'a>(lab: &'a Lab, mark: &str) -> Result<Probe<'a>> {
-    let probe = Probe::new(lab)?;
+#[track_caller]
+fn probe<'a>(lab: &'a Lab, mark: &str) -> Probe<'a> {
+    let probe = Probe::new(lab);
     for protocol in ["tcp", "udp"] {
-        probe.add(&format!("{protocol}_seen"), &format!("{protocol} dport 8000-8999"))?;
-        probe.add(
-            &format!("{protocol}_unmarked"),
-            &format!("{protocol} dport 8000-8999 meta mark != {mark}"),
-        )?;
+        probe.add(&format!("{protocol}_seen"), &format!("{protocol} dport 8000-8999"));
+        probe
+            .add(&format!("{protocol}_unmarked"), &format!("{protocol} dport 8000-8999 meta mark != {mark}"));
     }
-    probe.add("others_marked", "th dport != 8000-8999 meta mark != 0")?;
-    Ok(probe)
+    probe.add("others_marked", "th dport != 8000-8999 meta mark != 0");
+    probe
 }
 
-fn every_packet_is_marked(lab: &Lab, probe: &Probe<'_>) -> Result<()> {
-    let before = probe.packets("tcp_seen")?;
+#[track_caller]
+fn every_packet_is_marked(lab: &Lab, probe: &Probe<'_>) {
+    let before = probe.packets("tcp_seen");
     // First, while nothing else is about to close: its entry is made anew in the middle of the connection.
-    let mut connection = windows(lab, 8080).connect()?;
-    tcp::exchange(&mut connection, HELLO)?;
-    nat::conntrack_flush(lab.guest())?;
-    tcp::exchange(&mut connection, HELLO)?;
+    let mut connection = windows(lab, 8080).connect().or_panic();
+    tcp::exchange(&mut connection, HELLO).or_panic();
+    nat::conntrack_flush(lab.guest()).or_panic();
+    tcp::exchange(&mut connection, HELLO).or_panic();
     assert_eq!(windows(lab, 8080).echo(HELLO), Ok(HELLO.to_vec()));
-    assert_eq!(read_to_the_end(&mut windows(lab, 8019).connect()?)?, PAGE);
-    windows(lab, 8009).upload(1 << 20)?;
-    let datagrams = windows_udp(lab, 8080).connect()?;
+    assert_eq!(read_to_the_end(&mut windows(lab, 8019).connect().or_panic()).or_panic(), PAGE);
+    windows(lab, 8009).upload(1 << 20).or_panic();
+    let datagrams = windows_udp(lab, 8080).connect().or_panic();
     for _ in 0..5 {
-        udp::exchange(&datagrams, HELLO)?;
+        udp::exchange(&datagrams, HELLO).or_panic();
     }
-    assert!(probe.packets("tcp_seen")? > before + 20 && probe.packets("udp_seen")? >= 5);
+    assert!(probe.packets("tcp_seen") > before + 20 && probe.packets("udp_seen") >= 5);
     for protocol in ["tcp", "udp"] {
-        let unmarked = probe.packets(&format!("{protocol}_unmarked"))?;
-        assert_eq!(unmarked, 0, "{protocol}: {:#}", lab.status()?["verdicts"]);
+        let unmarked = probe.packets(&format!("{protocol}_unmarked"));
+        assert_eq!(unmarked, 0, "{protocol}: {:#}", lab.status().or_panic()["verdicts"]);
     }
-    Ok(())
 }
 
 #[test]
-fn every_packet_of_a_steered_flow_towards_the_port_carries_the_mark_and_no_other_packet_does() -> Result<()> {
-    let lab = services()?;
-    let _on_windows = servers::tcp_echo(lab.windows(), loopback(9100))?;
-    let probe = probe(&lab, "0x1000")?;
-    load(&lab)?;
-    every_packet_is_marked(&lab, &probe)?;
+fn every_packet_of_a_steered_flow_towards_the_port_carries_the_mark_and_no_other_packet_does() {
+    let lab = services();
+    let _on_windows = servers::tcp_echo(lab.windows(), loopback(9100)).or_panic();
+    let probe = probe(&lab, "0x1000");
+    load(&lab);
+    every_packet_is_marked(&lab, &probe);
     assert_eq!(tcp::Client::new(lab.guest(), loopback(9100)).echo(HELLO), Ok(HELLO.to_vec()));
-    assert_eq!(probe.packets("others_marked")?, 0);
-    lab.keep();
-    Ok(())
+    assert_eq!(probe.packets("others_marked"), 0);
 }
 
 /// A process's reply may carry the mark of what it answers (`tcp_fwmark_accept`); that is not ours to set.
 #[test]
-fn replies_carry_no_mark() -> Result<()> {
-    let lab = services()?;
-    load(&lab)?;
+fn replies_carry_no_mark() {
+    let lab = services();
+    load(&lab);
     let ruleset = "add table ip replies; add counter ip replies seen; add counter ip replies marked; \
          add chain ip replies out { type filter hook postrouting priority 200; }; \
          add rule ip replies out oifname loopback0 counter name seen; \
          add rule ip replies out oifname loopback0 meta mark & 0x1000 != 0 counter name marked";
-    crate::world::nft(&lab, ruleset)?;
+    nft(&lab, ruleset);
     assert_eq!(windows(&lab, 8080).echo(HELLO), Ok(HELLO.to_vec()));
-    let counted = |name: &str| {
-        crate::world::nft(&lab, &format!("list counter ip replies {name}"))
-            .and_then(|text| crate::world::counted(&text))
-    };
-    assert!(counted("seen")? >= 3);
-    assert_eq!(counted("marked")?, 0);
-    lab.keep();
-    Ok(())
+    let counted = |name: &str| counted(&nft(&lab, &format!("list counter ip replies {name}")));
+    assert!(counted("seen") >= 3);
+    assert_eq!(counted("marked"), 0);
 }
 
 #[test]
-fn the_configuration_chooses_the_bits() -> Result<()> {
-    let lab = services()?;
-    let probe = probe(&lab, "0x60000")?;
-    load_with(&lab, "mark = 0x60000\n")?;
-    every_packet_is_marked(&lab, &probe)?;
-    lab.keep();
-    Ok(())
+fn the_configuration_chooses_the_bits() {
+    let lab = services();
+    let probe = probe(&lab, "0x60000");
+    load_with(&lab, "mark = 0x60000\n");
+    every_packet_is_marked(&lab, &probe);
 }
 
 /// Nothing in front of tc sets a mark on a packet that has just come in but other tc programs, so the packet
 /// is handed to the program by `BPF_PROG_TEST_RUN`.
 #[test]
-fn bits_that_were_set_before_stay() -> Result<()> {
+fn bits_that_were_set_before_stay() {
     const OTHERS: u32 = 0x00ff_2f01;
-    let lab = Lab::builder().build()?;
-    let _server = servers::tcp_echo(lab.guest(), loopback(8100))?;
-    load_for_all(&lab)?;
-    let ifindex: u32 =
-        lab.guest().enter(|| std::fs::read_to_string("/sys/class/net/loopback0/ifindex"))?.trim().parse()?;
+    let lab = Lab::builder().build().or_panic();
+    let _server = servers::tcp_echo(lab.guest(), loopback(8100)).or_panic();
+    load_with(&lab, STEER);
+    let ifindex = ifindex(lab.guest(), "loopback0");
     for (port, expected) in [(8100, OTHERS | 0x1000), (8101, OTHERS)] {
         // struct __sk_buff: mark is its third word, ingress_ifindex the tenth, ifindex the eleventh.
         let mut context = vec![0; 192];
@@ -105,20 +95,22 @@ fn bits_that_were_set_before_stay() -> Result<()> {
         context[36..40].copy_from_slice(&ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
         let frame = wsl_mirror_lab::raw::frame_from_windows(&syn(40_000, port, 1));
-        lab.guest().enter(|| {
-            std::fs::write(format!("{SCRATCH}/frame"), frame)?;
-            std::fs::write(format!("{SCRATCH}/context"), context)
-        })?;
+        lab.guest()
+            .enter(|| {
+                std::fs::write(format!("{SCRATCH}/frame"), frame).or_panic();
+                std::fs::write(format!("{SCRATCH}/context"), context)
+            })
+            .or_panic();
         bpftool(
             &lab,
             &format!(
-                "prog run pinned /sys/fs/bpf/wsl-mirror/v1/program data_in {SCRATCH}/frame data_out {SCRATCH}/out \
-                 ctx_in {SCRATCH}/context ctx_out {SCRATCH}/context_out"
+                "prog run pinned {} data_in {SCRATCH}/frame data_out {SCRATCH}/out \
+                 ctx_in {SCRATCH}/context ctx_out {SCRATCH}/context_out",
+                pins::path("program")
             ),
-        )?;
-        let after = lab.guest().enter(|| std::fs::read(format!("{SCRATCH}/context_out")))?;
-        let mark = after.get(8..12).context("a context without a mark")?;
+        );
+        let after = lab.guest().enter(|| std::fs::read(format!("{SCRATCH}/context_out"))).or_panic();
+        let mark = after.get(8..12).context("a context without a mark").or_panic();
         assert_eq!(mark, expected.to_ne_bytes(), "port {port}: {mark:x?}");
     }
-    Ok(())
 }

@@ -7,11 +7,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, loopback, nat, pace, tcp};
+use wsl_mirror_lab::{
+    Lab,
+    checks::{HELLO, OrPanic as _, STEER, load, load_with, windows},
+    loopback, nat, pace, tcp,
+};
 
 use crate::world::{
-    AT_ONCE, HELLO, PAGE, accept, assert_hangs, caught, engine_rule, load, load_for_all, read_to_the_end,
-    reset, services, talk, windows,
+    AT_ONCE, PAGE, accept, assert_hangs, caught, engine_rule, read_to_the_end, reset, services, talk,
 };
 
 /// None of those from which Windows takes its own, and leaves some in `TIME_WAIT`.
@@ -31,31 +34,33 @@ fn client(lab: &Lab, port: u16, from: u16) -> tcp::Client {
 /// Every server closes first, so that the old connection lingers in `TIME_WAIT`, in conntrack and as a
 /// socket.
 #[test]
-fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_time_wait() -> Result<()> {
-    let lab = services()?;
+fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_time_wait() {
+    let lab = services();
     assert_hangs(&lab, 8080);
-    load(&lab)?;
-    let before = nat::dnat_packets(lab.guest(), "tcp", 8019)?;
+    load(&lab);
+    let before = nat::dnat_packets(lab.guest(), "tcp", 8019).or_panic();
     for (count, port) in PORTS.cycle().take(connections()).enumerate() {
         let page = || read_to_the_end(&mut client(&lab, 8019, port).connect()?);
-        let bytes = page().with_context(|| format!("connection {count}, from port {port}"))?;
+        let bytes = page().with_context(|| format!("connection {count}, from port {port}")).or_panic();
         assert_eq!(bytes, PAGE);
     }
-    assert_eq!(nat::dnat_packets(lab.guest(), "tcp", 8019)?, before, "Docker's rule sees none of it");
-    let reused = lab.packets("steer_reused")?;
-    let due = u64::try_from(connections() - 2 * PORTS.len())?;
+    assert_eq!(
+        nat::dnat_packets(lab.guest(), "tcp", 8019).or_panic(),
+        before,
+        "Docker's rule sees none of it"
+    );
+    let reused = lab.packets("steer_reused").or_panic();
+    let due = u64::try_from(connections() - 2 * PORTS.len()).or_panic();
     assert!(reused >= due, "conntrack had forgotten the old connections: only {reused} were there");
-    let timewait = nat::conntrack_with(lab.guest(), &["TIME_WAIT", "dport=8019"])?;
+    let timewait = nat::conntrack_with(lab.guest(), &["TIME_WAIT", "dport=8019"]).or_panic();
     assert!(!timewait.is_empty(), "the connections did not end in TIME_WAIT");
-    lab.keep();
-    Ok(())
 }
 
 #[test]
-fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() -> Result<()> {
-    let lab = services()?;
-    load(&lab)?;
-    let before = nat::dnat_packets(lab.guest(), "tcp", 8080)?;
+fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() {
+    let lab = services();
+    load(&lab);
+    let before = nat::dnat_packets(lab.guest(), "tcp", 8080).or_panic();
     // The last tenth from one port, each at once after the reset of the one before.
     let ports = PORTS.cycle().take(connections() * 9 / 10).chain(iter::repeat_n(40_099, connections() / 10));
     for (count, port) in ports.enumerate() {
@@ -64,49 +69,52 @@ fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() ->
             tcp::exchange(&mut stream, HELLO)?;
             reset(&stream)
         };
-        echo().with_context(|| format!("connection {count}, from port {port}"))?;
+        echo().with_context(|| format!("connection {count}, from port {port}")).or_panic();
     }
-    assert_eq!(nat::dnat_packets(lab.guest(), "tcp", 8080)?, before, "Docker's rule sees none of it");
-    let reused = lab.packets("steer_reused")?;
-    let due = u64::try_from(connections() - 2 * PORTS.len())?;
+    assert_eq!(
+        nat::dnat_packets(lab.guest(), "tcp", 8080).or_panic(),
+        before,
+        "Docker's rule sees none of it"
+    );
+    let reused = lab.packets("steer_reused").or_panic();
+    let due = u64::try_from(connections() - 2 * PORTS.len()).or_panic();
     assert!(reused >= due, "conntrack had forgotten the old connections: only {reused} were there");
-    lab.keep();
-    Ok(())
 }
 
 /// After a flush, the server speaks first: conntrack takes its packet for the first of the flow, and the
 /// client's packets for the replies.
 #[test]
-fn a_port_is_reused_after_a_flush_made_the_server_the_one_who_began() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    engine_rule(&lab, "tcp", 8100)?;
-    let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100)))?;
+fn a_port_is_reused_after_a_flush_made_the_server_the_one_who_began() {
+    let lab = Lab::builder().build().or_panic();
+    engine_rule(&lab, "tcp", 8100);
+    let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100))).or_panic();
     assert_hangs(&lab, 8100);
-    load_for_all(&lab)?;
-    let before = caught(&lab)?;
+    load_with(&lab, STEER);
+    let before = caught(&lab);
     for by_reset in [false, true] {
         for round in 0..pace::rounds(20) {
             let client = client(&lab, 8100, 40_100 + u16::from(by_reset));
-            let mut client =
-                client.connect().with_context(|| format!("round {round}, closed by reset: {by_reset}"))?;
-            let (mut server, _) = accept(&listener)?;
-            talk(&mut client, &mut server)?;
-            nat::conntrack_flush(lab.guest())?;
-            server.write_all(HELLO)?;
-            client.read_exact(&mut [0; HELLO.len()])?;
-            let entries = nat::conntrack_with(lab.guest(), &["tcp", "sport=8100", "dport=8100"])?;
-            let entry = entries.first().context("the flow has no entry")?;
+            let mut client = client
+                .connect()
+                .with_context(|| format!("round {round}, closed by reset: {by_reset}"))
+                .or_panic();
+            let (mut server, _) = accept(&listener).or_panic();
+            talk(&mut client, &mut server).or_panic();
+            nat::conntrack_flush(lab.guest()).or_panic();
+            server.write_all(HELLO).or_panic();
+            client.read_exact(&mut [0; HELLO.len()]).or_panic();
+            let entries = nat::conntrack_with(lab.guest(), &["tcp", "sport=8100", "dport=8100"]).or_panic();
+            let entry = entries.first().context("the flow has no entry").or_panic();
             let first = entry.split_whitespace().find(|word| word.starts_with("sport="));
             assert_eq!(first, Some("sport=8100"), "the server did not begin: {entry}");
             if by_reset {
-                reset(&client)?;
+                reset(&client).or_panic();
             } else {
-                server.shutdown(Shutdown::Write)?;
-                read_to_the_end(&mut client)?;
-                assert_eq!(server.read(&mut [0])?, 0);
+                server.shutdown(Shutdown::Write).or_panic();
+                read_to_the_end(&mut client).or_panic();
+                assert_eq!(server.read(&mut [0]).or_panic(), 0);
             }
         }
     }
-    assert_eq!(caught(&lab)?, before, "the engine's rule sees none of it");
-    Ok(())
+    assert_eq!(caught(&lab), before, "the engine's rule sees none of it");
 }

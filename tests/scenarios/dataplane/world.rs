@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -10,14 +11,15 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use socket2::SockRef;
 use wsl_mirror_lab::{
-    Container, DockerOptions, Lab, LabBuilder, SCRATCH, Service, SharedLab, loopback,
+    Container, DockerOptions, Lab, LabBuilder, Service, SharedLab,
+    checks::{HELLO, OrPanic as _, RaiseOnDrop, nft, ok, windows, windows_udp},
+    nat, pins,
     process::{COMMAND_LIMIT, run},
     raw::{RawSocket, frame_from_windows},
     services::Pattern,
     tcp, udp,
 };
 
-pub const HELLO: &[u8] = b"hello";
 /// How long is waited for what shall not come; an answer takes a thousandth of it.
 pub const HANG: Duration = Duration::from_millis(500);
 /// Longer than it takes to get through at once, and shorter than the first retransmission, which is due after a second.
@@ -30,12 +32,14 @@ pub const STREAM: u64 = 32 << 20;
 /// Docker as installed, with a container that publishes every kind of service: TCP and UDP echo on 8080 of every
 /// address and 8081 of 127.0.0.1, a sink on 8009, a source of [`PAGE`] on 8019 and one of [`STREAM`] on 8020, and one
 /// more UDP echo on 8017. Shared with other tests.
-pub fn services() -> Result<SharedLab> {
+#[track_caller]
+pub fn services() -> SharedLab {
     services_in(Lab::builder(), true)
 }
 
 /// The same in another lab, or without docker-proxy.
-pub fn services_in(lab: LabBuilder, userland_proxy: bool) -> Result<SharedLab> {
+#[track_caller]
+pub fn services_in(lab: LabBuilder, userland_proxy: bool) -> SharedLab {
     SharedLab::take(
         lab,
         &DockerOptions { userland_proxy, ..DockerOptions::default() },
@@ -55,16 +59,7 @@ pub fn services_in(lab: LabBuilder, userland_proxy: bool) -> Result<SharedLab> {
             .publish("8019:19")
             .publish("8020:20"),
     )
-}
-
-/// A TCP client on Windows.
-pub fn windows(lab: &Lab, port: u16) -> tcp::Client {
-    tcp::Client::new(lab.windows(), loopback(port))
-}
-
-/// A UDP client on Windows.
-pub fn windows_udp(lab: &Lab, port: u16) -> udp::Client {
-    udp::Client::new(lab.windows(), loopback(port))
+    .or_panic()
 }
 
 /// That Windows gets no answer from this TCP port.
@@ -93,88 +88,73 @@ pub fn assert_answers_udp(lab: &Lab, port: u16) {
     assert_eq!(windows_udp(lab, port).request(HELLO), Ok(HELLO.to_vec()), "Windows to UDP port {port}");
 }
 
-pub fn load(lab: &Lab) -> Result<()> {
-    lab.wsl_mirror(&["load"])?.success().map(drop)
-}
-
-/// `load` such that whoever listens is steered: what a test serves itself is nobody's that is known.
-pub fn load_for_all(lab: &Lab) -> Result<()> {
-    load_with(lab, "default = \"steer\"\n")
-}
-
-/// `load` with this configuration.
-pub fn load_with(lab: &Lab, configuration: &str) -> Result<()> {
-    let path = format!("{SCRATCH}/wsl-mirror.toml");
-    lab.guest().enter(|| std::fs::write(&path, configuration))?;
-    lab.wsl_mirror(&["load", "--config", &path])?.success().map(drop)
-}
-
-pub fn unload(lab: &Lab) -> Result<()> {
-    lab.wsl_mirror(&["unload"])?.success().map(drop)
-}
-
 /// Takes the program off the interface, and leaves everything else as it is.
-pub fn detach(lab: &Lab) -> Result<()> {
-    let script = "rm /sys/fs/bpf/wsl-mirror/v1/link 2>/dev/null || tc filter del dev loopback0 ingress";
-    lab.guest().run("sh", ["-c", script]).map(drop)
+#[track_caller]
+pub fn detach(lab: &Lab) {
+    let link = pins::path("link");
+    let script = format!("rm {link} 2>/dev/null || tc filter del dev loopback0 ingress");
+    lab.guest().run("sh", ["-c", &script]).or_panic();
 }
 
-pub fn exempt(lab: &Lab, verb: &str, ports: &str) -> Result<()> {
-    lab.wsl_mirror(&["exempt", verb, ports])?.success().map(drop)
+#[track_caller]
+pub fn exempt(lab: &Lab, verb: &str, ports: &str) {
+    ok(lab, &["exempt", verb, ports]);
 }
 
 /// What happened on a port: the named field of its line in `status`, 0 if there is no line.
-pub fn port_packets(lab: &Lab, protocol: &str, port: u16, field: &str) -> Result<u64> {
-    let status = lab.status()?;
-    let ports = status["ports"].as_array().context("status has no ports")?;
+#[track_caller]
+pub fn port_packets(lab: &Lab, protocol: &str, port: u16, field: &str) -> u64 {
+    let status = lab.status().or_panic();
+    let ports = status["ports"].as_array().context("status has no ports").or_panic();
     let line = ports.iter().find(|line| line["port"] == port && line["protocol"] == protocol);
-    let Some(line) = line else { return Ok(0) };
-    line[field].as_u64().with_context(|| format!("no {field} in {line}"))
-}
-
-/// Runs `nft` in the guest.
-pub fn nft(lab: &Lab, ruleset: &str) -> Result<String> {
-    Ok(lab.guest().run("nft", [ruleset])?.stdout)
+    let Some(line) = line else { return 0 };
+    line[field].as_u64().with_context(|| format!("no {field} in {line}")).or_panic()
 }
 
 /// Every rule of the guest, without the values of counters.
-pub fn ruleset(lab: &Lab) -> Result<String> {
-    Ok(lab.guest().run("nft", ["--stateless", "list", "ruleset"])?.stdout)
+#[track_caller]
+pub fn ruleset(lab: &Lab) -> String {
+    lab.guest().run("nft", ["--stateless", "list", "ruleset"]).or_panic().stdout
 }
 
 /// Counts packets that come in on `loopback0`, after reassembly and before conntrack.
 pub struct Probe<'a>(&'a Lab);
 
 impl<'a> Probe<'a> {
-    pub fn new(lab: &'a Lab) -> Result<Self> {
-        nft(lab, "add table ip probe; add chain ip probe in { type filter hook prerouting priority raw; }")?;
-        Ok(Self(lab))
+    #[track_caller]
+    pub fn new(lab: &'a Lab) -> Self {
+        nft(lab, "add table ip probe; add chain ip probe in { type filter hook prerouting priority raw; }");
+        Self(lab)
     }
 
     /// Counts, by this name, what the expression matches.
-    pub fn add(&self, name: &str, expression: &str) -> Result<()> {
+    #[track_caller]
+    pub fn add(&self, name: &str, expression: &str) {
         let rule = format!(
             "add rule ip probe in iifname loopback0 {expression} counter name {name} comment \"wsl-mirror: {name}\""
         );
-        nft(self.0, &format!("add counter ip probe {name}; {rule}")).map(drop)
+        nft(self.0, &format!("add counter ip probe {name}; {rule}"));
     }
 
     /// What was counted by now.
-    pub fn packets(&self, name: &str) -> Result<u64> {
-        counted(&nft(self.0, &format!("list counter ip probe {name}"))?)
+    #[track_caller]
+    pub fn packets(&self, name: &str) -> u64 {
+        counted(&nft(self.0, &format!("list counter ip probe {name}")))
     }
 }
 
 /// The number after the word "packets".
-pub fn counted(listing: &str) -> Result<u64> {
+#[track_caller]
+pub fn counted(listing: &str) -> u64 {
     let mut words = listing.split_whitespace().skip_while(|word| *word != "packets").skip(1);
-    let number = words.next().with_context(|| format!("no counter in {listing}"))?;
-    Ok(number.parse()?)
+    let number = words.next().with_context(|| format!("no counter in {listing}")).or_panic();
+    number.parse().or_panic()
 }
 
 /// What an engine does to a published port, without an engine: a DNAT to a container (which nobody will ask
 /// for an answer).
-pub fn engine_rule(lab: &Lab, protocol: &str, port: u16) -> Result<()> {
+#[track_caller]
+pub fn engine_rule(lab: &Lab, protocol: &str, port: u16) {
     nft(
         lab,
         &format!(
@@ -184,32 +164,34 @@ pub fn engine_rule(lab: &Lab, protocol: &str, port: u16) -> Result<()> {
              add rule ip engine pre fib daddr type local {protocol} dport {port} counter name caught \
                dnat to 192.0.2.7:80"
         ),
-    )
-    .map(drop)
+    );
 }
 
 /// How many flows [`engine_rule`] has caught.
-pub fn caught(lab: &Lab) -> Result<u64> {
-    counted(&nft(lab, "list counter ip engine caught")?)
+#[track_caller]
+pub fn caught(lab: &Lab) -> u64 {
+    counted(&nft(lab, "list counter ip engine caught"))
 }
 
 /// Runs `conntrack -F` every 50 ms for as long as `work` takes; says how often.
-pub fn while_flushing<T>(lab: &Lab, work: impl FnOnce() -> T) -> Result<(T, u32)> {
-    let stop = std::sync::atomic::AtomicBool::new(false);
+#[track_caller]
+pub fn while_flushing<T>(lab: &Lab, work: impl FnOnce() -> T) -> (T, u32) {
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let flushing = scope.spawn(|| -> Result<u32> {
+        let flushing = scope.spawn(|| {
             let mut flushes = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                wsl_mirror_lab::nat::conntrack_flush(lab.guest())?;
+            while !stop.load(Ordering::Relaxed) {
+                nat::conntrack_flush(lab.guest()).or_panic();
                 flushes += 1;
                 thread::sleep(Duration::from_millis(50));
             }
-            Ok(flushes)
+            flushes
         });
+        let stopping = RaiseOnDrop(&stop);
         let result = work();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        let flushes = flushing.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
-        Ok((result, flushes))
+        drop(stopping);
+        let flushes = flushing.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
+        (result, flushes)
     })
 }
 
@@ -287,9 +269,11 @@ fn check(pattern: &mut Pattern, bytes: &[u8]) -> Result<()> {
 }
 
 /// `bpftool` in the guest.
-pub fn bpftool(lab: &Lab, arguments: &str) -> Result<String> {
-    let finished = run(lab.guest().command("bpftool").args(arguments.split_whitespace()), COMMAND_LIMIT)?;
-    Ok(finished.success()?.stdout)
+#[track_caller]
+pub fn bpftool(lab: &Lab, arguments: &str) -> String {
+    let finished =
+        run(lab.guest().command("bpftool").args(arguments.split_whitespace()), COMMAND_LIMIT).or_panic();
+    finished.success().or_panic().stdout
 }
 
 /// Ends a connection by a reset, at once: to close the descriptor may not, since another thread may be about
@@ -340,15 +324,15 @@ pub fn ipv4(protocol: u8, id: u16, fragment: u16, source: [u8; 4], payload: &[u8
 }
 
 /// Sends a datagram from Windows in six fragments, in this order, with this identification.
-pub fn send_in_fragments(nic: &RawSocket, datagram: &[u8], id: u16, order: [usize; 6]) -> Result<()> {
+#[track_caller]
+pub fn send_in_fragments(nic: &RawSocket, datagram: &[u8], id: u16, order: [usize; 6]) {
     let fragments: Vec<_> = datagram.chunks(1480).collect();
     assert_eq!(fragments.len(), order.len());
     for index in order {
         let more = if index + 1 < fragments.len() { 0x2000 } else { 0 };
-        let offset = u16::try_from(index * 1480 / 8)? | more;
-        nic.send(&frame_from_windows(&ipv4(17, id, offset, [127, 0, 0, 1], fragments[index])))?;
+        let offset = u16::try_from(index * 1480 / 8).or_panic() | more;
+        nic.send(&frame_from_windows(&ipv4(17, id, offset, [127, 0, 0, 1], fragments[index]))).or_panic();
     }
-    Ok(())
 }
 
 /// A UDP datagram without a checksum, which IPv4 allows.

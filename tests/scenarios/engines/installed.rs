@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use wsl_mirror_lab::{
     DockerOptions,
+    checks::OrPanic as _,
     process::{COMMAND_LIMIT, run},
 };
 
@@ -24,42 +25,45 @@ pub struct Installed {
 }
 
 /// The engine, or why it cannot be had.
-pub fn find(release: &Release) -> Result<Result<Installed, String>> {
-    let folder = folder()?.join(release.suite);
+#[track_caller]
+pub fn find(release: &Release) -> Result<Installed, String> {
+    let folder = folder().join(release.suite);
     let root = folder.join("root");
     if root.is_dir() {
         let manifest = folder.join("manifest");
-        let manifest =
-            fs::read_to_string(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
+        let manifest = fs::read_to_string(&manifest)
+            .with_context(|| format!("reading {}", manifest.display()))
+            .or_panic();
         let line = manifest.lines().find_map(|line| line.strip_prefix(release.package)?.strip_prefix(' '));
         match line {
             Some(version) if release.is(version) => {
-                return Ok(Ok(Installed { root: Some(root), version: version.to_owned() }));
+                return Ok(Installed { root: Some(root), version: version.to_owned() });
             }
             Some(version) => {
-                return Ok(Err(format!("{} has {} {version} by now", release.suite, release.package)));
+                return Err(format!("{} has {} {version} by now", release.suite, release.package));
             }
-            None => return Ok(Err(format!("no {} in {}", release.package, root.display()))),
+            None => return Err(format!("no {} in {}", release.package, root.display())),
         }
     }
     let here = (release.package == "docker.io").then(machines_docker).flatten();
     match here {
-        Some(version) if release.is(&version) => Ok(Ok(Installed { root: None, version })),
-        _ => Ok(Err(format!(
+        Some(version) if release.is(&version) => Ok(Installed { root: None, version }),
+        _ => Err(format!(
             "there is no {}; `cargo xtask test engines --all` makes it on a Debian that reaches its mirror",
             folder.display()
-        ))),
+        )),
     }
 }
 
 /// As `xtask/src/engines/cache.rs` has it.
-fn folder() -> Result<PathBuf> {
+#[track_caller]
+fn folder() -> PathBuf {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(named) = set("WSL_MIRROR_ENGINES") {
-        return Ok(named);
+        return named;
     }
     let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-    Ok(cache.context("HOME is not set, nor XDG_CACHE_HOME")?.join("wsl-mirror/engines"))
+    cache.context("HOME is not set, nor XDG_CACHE_HOME").or_panic().join("wsl-mirror/engines")
 }
 
 /// The version of this machine's dockerd: `Docker version 20.10.24+dfsg1, build 5d6db84`.

@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, thread, time::Duration};
 
 use anyhow::Result;
-use wsl_mirror_lab::{Lab, loopback, nat, pace, servers, tcp, udp};
+use wsl_mirror_lab::{
+    Lab,
+    checks::{HELLO, OrPanic as _},
+    loopback, nat, pace, servers, tcp, udp,
+};
 
 use super::cells::{Bound, Cell, Client, Column, Outcome, Protocol, Server};
 
-const HELLO: &[u8] = b"hello";
 /// How long is waited for what may never come; an answer takes less than a hundredth of it.
 const HANG: Duration = Duration::from_millis(700);
 /// How often each cell is asked at first, at once: one that answers now and then shall not pass for either.
@@ -21,28 +24,30 @@ pub struct Services {
 }
 
 impl Services {
-    pub fn start(lab: &Lab) -> Result<Self> {
+    #[track_caller]
+    pub fn start(lab: &Lab) -> Self {
         let mut servers = Vec::new();
         for bound in Bound::ALL {
             let at = (bound.address(), Server::Host(bound).port());
-            servers.push(servers::tcp_echo(lab.guest(), at)?);
-            servers.push(servers::udp_echo(lab.guest(), at)?);
+            servers.push(servers::tcp_echo(lab.guest(), at).or_panic());
+            servers.push(servers::udp_echo(lab.guest(), at).or_panic());
         }
-        servers.push(servers::tcp_echo(lab.windows(), loopback(Server::Windows.port()))?);
-        servers.push(servers::udp_echo(lab.windows(), loopback(Server::Windows.port()))?);
-        Ok(Self { _servers: servers })
+        servers.push(servers::tcp_echo(lab.windows(), loopback(Server::Windows.port())).or_panic());
+        servers.push(servers::udp_echo(lab.windows(), loopback(Server::Windows.port())).or_panic());
+        Self { _servers: servers }
     }
 }
 
 /// All cells, as they are now. Connections of before are forgotten first: a client's port that comes again would go
 /// the way that its flow went then.
-pub fn column(lab: &Lab) -> Result<Column> {
-    nat::conntrack_flush(lab.guest())?;
+#[track_caller]
+pub fn column(lab: &Lab) -> Column {
+    nat::conntrack_flush(lab.guest()).or_panic();
     let mut column = first_answers(lab);
     for (cell, outcome) in column.iter_mut().filter(|(_, outcome)| outcome.answers()) {
         *outcome = timed(lab, *cell);
     }
-    Ok(column)
+    column
 }
 
 /// Asks these cells again how fast they are, and keeps the better of the two medians: whoever else uses the machine

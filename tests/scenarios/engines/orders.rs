@@ -3,16 +3,18 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Context as _;
 use wsl_mirror_lab::{
-    Docker, DockerOptions, Lab, SCRATCH, nat,
+    Docker, DockerOptions, Lab, SCRATCH,
+    checks::{HELLO, OrPanic as _, load, unload, wait_until},
+    nat,
     process::{COMMAND_LIMIT, run_with_input, wait_for},
     tcp,
 };
 
 use super::world::{
-    ANY, Engine, HELLO, LOOPBACK, assert_answers, assert_answers_udp, assert_hangs, assert_refused, caught,
-    docker_28_5, lab, load, published, steered, unload, windows, windows_udp, with_each,
+    ANY, Engine, LOOPBACK, assert_answers, assert_answers_udp, assert_hangs, assert_refused, caught,
+    docker_28_5, lab, published, steered, windows, windows_udp, with_each,
 };
 
 /// Between two requests of a connection that goes on.
@@ -20,25 +22,23 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// That Windows is answered with its first SYN, which no rule of the engine has met.
 #[track_caller]
-fn assert_steered_at_once(lab: &Lab, port: u16, when: &str) -> Result<()> {
-    let before = (steered(lab, port)?, caught(lab, port)?);
+fn assert_steered_at_once(lab: &Lab, port: u16, when: &str) {
+    let before = (steered(lab, port), caught(lab, port));
     assert_answers(lab, port, when);
-    assert_eq!((steered(lab, port)?, caught(lab, port)?), (before.0 + 1, before.1), "port {port} {when}");
-    Ok(())
+    assert_eq!((steered(lab, port), caught(lab, port)), (before.0 + 1, before.1), "port {port} {when}");
 }
 
 /// The same for both ports, where what is published on 127.0.0.1 was not known when the program was loaded.
 #[track_caller]
-fn assert_new_ones_are_steered(engine: &Engine, lab: &Lab, when: &str) -> Result<()> {
+fn assert_new_ones_are_steered(engine: &Engine, lab: &Lab, when: &str) {
     if engine.raw_drop {
         // The first SYN may have to show that it is dropped.
         assert_answers(lab, LOOPBACK, when);
     }
     for port in [ANY, LOOPBACK] {
-        assert_steered_at_once(lab, port, when)?;
+        assert_steered_at_once(lab, port, when);
         assert_answers(lab, port, when);
     }
-    Ok(())
 }
 
 #[track_caller]
@@ -49,120 +49,116 @@ fn assert_both_hang(lab: &Lab, when: &str) {
 }
 
 #[track_caller]
-fn assert_both_are_steered_at_once(lab: &Lab, when: &str) -> Result<()> {
-    assert_steered_at_once(lab, ANY, when)?;
-    assert_steered_at_once(lab, LOOPBACK, when)
+fn assert_both_are_steered_at_once(lab: &Lab, when: &str) {
+    assert_steered_at_once(lab, ANY, when);
+    assert_steered_at_once(lab, LOOPBACK, when);
 }
 
 #[test]
-fn docker_may_start_before_the_program_or_after_it() -> Result<()> {
+fn docker_may_start_before_the_program_or_after_it() {
     with_each(|engine| {
-        let first = lab()?;
-        let docker = Docker::start(&first, &engine.options)?;
-        docker.run(published("web"))?;
+        let first = lab();
+        let docker = Docker::start(&first, &engine.options).or_panic();
+        docker.run(published("web")).or_panic();
         assert_both_hang(&first, "without the program");
-        load(&first)?;
-        assert_both_are_steered_at_once(&first, "with Docker first")?;
+        load(&first);
+        assert_both_are_steered_at_once(&first, "with Docker first");
         assert_answers_udp(&first, ANY, "with Docker first");
         assert_answers_udp(&first, LOOPBACK, "with Docker first");
         drop(docker);
 
-        let second = lab()?;
-        load(&second)?;
-        let docker = Docker::start(&second, &engine.options)?;
-        docker.run(published("web"))?;
-        assert_new_ones_are_steered(engine, &second, "with the program first")?;
+        let second = lab();
+        load(&second);
+        let docker = Docker::start(&second, &engine.options).or_panic();
+        docker.run(published("web")).or_panic();
+        assert_new_ones_are_steered(engine, &second, "with the program first");
         assert_answers_udp(&second, ANY, "with the program first");
-        unload(&second)?;
+        unload(&second);
         assert_both_hang(&second, "after the unload");
-        Ok(())
-    })
+    });
 }
 
 #[test]
 #[ignore = "runs with `cargo xtask test engines --all`"]
-fn loopback0_may_appear_before_docker_or_after_it_and_once_more_after_the_load() -> Result<()> {
+fn loopback0_may_appear_before_docker_or_after_it_and_once_more_after_the_load() {
     with_each(|engine| {
         for late in [false, true] {
             let when = if late { "with Docker first" } else { "with loopback0 first" };
-            let lab = Lab::builder().wslinfo(false).loopback0(!late).build()?;
-            let docker = Docker::start(&lab, &engine.options)?;
-            let container = docker.run(published("web"))?;
+            let lab = Lab::builder().wslinfo(false).loopback0(!late).build().or_panic();
+            let docker = Docker::start(&lab, &engine.options).or_panic();
+            let container = docker.run(published("web")).or_panic();
             if late {
-                lab.add_loopback0()?;
+                lab.add_loopback0().or_panic();
             }
             assert_both_hang(&lab, when);
-            load(&lab)?;
-            assert_both_are_steered_at_once(&lab, when)?;
+            load(&lab);
+            assert_both_are_steered_at_once(&lab, when);
 
-            lab.recreate_loopback0()?;
+            lab.recreate_loopback0().or_panic();
             assert_both_hang(&lab, "on another loopback0, which has no program yet");
-            load(&lab)?;
-            assert_both_are_steered_at_once(&lab, "after a second load")?;
-            docker.restart(&container)?;
-            assert_new_ones_are_steered(engine, &lab, "after a restart on another loopback0")?;
+            load(&lab);
+            assert_both_are_steered_at_once(&lab, "after a second load");
+            docker.restart(&container).or_panic();
+            assert_new_ones_are_steered(engine, &lab, "after a restart on another loopback0");
         }
-        Ok(())
-    })
+    });
 }
 
 #[test]
-fn containers_that_start_stop_restart_and_follow_each_other_are_steered_at_once() -> Result<()> {
+fn containers_that_start_stop_restart_and_follow_each_other_are_steered_at_once() {
     with_each(|engine| {
-        let lab = lab()?;
-        let docker = Docker::start(&lab, &engine.options)?;
-        load(&lab)?;
-        let first = docker.run(published("first"))?;
-        assert_new_ones_are_steered(engine, &lab, "of the first container")?;
-        docker.stop(&first)?;
+        let lab = lab();
+        let docker = Docker::start(&lab, &engine.options).or_panic();
+        load(&lab);
+        let first = docker.run(published("first")).or_panic();
+        assert_new_ones_are_steered(engine, &lab, "of the first container");
+        docker.stop(&first).or_panic();
         for port in [ANY, LOOPBACK] {
             assert_refused(&lab, port, "of a stopped container");
         }
-        docker.start_again(&first)?;
-        assert_new_ones_are_steered(engine, &lab, "of a container that was started again")?;
-        docker.restart(&first)?;
-        assert_new_ones_are_steered(engine, &lab, "of a restarted container")?;
-        docker.remove(&first)?;
+        docker.start_again(&first).or_panic();
+        assert_new_ones_are_steered(engine, &lab, "of a container that was started again");
+        docker.restart(&first).or_panic();
+        assert_new_ones_are_steered(engine, &lab, "of a restarted container");
+        docker.remove(&first).or_panic();
         for port in [ANY, LOOPBACK] {
             assert_refused(&lab, port, "of a removed container");
         }
-        docker.run(published("second"))?;
-        assert_new_ones_are_steered(engine, &lab, "of the next container")?;
-        unload(&lab)?;
+        docker.run(published("second")).or_panic();
+        assert_new_ones_are_steered(engine, &lab, "of the next container");
+        unload(&lab);
         assert_both_hang(&lab, "after the unload");
-        Ok(())
-    })
+    });
 }
 
 #[test]
-fn ports_are_steered_again_after_dockerd_was_killed_with_its_containers_and_all_started_again() -> Result<()>
-{
+fn ports_are_steered_again_after_dockerd_was_killed_with_its_containers_and_all_started_again() {
     with_each(|engine| {
-        let lab = lab()?;
-        let mut docker = Docker::start(&lab, &engine.options)?;
-        let container = docker.run(published("web"))?;
+        let lab = lab();
+        let mut docker = Docker::start(&lab, &engine.options).or_panic();
+        let container = docker.run(published("web")).or_panic();
         assert_both_hang(&lab, "without the program");
-        load(&lab)?;
-        assert_both_are_steered_at_once(&lab, "after the load")?;
-        docker.restart_daemon()?;
+        load(&lab);
+        assert_both_are_steered_at_once(&lab, "after the load");
+        docker.restart_daemon().or_panic();
         for port in [ANY, LOOPBACK] {
             assert_refused(&lab, port, "while no container runs");
         }
-        docker.start_again(&container)?;
-        assert_new_ones_are_steered(engine, &lab, "of a dockerd that was started again")?;
-        unload(&lab)?;
+        docker.start_again(&container).or_panic();
+        assert_new_ones_are_steered(engine, &lab, "of a dockerd that was started again");
+        unload(&lab);
         assert_both_hang(&lab, "after the unload");
-        Ok(())
-    })
+    });
 }
 
 /// A dockerd that can be ended by itself: whoever starts it starts it again, as systemd does. A file asks for it.
 ///
 /// An engine's folder has no shell; it shares /run, and what lies in there, with the guest.
-fn restartable(lab: &Lab, options: &DockerOptions) -> Result<(DockerOptions, String)> {
+#[track_caller]
+fn restartable(lab: &Lab, options: &DockerOptions) -> (DockerOptions, String) {
     let (script, asked) = (format!("{SCRATCH}/dockerd"), format!("{SCRATCH}/dockerd-again"));
     let busybox = format!("{SCRATCH}/busybox");
-    lab.guest().run("cp", ["/bin/busybox", &busybox])?;
+    lab.guest().run("cp", ["/bin/busybox", &busybox]).or_panic();
     let text = format!(
         "#!{busybox} sh\n\
          while :; do\n\
@@ -172,46 +168,44 @@ fn restartable(lab: &Lab, options: &DockerOptions) -> Result<(DockerOptions, Str
          done\n",
         dockerd = options.dockerd.display(),
     );
-    lab.guest().enter(|| fs::write(&script, text)).with_context(|| format!("writing {script}"))?;
-    lab.guest().run("chmod", ["+x", &script])?;
+    lab.guest().enter(|| fs::write(&script, text)).with_context(|| format!("writing {script}")).or_panic();
+    lab.guest().run("chmod", ["+x", &script]).or_panic();
     let options = DockerOptions {
         dockerd: script.into(),
         extra_args: vec!["--live-restore".to_owned()],
         ..options.clone()
     };
-    Ok((options, asked))
+    (options, asked)
 }
 
 #[test]
 #[ignore = "runs with `cargo xtask test engines --all`"]
-fn ports_are_steered_again_after_dockerd_alone_was_restarted_and_its_containers_lived_on() -> Result<()> {
+fn ports_are_steered_again_after_dockerd_alone_was_restarted_and_its_containers_lived_on() {
     with_each(|engine| {
-        let lab = lab()?;
-        let (options, asked) = restartable(&lab, &engine.options)?;
-        let docker = Docker::start(&lab, &options)?;
-        docker.run(published("web"))?;
+        let lab = lab();
+        let (options, asked) = restartable(&lab, &engine.options);
+        let docker = Docker::start(&lab, &options).or_panic();
+        docker.run(published("web")).or_panic();
         assert_both_hang(&lab, "without the program");
-        load(&lab)?;
-        assert_both_are_steered_at_once(&lab, "after the load")?;
-        let process = || -> Result<String> {
-            Ok(docker.cli(&["inspect", "--format", "{{.State.Pid}}", "web"])?.stdout)
-        };
-        let before = process()?;
+        load(&lab);
+        assert_both_are_steered_at_once(&lab, "after the load");
+        let process = || docker.cli(&["inspect", "--format", "{{.State.Pid}}", "web"]).or_panic().stdout;
+        let before = process();
         for round in 0..2 {
             let when = format!("of a live container, dockerd restarted, round {round}");
-            lab.guest().enter(|| fs::write(&asked, ""))?;
-            wait_for("dockerd to end", COMMAND_LIMIT, || {
-                Ok((!lab.guest().enter(|| fs::exists(&asked))?).then_some(()))
-            })?;
-            wait_for("dockerd to answer again", COMMAND_LIMIT, || Ok(docker.cli(&["ps"]).ok().map(drop)))?;
-            let now = process()?;
-            ensure!(now == before && now.trim() != "0", "it did not live on: process {before}, then {now}");
-            assert_new_ones_are_steered(engine, &lab, &when)?;
+            lab.guest().enter(|| fs::write(&asked, "")).or_panic();
+            wait_until("dockerd to end", COMMAND_LIMIT, || {
+                !lab.guest().enter(|| fs::exists(&asked)).or_panic()
+            });
+            wait_for("dockerd to answer again", COMMAND_LIMIT, || Ok(docker.cli(&["ps"]).ok().map(drop)))
+                .or_panic();
+            let now = process();
+            assert!(now == before && now.trim() != "0", "it did not live on: process {before}, then {now}");
+            assert_new_ones_are_steered(engine, &lab, &when);
         }
-        unload(&lab)?;
+        unload(&lab);
         assert_both_hang(&lab, "after the unload");
-        Ok(())
-    })
+    });
 }
 
 /// What `firewall-cmd --reload`, `ufw reload` and their like do to everybody's rules.
@@ -222,25 +216,28 @@ struct Rules {
 impl Rules {
     const TABLES: [&str; 3] = ["raw", "nat", "filter"];
 
-    fn save(lab: &Lab) -> Result<Self> {
-        Ok(Self { saved: lab.guest().run("iptables-save", [""; 0])?.stdout })
+    #[track_caller]
+    fn save(lab: &Lab) -> Self {
+        Self { saved: lab.guest().run("iptables-save", [""; 0]).or_panic().stdout }
     }
 
-    fn flush(lab: &Lab) -> Result<()> {
+    #[track_caller]
+    fn flush(lab: &Lab) {
         for table in Self::TABLES {
             for what in ["-F", "-X"] {
-                lab.guest().run("iptables", ["-w", "5", "-t", table, what])?;
+                lab.guest().run("iptables", ["-w", "5", "-t", table, what]).or_panic();
             }
         }
-        Ok(())
     }
 
-    fn restore(&self, lab: &Lab) -> Result<()> {
-        run_with_input(&mut lab.guest().command("iptables-restore"), &self.saved, COMMAND_LIMIT)?
-            .success()?;
-        let now = Self::save(lab)?;
-        ensure!(now.rules() == self.rules(), "not as before: {}\ninstead of {}", now.saved, self.saved);
-        Ok(())
+    #[track_caller]
+    fn restore(&self, lab: &Lab) {
+        run_with_input(&mut lab.guest().command("iptables-restore"), &self.saved, COMMAND_LIMIT)
+            .or_panic()
+            .success()
+            .or_panic();
+        let now = Self::save(lab);
+        assert!(now.rules() == self.rules(), "not as before: {}\ninstead of {}", now.saved, self.saved);
     }
 
     /// Without comments and counters.
@@ -253,19 +250,19 @@ impl Rules {
 }
 
 #[test]
-fn connections_go_on_and_new_ones_work_while_a_firewall_flushes_and_refills_everybodys_rules() -> Result<()> {
+fn connections_go_on_and_new_ones_work_while_a_firewall_flushes_and_refills_everybodys_rules() {
     with_each(|engine| {
-        let lab = lab()?;
-        let docker = Docker::start(&lab, &engine.options)?;
-        docker.run(published("web"))?;
+        let lab = lab();
+        let docker = Docker::start(&lab, &engine.options).or_panic();
+        docker.run(published("web")).or_panic();
         assert_both_hang(&lab, "without the program");
-        load(&lab)?;
+        load(&lab);
         let ports = [ANY, LOOPBACK];
         let mut calm = Vec::new();
         let mut busy = Vec::new();
         for port in ports {
-            calm.push((port, windows(&lab, port).connect()?));
-            busy.push((port, windows(&lab, port).keep_alive(PAUSE)?));
+            calm.push((port, windows(&lab, port).connect().or_panic()));
+            busy.push((port, windows(&lab, port).keep_alive(PAUSE).or_panic()));
         }
         let mut go_on = |when: &str| {
             for (port, connection) in &mut calm {
@@ -275,69 +272,66 @@ fn connections_go_on_and_new_ones_work_while_a_firewall_flushes_and_refills_ever
                 assert_answers(&lab, port, when);
             }
         };
-        let rules = Rules::save(&lab)?;
-        ensure!(rules.saved.contains("DNAT"), "there is nothing to be flushed: {}", rules.saved);
+        let rules = Rules::save(&lab);
+        assert!(rules.saved.contains("DNAT"), "there is nothing to be flushed: {}", rules.saved);
         go_on("before the reload");
         for forgets in [false, true, true] {
-            Rules::flush(&lab)?;
+            Rules::flush(&lab);
             if forgets {
-                nat::conntrack_flush(lab.guest())?;
+                nat::conntrack_flush(lab.guest()).or_panic();
             }
             go_on("while there are no rules");
             if forgets {
-                nat::conntrack_flush(lab.guest())?;
+                nat::conntrack_flush(lab.guest()).or_panic();
             }
-            rules.restore(&lab)?;
+            rules.restore(&lab);
             go_on("after the reload");
-            nat::conntrack_flush(lab.guest())?;
+            nat::conntrack_flush(lab.guest()).or_panic();
             go_on("after the reload and a flush of conntrack");
         }
         for (port, busy) in busy {
             let report = busy.stop();
             assert_eq!(report.failure, None, "port {port}");
-            ensure!(report.exchanges > 10, "port {port}: {report:?}");
+            assert!(report.exchanges > 10, "port {port}: {report:?}");
         }
-        assert_both_are_steered_at_once(&lab, "after the reload")?;
-        Ok(())
-    })
+        assert_both_are_steered_at_once(&lab, "after the reload");
+    });
 }
 
 /// Of a SYN that an engine translates, `dataplane` tells; this one is dropped.
 #[test]
-fn a_syn_that_docker_28_5_dropped_before_the_load_gets_through_when_it_is_retransmitted() -> Result<()> {
-    let Some(engine) = docker_28_5()? else { return Ok(()) };
-    let lab = lab()?;
-    let docker = Docker::start(&lab, &engine.options)?;
-    docker.run(published("web"))?;
+fn a_syn_that_docker_28_5_dropped_before_the_load_gets_through_when_it_is_retransmitted() {
+    let Some(engine) = docker_28_5() else { return };
+    let lab = lab();
+    let docker = Docker::start(&lab, &engine.options).or_panic();
+    docker.run(published("web")).or_panic();
     let client = windows(&lab, LOOPBACK);
     std::thread::scope(|scope| {
         let connecting = scope.spawn(|| client.echo(HELLO));
-        wait_for("the SYN to be dropped", Duration::from_secs(1), || {
-            Ok((caught(&lab, LOOPBACK)? > 0).then_some(()))
-        })?;
-        load(&lab)?;
+        wait_until("the SYN to be dropped", Duration::from_secs(1), || caught(&lab, LOOPBACK) > 0);
+        load(&lab);
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         assert_eq!(answer, Ok(HELLO.to_vec()));
-        assert_steered_at_once(&lab, LOOPBACK, "after the load")
-    })
+        assert_steered_at_once(&lab, LOOPBACK, "after the load");
+    });
 }
 
 #[test]
 #[ignore = "runs with `cargo xtask test engines --all`"]
-fn a_dockerd_without_its_proxy_keeps_its_ports_and_one_that_has_it_again_is_steered() -> Result<()> {
+fn a_dockerd_without_its_proxy_keeps_its_ports_and_one_that_has_it_again_is_steered() {
     with_each(|engine| {
-        let lab = lab()?;
-        let mut docker = Docker::start(&lab, &engine.options)?;
-        let container = docker.run(published("web"))?;
+        let lab = lab();
+        let mut docker = Docker::start(&lab, &engine.options).or_panic();
+        let container = docker.run(published("web")).or_panic();
         assert_both_hang(&lab, "without the program");
-        load(&lab)?;
-        assert_both_are_steered_at_once(&lab, "with the proxy")?;
+        load(&lab);
+        assert_both_are_steered_at_once(&lab, "with the proxy");
         for round in 0..2 {
-            docker.restart_daemon_with_userland_proxy(false)?;
-            docker.start_again(&container)?;
+            docker.restart_daemon_with_userland_proxy(false).or_panic();
+            docker.start_again(&container).or_panic();
             for port in [ANY, LOOPBACK] {
                 let when = format!("without the proxy, round {round}");
-                let before = (steered(&lab, port)?, caught(&lab, port)?);
+                let before = (steered(&lab, port), caught(&lab, port));
                 if engine.raw_drop && port == LOOPBACK {
                     // As without us: nobody accepts there whom it could be delivered to.
                     assert_hangs(&lab, port, &when);
@@ -345,53 +339,49 @@ fn a_dockerd_without_its_proxy_keeps_its_ports_and_one_that_has_it_again_is_stee
                     assert_answers(&lab, port, &when);
                     assert_answers_udp(&lab, port, &when);
                 }
-                ensure!(steered(&lab, port)? == before.0, "port {port} is steered {when}");
-                ensure!(caught(&lab, port)? > before.1, "port {port} never met the engine's rules {when}");
+                assert!(steered(&lab, port) == before.0, "port {port} is steered {when}");
+                assert!(caught(&lab, port) > before.1, "port {port} never met the engine's rules {when}");
             }
-            docker.restart_daemon_with_userland_proxy(true)?;
-            docker.start_again(&container)?;
-            assert_new_ones_are_steered(engine, &lab, &format!("with the proxy again, round {round}"))?;
+            docker.restart_daemon_with_userland_proxy(true).or_panic();
+            docker.start_again(&container).or_panic();
+            assert_new_ones_are_steered(engine, &lab, &format!("with the proxy again, round {round}"));
         }
-        Ok(())
-    })
+    });
 }
 
 /// `load` reads which ports are dropped unless on `lo`; of later ones the first SYN tells, when it comes once more.
 #[test]
-fn of_a_port_that_docker_28_5_published_on_127_0_0_1_after_the_load_one_syn_is_lost_per_listener()
--> Result<()> {
-    let Some(engine) = docker_28_5()? else { return Ok(()) };
-    let lab = lab()?;
-    load(&lab)?;
-    let docker = Docker::start(&lab, &engine.options)?;
-    let container = docker.run(published("web"))?;
-    let learned = |times: u64, when: &str| -> Result<()> {
+fn of_a_port_that_docker_28_5_published_on_127_0_0_1_after_the_load_one_syn_is_lost_per_listener() {
+    let Some(engine) = docker_28_5() else { return };
+    let lab = lab();
+    load(&lab);
+    let docker = Docker::start(&lab, &engine.options).or_panic();
+    let container = docker.run(published("web")).or_panic();
+    let learned = |times: u64, when: &str| {
         for _ in 0..10 {
             assert_answers(&lab, LOOPBACK, when);
             // The rules are new with the container, and so are their counters.
-            let now = (lab.packets("steer_learned")?, caught(&lab, LOOPBACK)?);
+            let now = (lab.packets("steer_learned").or_panic(), caught(&lab, LOOPBACK));
             assert_eq!(now, (times, 1), "learned, and SYNs lost, {when}");
         }
-        Ok(())
     };
-    learned(1, "after the start")?;
-    let connection = windows(&lab, LOOPBACK).keep_alive(PAUSE)?;
-    nat::conntrack_flush(lab.guest())?;
-    learned(1, "after a flush of conntrack")?;
+    learned(1, "after the start");
+    let connection = windows(&lab, LOOPBACK).keep_alive(PAUSE).or_panic();
+    nat::conntrack_flush(lab.guest()).or_panic();
+    learned(1, "after a flush of conntrack");
     assert_eq!(connection.stop().failure, None, "a connection that goes by lo");
-    let container = docker.restart(&container)?;
-    learned(2, "after a restart: what was learned has gone with the listener")?;
-    docker.remove(&container)?;
-    docker.run(published("next"))?;
-    learned(3, "of the next container")?;
+    let container = docker.restart(&container).or_panic();
+    learned(2, "after a restart: what was learned has gone with the listener");
+    docker.remove(&container).or_panic();
+    docker.run(published("next")).or_panic();
+    learned(3, "of the next container");
 
     // Datagrams are not sent once more. The next load reads of them.
     let udp = windows_udp(&lab, LOOPBACK).limit(super::world::HANG).request(HELLO);
     println!("UDP before the next load: {udp:?}");
-    load(&lab)?;
-    assert_steered_at_once(&lab, LOOPBACK, "after the next load")?;
+    load(&lab);
+    assert_steered_at_once(&lab, LOOPBACK, "after the next load");
     assert_answers_udp(&lab, LOOPBACK, "after the next load");
-    unload(&lab)?;
+    unload(&lab);
     assert_both_hang(&lab, "after the unload");
-    Ok(())
 }

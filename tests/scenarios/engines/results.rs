@@ -9,38 +9,41 @@ use super::{
     configuration::Configuration,
     known,
 };
+use wsl_mirror_lab::checks::OrPanic as _;
 
 /// Names the folder that gets a file from each test.
 const FOLDER: &str = "WSL_MIRROR_ENGINES_RESULTS";
 
 /// What a configuration came to, or why it was not run.
+#[track_caller]
 pub fn write(
     test: &str,
     configuration: &Configuration,
     found: &Result<(String, &Columns, Vec<String>), String>,
-) -> Result<()> {
+) {
     let Some(folder) = env::var_os(FOLDER).filter(|value| !value.is_empty()).map(PathBuf::from) else {
-        return Ok(());
+        return;
     };
     let [how, wslinfo, loopback0] = configuration.details();
     let mut text = format!("configuration\t{configuration}\t{how}\t{wslinfo}\t{loopback0}\n");
     match found {
-        Err(reason) => writeln!(text, "skipped\t{}", line(reason))?,
+        Err(reason) => writeln!(text, "skipped\t{}", line(reason)).or_panic(),
         Ok((version, columns, notes)) => {
             let release = configuration.release;
-            writeln!(text, "installed\t{}\t{} {version}", release.suite, release.package)?;
-            cells(&mut text, columns)?;
-            explanations(&mut text, configuration, columns)?;
+            writeln!(text, "installed\t{}\t{} {version}", release.suite, release.package).or_panic();
+            cells(&mut text, columns);
+            explanations(&mut text, configuration, columns);
             for note in notes {
-                writeln!(text, "note\t{}", line(note))?;
+                writeln!(text, "note\t{}", line(note)).or_panic();
             }
         }
     }
     let path = folder.join(test);
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display())).or_panic();
 }
 
-fn cells(text: &mut String, columns: &Columns) -> Result<()> {
+#[track_caller]
+fn cells(text: &mut String, columns: &Columns) {
     for (phase, column) in columns.phases() {
         for (cell, outcome) in column {
             let Cell { client, protocol, server } = cell;
@@ -50,14 +53,15 @@ fn cells(text: &mut String, columns: &Columns) -> Result<()> {
                 Outcome::Never(_) => ("never", "-".to_owned()),
             };
             let failure = outcome.failure().map_or_else(|| "-".to_owned(), line);
-            writeln!(text, "cell\t{client}\t{protocol}\t{server}\t{phase}\t{answer}\t{median}\t{failure}")?;
+            writeln!(text, "cell\t{client}\t{protocol}\t{server}\t{phase}\t{answer}\t{median}\t{failure}")
+                .or_panic();
         }
     }
-    Ok(())
 }
 
 /// For all that stays broken: what, why, and what one can do.
-fn explanations(text: &mut String, configuration: &Configuration, columns: &Columns) -> Result<()> {
+#[track_caller]
+fn explanations(text: &mut String, configuration: &Configuration, columns: &Columns) {
     let mut broken: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
     for (cell, _) in columns.with.iter().filter(|(_, outcome)| !outcome.answers()) {
         if let Some(explanation) = known::explanation(configuration, *cell) {
@@ -65,9 +69,8 @@ fn explanations(text: &mut String, configuration: &Configuration, columns: &Colu
         }
     }
     for ((cause, way_out), cells) in broken {
-        writeln!(text, "broken\t{}\t{cause}\t{way_out}", cells.join("; "))?;
+        writeln!(text, "broken\t{}\t{cause}\t{way_out}", cells.join("; ")).or_panic();
     }
-    Ok(())
 }
 
 /// What must not tear a line apart.

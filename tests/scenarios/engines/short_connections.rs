@@ -11,15 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
 use wsl_mirror_lab::{
-    Container, Docker, DockerOptions, Lab, NetworkBackend, Podman, PodmanOptions, Running, Service, pace, tcp,
+    Container, Docker, DockerOptions, Lab, NetworkBackend, Podman, PodmanOptions, Running, Service,
+    checks::{HELLO, OrPanic as _, RaiseOnDrop, load},
+    pace, tcp,
 };
 
 use super::{
     configuration::PODMAN_5_8,
     installed,
-    world::{HELLO, assert_hangs, lab, load, steered, windows},
+    world::{assert_hangs, lab, steered, windows},
 };
 
 /// On Windows, at once.
@@ -53,7 +54,8 @@ enum Engine {
 }
 
 impl Engine {
-    fn run(&self, first: u16, ports: &[u16]) -> Result<Running> {
+    #[track_caller]
+    fn run(&self, first: u16, ports: &[u16]) -> Running {
         let ports: Vec<u16> = ports.iter().map(|port| first + port).collect();
         let container = Container::new(&format!("web-{}", ports[0])).serve(Service::TcpEcho { port: 7 });
         let container =
@@ -62,35 +64,39 @@ impl Engine {
             Self::Docker(docker) => docker.run(container),
             Self::Podman(podman) => podman.run(container),
         }
+        .or_panic()
     }
 
-    fn stop(&self, container: &Running) -> Result<()> {
+    #[track_caller]
+    fn stop(&self, container: &Running) {
         match self {
             Self::Docker(docker) => docker.stop(container),
             Self::Podman(podman) => podman.stop(container),
         }
-        .map(drop)
+        .or_panic();
     }
 
-    fn start_again(&self, container: &Running) -> Result<()> {
+    #[track_caller]
+    fn start_again(&self, container: &Running) {
         match self {
             Self::Docker(docker) => docker.start_again(container),
             Self::Podman(podman) => podman.start_again(container),
         }
-        .map(drop)
+        .or_panic();
     }
 }
 
 /// Podman, whose ports its own rules carry, or another Docker. And whether its ports are to be steered.
-fn second_engine(lab: &Lab) -> Result<(Engine, bool)> {
-    if let Ok(installed::Installed { root: Some(root), version }) = installed::find(&PODMAN_5_8)? {
+#[track_caller]
+fn second_engine(lab: &Lab) -> (Engine, bool) {
+    if let Ok(installed::Installed { root: Some(root), version }) = installed::find(&PODMAN_5_8) {
         println!("with Podman {version}");
         let options = PodmanOptions { root, network: NetworkBackend::Netavark };
-        return Ok((Engine::Podman(Podman::start(lab, &options)?), false));
+        return (Engine::Podman(Podman::start(lab, &options).or_panic()), false);
     }
     println!("with another Docker, since Podman cannot be had");
     let options = DockerOptions { bip: Some("172.30.0.1/16".to_owned()), ..DockerOptions::default() };
-    Ok((Engine::Docker(Docker::start(lab, &options)?), true))
+    (Engine::Docker(Docker::start(lab, &options).or_panic()), true)
 }
 
 /// From when on a port was not up, and until when if it is up again.
@@ -218,12 +224,8 @@ fn client(lab: &Lab, number: u16, connections: usize, ports: &[u16]) -> Seen {
 }
 
 /// Takes containers down and up again, one after the other, until the clients are done. Says how often.
-fn come_and_go(
-    engine: &Engine,
-    containers: &[(Running, Vec<u16>)],
-    down: &Down,
-    done: &AtomicBool,
-) -> Result<u32> {
+#[track_caller]
+fn come_and_go(engine: &Engine, containers: &[(Running, Vec<u16>)], down: &Down, done: &AtomicBool) -> u32 {
     let mut times = 0;
     for (container, ports) in containers.iter().cycle() {
         thread::sleep(REST);
@@ -231,13 +233,13 @@ fn come_and_go(
             break;
         }
         down.begins(ports);
-        engine.stop(container)?;
+        engine.stop(container);
         thread::sleep(REST);
-        engine.start_again(container)?;
+        engine.start_again(container);
         down.ends(ports);
         times += 1;
     }
-    Ok(times)
+    times
 }
 
 /// That a port answers, and leaves no port of Windows in `TIME_WAIT`, which one of the crowd is going to take.
@@ -252,25 +254,28 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
 }
 
-fn only_ports_that_were_down_fail(connections: usize) -> Result<()> {
-    let lab = lab()?;
+#[track_caller]
+fn only_ports_that_were_down_fail(connections: usize) {
+    let lab = lab();
     // Of flows that are over, conntrack shall not keep a hundred thousand.
-    lab.guest().set_sysctls([
-        ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "5"),
-        ("net/netfilter/nf_conntrack_tcp_timeout_close", "2"),
-        // Docker's proxy opens a connection of its own to the container for each of these, from the 4096 ports that the
-        // guest has; a port is free again after a minute. More than 68 a second to one container, and it finds none and
-        // hangs up, whoever steers. With this it may take one again after a second.
-        ("net/ipv4/tcp_tw_reuse", "1"),
-    ])?;
-    let docker = Engine::Docker(Docker::start(&lab, &DockerOptions::default())?);
-    let (second, second_is_steered) = second_engine(&lab)?;
+    lab.guest()
+        .set_sysctls([
+            ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "5"),
+            ("net/netfilter/nf_conntrack_tcp_timeout_close", "2"),
+            // Docker's proxy opens a connection of its own to the container for each of these, from the 4096 ports that the
+            // guest has; a port is free again after a minute. More than 68 a second to one container, and it finds none and
+            // hangs up, whoever steers. With this it may take one again after a second.
+            ("net/ipv4/tcp_tw_reuse", "1"),
+        ])
+        .or_panic();
+    let docker = Engine::Docker(Docker::start(&lab, &DockerOptions::default()).or_panic());
+    let (second, second_is_steered) = second_engine(&lab);
     let mut containers = Vec::new();
     for (engine, first) in [(&docker, FIRST), (&second, SECOND)] {
-        engine.run(first, &STEADY)?;
+        engine.run(first, &STEADY);
         let mut of_engine = Vec::new();
         for ports in COMING_AND_GOING {
-            let running = engine.run(first, &ports)?;
+            let running = engine.run(first, &ports);
             of_engine.push((running, ports.iter().map(|port| first + port).collect::<Vec<_>>()));
         }
         containers.push((engine, of_engine));
@@ -279,12 +284,12 @@ fn only_ports_that_were_down_fail(connections: usize) -> Result<()> {
         // Docker drops what is forwarded for others, Podman's containers included; this is where it asks the user.
         for direction in ["-i", "-o"] {
             let rule = ["-w", "5", "-I", "DOCKER-USER", direction, "podman0", "-j", "ACCEPT"];
-            lab.guest().run("iptables", rule)?;
+            lab.guest().run("iptables", rule).or_panic();
         }
         assert_answers_once(&lab, SECOND, "without the program");
     }
     assert_hangs(&lab, FIRST, "without the program");
-    load(&lab)?;
+    load(&lab);
     let all: Vec<u16> = (0..10).map(|port| FIRST + port).chain((0..10).map(|port| SECOND + port)).collect();
     for port in &all {
         assert_answers_once(&lab, *port, "after the load");
@@ -293,7 +298,7 @@ fn only_ports_that_were_down_fail(connections: usize) -> Result<()> {
     let (down, done) = (Down::default(), AtomicBool::new(false));
     let share = connections / usize::from(CLIENTS);
     let began = Instant::now();
-    let (seen, times) = thread::scope(|scope| -> Result<(Vec<Seen>, Vec<u32>)> {
+    let (seen, times) = thread::scope(|scope| {
         let (lab, all, down, done) = (&lab, &all, &down, &done);
         let going: Vec<_> = containers
             .iter()
@@ -301,11 +306,12 @@ fn only_ports_that_were_down_fail(connections: usize) -> Result<()> {
             .collect();
         let clients: Vec<_> =
             (0..CLIENTS).map(|number| scope.spawn(move || client(lab, number, share, all))).collect();
-        let seen = clients.into_iter().map(joined).collect();
-        done.store(true, Ordering::Relaxed);
-        let times: Result<Vec<u32>> = going.into_iter().map(joined).collect();
-        Ok((seen, times?))
-    })?;
+        let ending = RaiseOnDrop(done);
+        let seen: Vec<Seen> = clients.into_iter().map(joined).collect();
+        drop(ending);
+        let times: Vec<u32> = going.into_iter().map(joined).collect();
+        (seen, times)
+    });
     let took = began.elapsed();
 
     let answers: u64 = seen.iter().flat_map(|seen| seen.answers.values()).sum();
@@ -331,7 +337,7 @@ fn only_ports_that_were_down_fail(connections: usize) -> Result<()> {
         left.map(|attempt| attempt.told(began, &down)).collect()
     };
     for (what, wrong) in [("failed", unexplained(&failures)), ("lost a packet", unexplained(&slow))] {
-        ensure!(
+        assert!(
             wrong.is_empty(),
             "{} to ports that were up {what}:\n{}",
             wrong.len(),
@@ -339,32 +345,31 @@ fn only_ports_that_were_down_fail(connections: usize) -> Result<()> {
         );
     }
     let (done, wanted) = (answers + failures.len() as u64, u64::from(CLIENTS) * share as u64);
-    ensure!(
+    assert!(
         done == wanted,
         "only {done} of {wanted} connections in {took:.1?}: the machine has too much to do"
     );
-    ensure!(
+    assert!(
         times.iter().all(|times| *times > 0),
         "containers of both engines were to come and go: {times:?}"
     );
     let answered: BTreeSet<u16> = seen.iter().flat_map(|seen| seen.answers.keys().copied()).collect();
-    ensure!(answered.len() == all.len(), "only {answered:?} answered");
+    assert!(answered.len() == all.len(), "only {answered:?} answered");
     for port in &all {
         let answers = seen.iter().filter_map(|seen| seen.answers.get(port)).sum();
-        expect_steered(&lab, *port, answers, *port < SECOND || second_is_steered)?;
+        expect_steered(&lab, *port, answers, *port < SECOND || second_is_steered);
         assert_answers_once(&lab, *port, "in the end");
     }
-    Ok(())
 }
 
 /// Who was answered by docker-proxy was steered, and nobody else.
-fn expect_steered(lab: &Lab, port: u16, answers: u64, by_docker_proxy: bool) -> Result<()> {
-    let flows = steered(lab, port)?;
-    ensure!(
+#[track_caller]
+fn expect_steered(lab: &Lab, port: u16, answers: u64, by_docker_proxy: bool) {
+    let flows = steered(lab, port);
+    assert!(
         if by_docker_proxy { flows >= answers } else { flows == 0 },
         "port {port}: {answers} answers and {flows} steered flows"
     );
-    Ok(())
 }
 
 #[test]
@@ -395,12 +400,12 @@ fn a_hang_is_not_excused_by_a_port_that_goes_down_while_it_waits() {
 }
 
 #[test]
-fn of_ten_thousand_short_connections_only_those_to_a_port_that_was_down_fail() -> Result<()> {
-    only_ports_that_were_down_fail(10_000)
+fn of_ten_thousand_short_connections_only_those_to_a_port_that_was_down_fail() {
+    only_ports_that_were_down_fail(10_000);
 }
 
 #[test]
 #[ignore = "runs with `cargo xtask test engines --all`"]
-fn of_a_hundred_thousand_short_connections_only_those_to_a_port_that_was_down_fail() -> Result<()> {
-    only_ports_that_were_down_fail(100_000)
+fn of_a_hundred_thousand_short_connections_only_those_to_a_port_that_was_down_fail() {
+    only_ports_that_were_down_fail(100_000);
 }

@@ -2,12 +2,15 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Container, DockerOptions, Lab, Service, loopback, tcp, udp};
+use anyhow::Context as _;
+use wsl_mirror_lab::{
+    Container, DockerOptions, Lab, Service,
+    checks::{HELLO, OrPanic as _},
+    loopback, tcp, udp,
+};
 
 use super::{configuration::DOCKER_28_5, installed};
 
-pub const HELLO: &[u8] = b"hello";
 /// How long is waited for what shall not come; an answer takes a thousandth of it.
 pub const HANG: Duration = Duration::from_millis(500);
 /// How long for an answer: a retransmission fits in, on a busy machine too.
@@ -26,7 +29,8 @@ pub struct Engine {
 }
 
 /// This machine's own Docker, and 28.5 where it can be had.
-pub fn dockers() -> Result<Vec<Engine>> {
+#[track_caller]
+pub fn dockers() -> Vec<Engine> {
     let own = DockerOptions::default();
     let mut engines = Vec::new();
     if Path::new(&own.dockerd).exists() {
@@ -37,37 +41,39 @@ pub fn dockers() -> Result<Vec<Engine>> {
     } else {
         println!("skipped: this machine has no {}", own.dockerd.display());
     }
-    engines.extend(docker_28_5()?);
-    Ok(engines)
+    engines.extend(docker_28_5());
+    engines
 }
 
 /// Docker 28.5, which does not find out that it is in mirrored mode: in labs without `wslinfo`.
-pub fn docker_28_5() -> Result<Option<Engine>> {
-    match installed::find(&DOCKER_28_5)? {
-        Ok(installed) => Ok(Some(Engine {
+#[track_caller]
+pub fn docker_28_5() -> Option<Engine> {
+    match installed::find(&DOCKER_28_5) {
+        Ok(installed) => Some(Engine {
             name: format!("Docker {}", installed.version),
             options: DockerOptions { root: installed.root, ..DockerOptions::default() },
             raw_drop: true,
-        })),
+        }),
         Err(reason) => {
             println!("skipped: Docker 28.5 cannot be had: {reason}");
-            Ok(None)
+            None
         }
     }
 }
 
-/// Does it with each Docker; an error says with which.
-pub fn with_each(mut order: impl FnMut(&Engine) -> Result<()>) -> Result<()> {
-    for engine in dockers()? {
+/// Prints the name of each Docker, and runs the order with it.
+#[track_caller]
+pub fn with_each(mut order: impl FnMut(&Engine)) {
+    for engine in dockers() {
         println!("{}", engine.name);
-        order(&engine).with_context(|| engine.name.clone())?;
+        order(&engine);
     }
-    Ok(())
 }
 
 /// A lab in which no Docker finds out that it is in mirrored mode.
-pub fn lab() -> Result<Lab> {
-    Lab::builder().wslinfo(false).build()
+#[track_caller]
+pub fn lab() -> Lab {
+    Lab::builder().wslinfo(false).build().or_panic()
 }
 
 /// An echo service, TCP and UDP, on [`ANY`] and [`LOOPBACK`].
@@ -116,35 +122,31 @@ pub fn assert_answers_udp(lab: &Lab, port: u16, when: &str) {
     assert_eq!(windows_udp(lab, port).request(HELLO), Ok(HELLO.to_vec()), "UDP port {port} {when}");
 }
 
-pub fn load(lab: &Lab) -> Result<()> {
-    lab.wsl_mirror(&["load"])?.success().map(drop)
-}
-
-pub fn unload(lab: &Lab) -> Result<()> {
-    lab.wsl_mirror(&["unload"])?.success().map(drop)
-}
-
 /// How many TCP flows to this port were steered.
-pub fn steered(lab: &Lab, port: u16) -> Result<u64> {
-    let status = lab.status()?;
-    let ports = status["ports"].as_array().context("status has no ports")?;
+#[track_caller]
+pub fn steered(lab: &Lab, port: u16) -> u64 {
+    let status = lab.status().or_panic();
+    let ports = status["ports"].as_array().context("status has no ports").or_panic();
     let line = ports.iter().find(|line| line["port"] == port && line["protocol"] == "tcp");
-    Ok(line.and_then(|line| line["steered_flows"].as_u64()).unwrap_or(0))
+    line.and_then(|line| line["steered_flows"].as_u64()).unwrap_or(0)
 }
 
 /// How many TCP connections to this port the engine has caught: those it translates, and those it drops in table raw.
 /// It is 0 after its rules were made anew.
-pub fn caught(lab: &Lab, port: u16) -> Result<u64> {
+#[track_caller]
+pub fn caught(lab: &Lab, port: u16) -> u64 {
     let mut caught = 0;
     for (table, chain, target) in [("nat", "DOCKER", "DNAT"), ("raw", "PREROUTING", "DROP")] {
-        let listed = lab.guest().run("iptables", ["-w", "5", "-t", table, "-L", chain, "-v", "-n", "-x"])?;
+        let listed =
+            lab.guest().run("iptables", ["-w", "5", "-t", table, "-L", chain, "-v", "-n", "-x"]).or_panic();
         let rules = listed.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let port = format!("dpt:{port}");
         for rule in rules.filter(|rule| rule.get(2) == Some(&target) && rule.contains(&port.as_str())) {
             if rule.windows(2).any(|pair| pair[0] == "tcp" && pair[1] == port) {
-                caught += rule[0].parse::<u64>().with_context(|| format!("no counter in {rule:?}"))?;
+                caught +=
+                    rule[0].parse::<u64>().with_context(|| format!("no counter in {rule:?}")).or_panic();
             }
         }
     }
-    Ok(caught)
+    caught
 }

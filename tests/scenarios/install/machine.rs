@@ -2,9 +2,10 @@
 
 use std::{process::Command, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Context as _;
 use wsl_mirror_lab::{
     Lab,
+    checks::OrPanic as _,
     process::{Background, COMMAND_LIMIT, Finished, run, wait_for, wait_for_child},
 };
 
@@ -42,13 +43,14 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    fn new(lab: &'a Lab) -> Result<Self> {
-        let program = lab.wsl_mirror_command(&[])?.get_program().to_os_string();
+    #[track_caller]
+    fn new(lab: &'a Lab) -> Self {
+        let program = lab.wsl_mirror_command(&[]).or_panic().get_program().to_os_string();
         let mut command = lab.guest().command("unshare");
         command.args(["--pid", "--fork", "--kill-child", "--mount", "sh", "-ec", DISTRIBUTION, "sh"]);
-        let unshare = Background::spawn(command.arg(program))?;
-        let init = wait_for_child(unshare.pid(), "sleep").with_context(|| unshare.output())?;
-        Ok(Self { lab, _unshare: unshare, init })
+        let unshare = Background::spawn(command.arg(program)).or_panic();
+        let init = wait_for_child(unshare.pid(), "sleep").with_context(|| unshare.output()).or_panic();
+        Self { lab, _unshare: unshare, init }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -58,138 +60,141 @@ impl<'a> Machine<'a> {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Result<Finished> {
-        run(&mut self.command(arguments), COMMAND_LIMIT)
+    #[track_caller]
+    fn run(&self, arguments: &[&str]) -> Finished {
+        run(&mut self.command(arguments), COMMAND_LIMIT).or_panic()
     }
 
-    fn sh(&self, script: &str) -> Result<String> {
-        Ok(self.run(&["sh", "-ec", script])?.success()?.stdout)
+    #[track_caller]
+    fn sh(&self, script: &str) -> String {
+        self.run(&["sh", "-ec", script]).success().or_panic().stdout
     }
 
-    fn wsl_mirror(&self, arguments: &[&str]) -> Result<Finished> {
+    #[track_caller]
+    fn wsl_mirror(&self, arguments: &[&str]) -> Finished {
         self.run(&[&["/usr/sbin/wsl-mirror"], arguments].concat())
     }
 
     /// An agent, as WSL's boot command starts it: nobody looks after it.
-    fn start_agent(&self) -> Result<u64> {
-        let cgroup = self.lab.group("")?;
+    #[track_caller]
+    fn start_agent(&self) -> u64 {
+        let cgroup = self.lab.group("").or_panic();
         let cgroup = cgroup.display();
-        self.sh(&format!("/usr/sbin/wsl-mirror run --cgroup {cgroup} >/run/wsl-mirror.log 2>&1 &"))?;
+        self.sh(&format!("/usr/sbin/wsl-mirror run --cgroup {cgroup} >/run/wsl-mirror.log 2>&1 &"));
         self.agent("the agent", |_| true)
     }
 
     /// Waits for an agent; gives its process.
-    fn agent(&self, what: &str, is_it: impl Fn(u64) -> bool) -> Result<u64> {
+    #[track_caller]
+    fn agent(&self, what: &str, is_it: impl Fn(u64) -> bool) -> u64 {
         wait_for(what, COMMAND_LIMIT, || {
-            let status = self.wsl_mirror(&["status", "--json"])?;
+            let status = self.wsl_mirror(&["status", "--json"]);
             let status: serde_json::Value =
-                serde_json::from_str(&status.stdout).with_context(|| status.to_string())?;
+                serde_json::from_str(&status.stdout).with_context(|| status.to_string()).or_panic();
             // It has its seat before it says who it is.
             Ok(status["agent"]["pid"].as_u64().filter(|pid| *pid != 0 && is_it(*pid)))
         })
-        .with_context(|| self.sh("cat /run/wsl-mirror.log").unwrap_or_default())
+        .with_context(|| self.run(&["cat", "/run/wsl-mirror.log"]).stdout)
+        .or_panic()
     }
 
-    fn runs(&self, pid: u64) -> Result<bool> {
-        Ok(self.run(&["grep", "-q", "^State:.*[RS] ", &format!("/proc/{pid}/status")])?.status.success())
+    #[track_caller]
+    fn runs(&self, pid: u64) -> bool {
+        self.run(&["grep", "-q", "^State:.*[RS] ", &format!("/proc/{pid}/status")]).status.success()
     }
 }
 
 #[test]
-fn where_no_systemd_runs_uninstall_ends_the_agent_so_that_unload_can_do_its_work() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let machine = Machine::new(&lab)?;
-    machine.sh("printf '[boot]\\ncommand = true\\n' >/etc/wsl.conf; mkdir -p /run/folder/etc")?;
-    machine.wsl_mirror(&["install"])?.success()?;
-    let agent = machine.start_agent()?;
+fn where_no_systemd_runs_uninstall_ends_the_agent_so_that_unload_can_do_its_work() {
+    let lab = Lab::builder().build().unwrap();
+    let machine = Machine::new(&lab);
+    machine.sh("printf '[boot]\\ncommand = true\\n' >/etc/wsl.conf; mkdir -p /run/folder/etc");
+    machine.wsl_mirror(&["install"]).success().unwrap();
+    let agent = machine.start_agent();
     let ends = format!("end the agent (process {agent})\n");
-    let dry = machine.wsl_mirror(&["uninstall", "--dry-run"])?.success()?;
-    ensure!(dry.stdout.ends_with(&ends) && machine.runs(agent)?, "{dry}");
-    let folder = machine.wsl_mirror(&["uninstall", "--root", "/run/folder"])?.success()?;
-    ensure!(folder.stdout.is_empty() && machine.runs(agent)?, "another distribution's: {folder}");
-    let done = machine.wsl_mirror(&["uninstall"])?.success()?;
-    ensure!(done.stdout == dry.stdout && !machine.runs(agent)?, "{done}");
-    assert_eq!(machine.sh("cat /etc/wsl.conf")?, "[boot]\ncommand = true\n");
-    machine.wsl_mirror(&["unload"])?.success()?;
-    assert_eq!(machine.wsl_mirror(&["status"])?.status.code(), Some(3));
-    Ok(())
+    let dry = machine.wsl_mirror(&["uninstall", "--dry-run"]).success().unwrap();
+    assert!(dry.stdout.ends_with(&ends) && machine.runs(agent), "{dry}");
+    let folder = machine.wsl_mirror(&["uninstall", "--root", "/run/folder"]).success().unwrap();
+    assert!(folder.stdout.is_empty() && machine.runs(agent), "another distribution's: {folder}");
+    let done = machine.wsl_mirror(&["uninstall"]).success().unwrap();
+    assert!(done.stdout == dry.stdout && !machine.runs(agent), "{done}");
+    assert_eq!(machine.sh("cat /etc/wsl.conf"), "[boot]\ncommand = true\n");
+    machine.wsl_mirror(&["unload"]).success().unwrap();
+    assert_eq!(machine.wsl_mirror(&["status"]).status.code(), Some(3));
 }
 
 #[test]
-fn an_agent_that_somebody_runs_beside_systemd_is_ended_only_with_the_package() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let machine = Machine::new(&lab)?;
-    machine.sh("mkdir -p /run/systemd/system")?;
-    let agent = machine.start_agent()?;
-    machine.wsl_mirror(&["uninstall"])?.success()?;
-    ensure!(machine.runs(agent)?, "it is nothing that `install` has made");
-    machine.wsl_mirror(&["uninstall", "--keep-package"])?.success()?;
-    ensure!(!machine.runs(agent)?, "its program goes");
-    machine.wsl_mirror(&["unload"])?.success()?;
-    Ok(())
+fn an_agent_that_somebody_runs_beside_systemd_is_ended_only_with_the_package() {
+    let lab = Lab::builder().build().unwrap();
+    let machine = Machine::new(&lab);
+    machine.sh("mkdir -p /run/systemd/system");
+    let agent = machine.start_agent();
+    machine.wsl_mirror(&["uninstall"]).success().unwrap();
+    assert!(machine.runs(agent), "it is nothing that `install` has made");
+    machine.wsl_mirror(&["uninstall", "--keep-package"]).success().unwrap();
+    assert!(!machine.runs(agent), "its program goes");
+    machine.wsl_mirror(&["unload"]).success().unwrap();
 }
 
 #[test]
-fn installing_over_an_older_program_restarts_the_agent_that_runs_it() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let machine = Machine::new(&lab)?;
-    machine.wsl_mirror(&["install"])?.success()?;
-    let old = machine.start_agent()?;
-    let same = machine.wsl_mirror(&["install"])?.success()?;
-    ensure!(same.stdout.is_empty() && same.stderr.contains("installed already"), "{same}");
+fn installing_over_an_older_program_restarts_the_agent_that_runs_it() {
+    let lab = Lab::builder().build().unwrap();
+    let machine = Machine::new(&lab);
+    machine.wsl_mirror(&["install"]).success().unwrap();
+    let old = machine.start_agent();
+    let same = machine.wsl_mirror(&["install"]).success().unwrap();
+    assert!(same.stdout.is_empty() && same.stderr.contains("installed already"), "{same}");
     // What dpkg and install(1) do: another file in the place of the old one.
     let replace =
         || machine.sh("cp /usr/sbin/wsl-mirror /usr/sbin/new; mv /usr/sbin/new /usr/sbin/wsl-mirror");
-    replace()?;
+    replace();
     let called = |pid: u64| machine.sh(&format!("tr '\\0' ' ' </proc/{pid}/cmdline"));
-    let before = called(old)?;
-    let done = machine.wsl_mirror(&["install"])?.success()?;
-    ensure!(done.stdout.starts_with(&format!("restart the agent (process {old})")), "{done}");
-    let new = machine.agent("the agent of the new program", |pid| pid != old)?;
-    ensure!(!machine.runs(old)?, "both run");
-    assert_eq!(called(new)?, before);
-    assert_eq!(machine.sh(&format!("readlink /proc/{new}/exe"))?, "/usr/sbin/wsl-mirror\n");
-    let again = machine.wsl_mirror(&["install"])?.success()?;
-    ensure!(again.stdout.is_empty(), "{again}");
+    let before = called(old);
+    let done = machine.wsl_mirror(&["install"]).success().unwrap();
+    assert!(done.stdout.starts_with(&format!("restart the agent (process {old})")), "{done}");
+    let new = machine.agent("the agent of the new program", |pid| pid != old);
+    assert!(!machine.runs(old), "both run");
+    assert_eq!(called(new), before);
+    assert_eq!(machine.sh(&format!("readlink /proc/{new}/exe")), "/usr/sbin/wsl-mirror\n");
+    let again = machine.wsl_mirror(&["install"]).success().unwrap();
+    assert!(again.stdout.is_empty(), "{again}");
     // The unit's, systemd restarts.
-    machine.sh("mkdir -p /run/systemd/system")?;
-    machine.wsl_mirror(&["install"])?.success()?;
-    replace()?;
-    let done = machine.wsl_mirror(&["install"])?.success()?;
+    machine.sh("mkdir -p /run/systemd/system");
+    machine.wsl_mirror(&["install"]).success().unwrap();
+    replace();
+    let done = machine.wsl_mirror(&["install"]).success().unwrap();
     assert_eq!(done.stdout, "systemctl restart --no-block wsl-mirror.service\n");
-    Ok(())
 }
 
 #[test]
-fn a_unit_that_takes_its_time_to_stop_is_waited_for_and_keeps_nothing_from_being_taken_back() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let machine = Machine::new(&lab)?;
-    machine.sh("mkdir -p /run/systemd/system")?;
-    let before = machine.sh("find /etc -type f -o -type l")?;
-    machine.wsl_mirror(&["install"])?.success()?;
+fn a_unit_that_takes_its_time_to_stop_is_waited_for_and_keeps_nothing_from_being_taken_back() {
+    let lab = Lab::builder().build().unwrap();
+    let machine = Machine::new(&lab);
+    machine.sh("mkdir -p /run/systemd/system");
+    let before = machine.sh("find /etc -type f -o -type l");
+    machine.wsl_mirror(&["install"]).success().unwrap();
     // Longer than programs may take that only tell something; shorter than the unit's TimeoutStopSec=.
-    machine.sh("touch /run/slow")?;
-    let done = machine.wsl_mirror(&["uninstall"])?;
-    ensure!(done.took > Duration::from_secs(6) && done.status.code() == Some(1), "{done}");
-    ensure!(done.stderr.contains("the unit does not stop"), "systemctl itself has the say: {done}");
-    assert_eq!(machine.sh("find /etc -type f -o -type l")?, before);
+    machine.sh("touch /run/slow");
+    let done = machine.wsl_mirror(&["uninstall"]);
+    assert!(done.took > Duration::from_secs(6) && done.status.code() == Some(1), "{done}");
+    assert!(done.stderr.contains("the unit does not stop"), "systemctl itself has the say: {done}");
+    assert_eq!(machine.sh("find /etc -type f -o -type l"), before);
     assert_eq!(
-        machine.sh("cat /run/told")?,
+        machine.sh("cat /run/told"),
         "stop wsl-mirror.service multi-user.target.wants\n",
         "told when the rest was done"
     );
-    Ok(())
 }
 
 #[test]
-fn a_program_that_others_could_replace_or_that_the_unit_hides_is_not_started_at_boot() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let machine = Machine::new(&lab)?;
+fn a_program_that_others_could_replace_or_that_the_unit_hides_is_not_started_at_boot() {
+    let lab = Lab::builder().build().unwrap();
+    let machine = Machine::new(&lab);
     machine.sh(
         "cd /usr/sbin; mkdir -m 777 /run/open; cp wsl-mirror /run/open/; ln -s /usr/sbin/wsl-mirror /run/open/hop; \
          mkdir leads over safe; ln -s /run/open/wsl-mirror leads/; ln -s /run/open/hop over/wsl-mirror; \
          ln -s ../wsl-mirror safe/; cp wsl-mirror /root/",
-    )?;
+    );
     let open = "/run/open is writable for others";
     for (path, why) in [
         ("/run/open/wsl-mirror", Some(open)),
@@ -199,13 +204,12 @@ fn a_program_that_others_could_replace_or_that_the_unit_hides_is_not_started_at_
         ("/usr/sbin/safe/wsl-mirror", None),
         ("/usr/sbin/wsl-mirror", None),
     ] {
-        let tried = machine.wsl_mirror(&["install", "--dry-run", "--binary", path])?;
+        let tried = machine.wsl_mirror(&["install", "--dry-run", "--binary", path]);
         let Some(why) = why else {
-            tried.success()?;
+            tried.success().unwrap();
             continue;
         };
-        ensure!(tried.status.code() == Some(19) && tried.stderr.contains(why), "{path}: {tried}");
-        ensure!(tried.stderr.contains("sudo install") && tried.stdout.is_empty(), "{path}: {tried}");
+        assert!(tried.status.code() == Some(19) && tried.stderr.contains(why), "{path}: {tried}");
+        assert!(tried.stderr.contains("sudo install") && tried.stdout.is_empty(), "{path}: {tried}");
     }
-    Ok(())
 }

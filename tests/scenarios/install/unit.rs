@@ -2,9 +2,10 @@
 
 use std::{env, fs, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Context as _;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
+    checks::OrPanic as _,
     process::{COMMAND_LIMIT, Finished, run},
 };
 
@@ -28,62 +29,63 @@ pub fn values(key: &str) -> Vec<&'static str> {
 }
 
 /// The unit as `install` writes it, for the program under test; gives its path in the guest.
-fn installed(lab: &Lab) -> Result<String> {
+#[track_caller]
+fn installed(lab: &Lab) -> String {
     let root = format!("{SCRATCH}/judged");
-    let binary = lab.wsl_mirror_command(&[])?.get_program().to_os_string();
-    let binary = binary.into_string().ok().context("a path that is no text")?;
-    lab.guest().enter(|| -> Result<()> {
-        fs::create_dir_all(format!("{root}/proc/sys/kernel"))?;
-        fs::create_dir_all(format!("{root}/etc"))?;
-        fs::write(format!("{root}/proc/sys/kernel/osrelease"), "6.6.87.2-microsoft-standard-WSL2\n")?;
-        Ok(fs::write(format!("{root}/etc/wsl.conf"), "[boot]\nsystemd=true\n")?)
-    })?;
-    lab.wsl_mirror(&["install", "--root", &root, "--binary", &binary])?.success()?;
-    Ok(format!("{root}/etc/systemd/system/wsl-mirror.service"))
+    let binary = lab.wsl_mirror_command(&[]).or_panic().get_program().to_os_string();
+    let binary = binary.into_string().ok().context("a path that is no text").or_panic();
+    lab.guest().enter(|| {
+        fs::create_dir_all(format!("{root}/proc/sys/kernel")).or_panic();
+        fs::create_dir_all(format!("{root}/etc")).or_panic();
+        fs::write(format!("{root}/proc/sys/kernel/osrelease"), "6.6.87.2-microsoft-standard-WSL2\n")
+            .or_panic();
+        fs::write(format!("{root}/etc/wsl.conf"), "[boot]\nsystemd=true\n").or_panic();
+    });
+    lab.wsl_mirror(&["install", "--root", &root, "--binary", &binary]).or_panic().success().or_panic();
+    format!("{root}/etc/systemd/system/wsl-mirror.service")
 }
 
-fn judge(lab: &Lab, arguments: &[&str]) -> Result<Finished> {
+#[track_caller]
+fn judge(lab: &Lab, arguments: &[&str]) -> Finished {
     let mut command: Command = lab.guest().command("systemd-analyze");
-    run(command.args(arguments).env("SYSTEMD_COLORS", "0").env("LC_ALL", "C.UTF-8"), COMMAND_LIMIT)
+    run(command.args(arguments).env("SYSTEMD_COLORS", "0").env("LC_ALL", "C.UTF-8"), COMMAND_LIMIT).or_panic()
 }
 
 #[test]
-fn systemd_has_nothing_to_say_against_the_unit() -> Result<()> {
+fn systemd_has_nothing_to_say_against_the_unit() {
     if !has_judge() {
-        return Ok(());
+        return;
     }
-    let lab = Lab::builder().build()?;
-    let unit = installed(&lab)?;
-    let verdict = judge(&lab, &["verify", "--man=no", &unit])?.success()?;
-    ensure!((verdict.stdout + &verdict.stderr).trim().is_empty(), "{unit}");
+    let lab = Lab::builder().build().unwrap();
+    let unit = installed(&lab);
+    let verdict = judge(&lab, &["verify", "--man=no", &unit]).success().unwrap();
+    assert!((verdict.stdout + &verdict.stderr).trim().is_empty(), "{unit}");
     // It does say something where there is something to say.
     lab.guest()
-        .run("sed", ["-i", "s/^PrivateTmp=yes/PrivateTemp=yes/; s/^ExecStart=.*/&-nothing/", &unit])?;
-    let verdict = judge(&lab, &["verify", "--man=no", &unit])?;
-    ensure!((verdict.stdout.clone() + &verdict.stderr).contains("PrivateTemp"), "{verdict}");
-    Ok(())
+        .run("sed", ["-i", "s/^PrivateTmp=yes/PrivateTemp=yes/; s/^ExecStart=.*/&-nothing/", &unit])
+        .unwrap();
+    let verdict = judge(&lab, &["verify", "--man=no", &unit]);
+    assert!((verdict.stdout.clone() + &verdict.stderr).contains("PrivateTemp"), "{verdict}");
 }
 
 #[test]
-fn the_readme_has_the_units_exposure_score() -> Result<()> {
+fn the_readme_has_the_units_exposure_score() {
     if !has_judge() {
-        return Ok(());
+        return;
     }
-    let lab = Lab::builder().build()?;
-    let unit = installed(&lab)?;
-    let verdict = judge(&lab, &["security", "--offline=true", "--no-pager", &unit])?.success()?;
+    let lab = Lab::builder().build().unwrap();
+    let unit = installed(&lab);
+    let verdict = judge(&lab, &["security", "--offline=true", "--no-pager", &unit]).success().unwrap();
     let overall =
-        verdict.stdout.lines().find(|line| line.contains("Overall exposure level")).context("no sum")?;
+        verdict.stdout.lines().find(|line| line.contains("Overall exposure level")).expect("no sum");
     println!("{}", overall.trim());
-    let score =
-        overall.split(':').nth(1).and_then(|rest| rest.split_whitespace().next()).context("no score")?;
+    let score = overall.split(':').nth(1).and_then(|rest| rest.split_whitespace().next()).expect("no score");
     // Each release of systemd weighs in its own way: Debian 12's is the one that is written down.
-    let version = run(lab.guest().command("systemd-analyze").arg("--version"), COMMAND_LIMIT)?.stdout;
+    let version = run(lab.guest().command("systemd-analyze").arg("--version"), COMMAND_LIMIT).unwrap().stdout;
     if version.starts_with("systemd 252 ") {
-        ensure!(README.contains(&format!("exposure {score}")), "README.md does not say: exposure {score}");
+        assert!(README.contains(&format!("exposure {score}")), "README.md does not say: exposure {score}");
     }
-    ensure!(score.parse::<f32>()? < 4.0, "{overall}");
-    Ok(())
+    assert!(score.parse::<f32>().unwrap() < 4.0, "{overall}");
 }
 
 #[test]

@@ -6,10 +6,11 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use wsl_mirror_lab::{Lab, Namespace};
-
-use crate::guest::{ifindex, sh};
+use anyhow::Context as _;
+use wsl_mirror_lab::{
+    Lab, Namespace,
+    checks::{OrPanic as _, ifindex, sh},
+};
 
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
@@ -86,7 +87,8 @@ fn descriptor(command: libc::c_int, attributes: &mut impl Sized) -> io::Result<O
 }
 
 /// A tc program that does nothing.
-pub fn somebody_elses_program() -> Result<OwnedFd> {
+#[track_caller]
+pub fn somebody_elses_program() -> OwnedFd {
     let mut load = ProgLoad {
         kind: SCHED_CLS,
         instructions: 2,
@@ -94,61 +96,68 @@ pub fn somebody_elses_program() -> Result<OwnedFd> {
         license: c"GPL".as_ptr().addr() as u64,
         ..ProgLoad::default()
     };
-    descriptor(PROG_LOAD, &mut load).context("loading a program that does nothing")
+    descriptor(PROG_LOAD, &mut load).context("loading a program that does nothing").or_panic()
 }
 
 /// Pins it at a path of the guest.
-pub fn pin(guest: &Namespace, object: &OwnedFd, path: &str) -> Result<()> {
-    let name = CString::new(path)?;
+#[track_caller]
+pub fn pin(guest: &Namespace, object: &OwnedFd, path: &str) {
+    let name = CString::new(path).or_panic();
     let mut pin = Pin { path: name.as_ptr().addr() as u64, fd: object.as_raw_fd().cast_unsigned(), flags: 0 };
-    guest.enter(|| bpf(OBJ_PIN, &mut pin)).with_context(|| format!("pinning at {path}"))?;
-    Ok(())
+    guest.enter(|| bpf(OBJ_PIN, &mut pin)).with_context(|| format!("pinning at {path}")).or_panic();
 }
 
 /// Adds a `cls_bpf` filter of somebody else's to a clsact qdisc that is there.
-pub fn add_filter(lab: &Lab, direction: &str, rest: &str) -> Result<()> {
+#[track_caller]
+pub fn add_filter(lab: &Lab, direction: &str, rest: &str) {
     const PIN: &str = "/sys/fs/bpf/somebody_elses";
-    pin(lab.guest(), &somebody_elses_program()?, PIN)?;
-    sh(lab, &format!("tc filter add dev loopback0 {direction} {rest} bpf da object-pinned {PIN}; rm {PIN}"))?;
-    Ok(())
+    pin(lab.guest(), &somebody_elses_program(), PIN);
+    sh(lab, &format!("tc filter add dev loopback0 {direction} {rest} bpf da object-pinned {PIN}; rm {PIN}"));
 }
 
 /// Attaches it to `loopback0` by tcx, as the first or as the last one.
-pub fn attach(guest: &Namespace, program: &OwnedFd, first: bool) -> Result<OwnedFd> {
+#[track_caller]
+pub fn attach(guest: &Namespace, program: &OwnedFd, first: bool) -> OwnedFd {
     let mut create = LinkCreate {
         program: program.as_raw_fd().cast_unsigned(),
-        ifindex: ifindex(guest, "loopback0")?,
+        ifindex: ifindex(guest, "loopback0"),
         attach_type: TCX_INGRESS,
         flags: if first { F_BEFORE } else { 0 },
         ..LinkCreate::default()
     };
-    guest.enter(|| descriptor(LINK_CREATE, &mut create)).context("attaching a program by tcx")
+    guest.enter(|| descriptor(LINK_CREATE, &mut create)).context("attaching a program by tcx").or_panic()
 }
 
 /// Whether this kernel has tcx (6.6); on an older one, `wsl-mirror` takes `cls_bpf` by itself.
-pub fn has_tcx(lab: &Lab) -> Result<bool> {
+#[track_caller]
+pub fn has_tcx(lab: &Lab) -> bool {
     let mut query =
-        Query { ifindex: ifindex(lab.guest(), "lo")?, attach_type: TCX_INGRESS, ..Query::default() };
+        Query { ifindex: ifindex(lab.guest(), "lo"), attach_type: TCX_INGRESS, ..Query::default() };
     let has_tcx = match lab.guest().enter(|| bpf(PROG_QUERY, &mut query)) {
         Ok(_) => true,
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
-        Err(error) => return Err(error).context("asking for the tcx programs of lo"),
+        Err(error) => panic!("asking for the tcx programs of lo: {error}"),
     };
     // Tests take a shorter way where there is none: not on a kernel that has it.
-    ensure!(has_tcx == lab.is_at_least((6, 6))?, "6.6 has tcx and what is older has not; here: {has_tcx}");
-    Ok(has_tcx)
+    assert!(
+        has_tcx == lab.is_at_least((6, 6)).or_panic(),
+        "6.6 has tcx and what is older has not; here: {has_tcx}"
+    );
+    has_tcx
 }
 
 /// The tcx programs on ingress of `loopback0` in the order in which they run, each with its link: by id.
-pub fn tcx(guest: &Namespace) -> Result<Vec<(u32, u32)>> {
+#[track_caller]
+pub fn tcx(guest: &Namespace) -> Vec<(u32, u32)> {
     tcx_on(guest, "loopback0")
 }
 
 /// The same of another interface.
-pub fn tcx_on(guest: &Namespace, interface: &str) -> Result<Vec<(u32, u32)>> {
+#[track_caller]
+pub fn tcx_on(guest: &Namespace, interface: &str) -> Vec<(u32, u32)> {
     let (mut programs, mut links) = ([0_u32; 16], [0_u32; 16]);
     let mut query = Query {
-        ifindex: ifindex(guest, interface)?,
+        ifindex: ifindex(guest, interface),
         attach_type: TCX_INGRESS,
         programs: programs.as_mut_ptr().addr() as u64,
         links: links.as_mut_ptr().addr() as u64,
@@ -158,15 +167,16 @@ pub fn tcx_on(guest: &Namespace, interface: &str) -> Result<Vec<(u32, u32)>> {
     match guest.enter(|| bpf(PROG_QUERY, &mut query)) {
         Ok(_) => {}
         // Before 6.6 there is no such hook.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
-        Err(error) => return Err(error).context("asking for the tcx programs"),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Vec::new(),
+        Err(error) => panic!("asking for the tcx programs: {error}"),
     }
-    Ok(programs.into_iter().zip(links).take(query.count as usize).collect())
+    programs.into_iter().zip(links).take(query.count as usize).collect()
 }
 
 /// A tc program that does to every TCP packet to this port what delivery by `lo` is: no destination MAC, our mark,
 /// and in at `lo`.
-fn redirect_to_lo(port: u16, mark: u32) -> Result<OwnedFd> {
+#[track_caller]
+fn redirect_to_lo(port: u16, mark: u32) -> OwnedFd {
     const STORE_BYTES: i32 = 9;
     const REDIRECT: i32 = 23;
     const LO: i32 = 1;
@@ -201,24 +211,24 @@ fn redirect_to_lo(port: u16, mark: u32) -> Result<OwnedFd> {
     .concat();
     let mut load = ProgLoad {
         kind: SCHED_CLS,
-        instructions: u32::try_from(code.len() / 8)?,
+        instructions: u32::try_from(code.len() / 8).or_panic(),
         code: code.as_ptr().addr() as u64,
         license: c"GPL".as_ptr().addr() as u64,
         ..ProgLoad::default()
     };
-    descriptor(PROG_LOAD, &mut load).context("loading a program that redirects to lo")
+    descriptor(PROG_LOAD, &mut load).context("loading a program that redirects to lo").or_panic()
 }
 
 /// Redirects packets to this port from `loopback0` to `lo`, behind whatever is there already.
-pub fn add_redirect(lab: &Lab, port: u16, mark: u32) -> Result<()> {
+#[track_caller]
+pub fn add_redirect(lab: &Lab, port: u16, mark: u32) {
     const PIN: &str = "/sys/fs/bpf/redirect_to_lo";
-    pin(lab.guest(), &redirect_to_lo(port, mark)?, PIN)?;
+    pin(lab.guest(), &redirect_to_lo(port, mark), PIN);
     sh(
         lab,
         &format!(
             "tc qdisc add dev loopback0 clsact 2>/dev/null || true; \
              tc filter add dev loopback0 ingress prio 7 protocol all bpf da object-pinned {PIN}; rm {PIN}"
         ),
-    )?;
-    Ok(())
+    );
 }

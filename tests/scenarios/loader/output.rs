@@ -2,24 +2,25 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use wsl_mirror_lab::{Lab, loopback, servers, tcp};
-
-use crate::{
-    bpf,
-    guest::{STEER, config, ok, refused, run_wrapped, sh, status},
+use wsl_mirror_lab::{
+    Lab,
+    checks::{OrPanic as _, STEER, config, ok, refused, sh, status, wrapped},
+    loopback, pins, servers, tcp,
 };
 
+use crate::bpf;
+
 /// A guest with something to show.
-fn shown() -> Result<Lab> {
-    let lab = Lab::builder().build()?;
-    let path = config(&lab, &format!("exempt = [\"8300-8309/tcp\"]\n{STEER}"))?;
-    ok(&lab, &["load", "--config", &path])?;
-    ok(&lab, &["exempt", "add", "8300/tcp", "53/udp"])?;
-    let _server = servers::tcp_echo(lab.guest(), loopback(8100))?;
+#[track_caller]
+fn shown() -> Lab {
+    let lab = Lab::builder().build().or_panic();
+    let path = config(&lab, &format!("exempt = [\"8300-8309/tcp\"]\n{STEER}"));
+    ok(&lab, &["load", "--config", &path]);
+    ok(&lab, &["exempt", "add", "8300/tcp", "53/udp"]);
+    let _server = servers::tcp_echo(lab.guest(), loopback(8100)).or_panic();
     assert_eq!(tcp::Client::new(lab.windows(), loopback(8100)).echo(b"hello"), Ok(b"hello".to_vec()));
-    Ok(lab)
+    lab
 }
 
 fn keys(value: &Value) -> BTreeSet<&str> {
@@ -27,14 +28,14 @@ fn keys(value: &Value) -> BTreeSet<&str> {
 }
 
 #[test]
-fn json_has_the_documented_shape() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    assert_eq!(status(&lab)?, (serde_json::json!({"loaded": false, "steering": false}), 3));
-    refused(&lab, &["exempt", "list", "--json"], 3)?;
+fn json_has_the_documented_shape() {
+    let lab = Lab::builder().build().unwrap();
+    assert_eq!(status(&lab), (serde_json::json!({"loaded": false, "steering": false}), 3));
+    refused(&lab, &["exempt", "list", "--json"], 3);
 
-    let lab = shown()?;
-    let hook = if bpf::has_tcx(&lab)? { "tcx" } else { "cls_bpf" };
-    let (status, code) = status(&lab)?;
+    let lab = shown();
+    let hook = if bpf::has_tcx(&lab) { "tcx" } else { "cls_bpf" };
+    let (status, code) = status(&lab);
     assert_eq!(code, 0);
     let all = [
         "loaded",
@@ -77,13 +78,13 @@ fn json_has_the_documented_shape() -> Result<()> {
     );
 
     // The program as bpftool names it.
-    let program = sh(&lab, "bpftool -j prog show pinned /sys/fs/bpf/wsl-mirror/v1/program")?;
-    let program: Value = serde_json::from_str(&program)?;
+    let program = sh(&lab, &format!("bpftool -j prog show pinned {}", pins::path("program")));
+    let program: Value = serde_json::from_str(&program).unwrap();
     for field in ["id", "name", "tag"] {
         assert_eq!(status["program"][field], program[field], "{field}");
     }
 
-    let list: Value = serde_json::from_str(&ok(&lab, &["exempt", "list", "--json"])?.stdout)?;
+    let list: Value = serde_json::from_str(&ok(&lab, &["exempt", "list", "--json"]).stdout).unwrap();
     let entry = |first: u16, last: u16, protocol, cli, config| {
         serde_json::json!({
             "first_port": first, "last_port": last, "protocol": protocol, "policy": "pass", "cli": cli,
@@ -96,27 +97,26 @@ fn json_has_the_documented_shape() -> Result<()> {
         entry(53, 53, "udp", "pass", "unset"),
     ];
     assert_eq!(list, Value::from(expected.to_vec()));
-    Ok(())
 }
 
 #[test]
-fn text_is_aligned_and_coloured_only_on_a_terminal() -> Result<()> {
-    let lab = shown()?;
-    let list = ok(&lab, &["exempt", "list"])?.stdout;
+fn text_is_aligned_and_coloured_only_on_a_terminal() {
+    let lab = shown();
+    let list = ok(&lab, &["exempt", "list"]).stdout;
     let expected = "port           policy  command line  configuration\n\
                     8300/tcp       pass    pass          pass\n\
                     8301-8309/tcp  pass    unset         pass\n\
                     53/udp         pass    pass          unset\n";
     assert_eq!(list, expected);
-    let text = ok(&lab, &["status"])?.stdout;
+    let text = ok(&lab, &["status"]).stdout;
     assert!(!text.contains('\x1b'), "{text:?}");
     assert!(text.starts_with("steering loopback0 (index "), "{text}");
     assert!(text.contains("\nexempt   11 ports"), "{text}");
     // Numbers stand below the end of their heading, texts below its beginning.
     let lines: Vec<&str> = text.lines().collect();
-    let heading = lines.iter().position(|line| line.starts_with("reason")).context("no table")?;
+    let heading = lines.iter().position(|line| line.starts_with("reason")).expect("no table");
     let (end, meaning) = (lines[heading].find("packets"), lines[heading].find("meaning"));
-    let (end, meaning) = (end.context("no packets")? + "packets".len(), meaning.context("no meaning")?);
+    let (end, meaning) = (end.expect("no packets") + "packets".len(), meaning.expect("no meaning"));
     let rows: Vec<_> = lines[heading + 1..].iter().take_while(|line| !line.is_empty()).collect();
     assert!(rows.len() >= 2, "{text}");
     for row in rows {
@@ -125,42 +125,39 @@ fn text_is_aligned_and_coloured_only_on_a_terminal() -> Result<()> {
         assert_ne!(row.as_bytes()[meaning], b' ', "{text}");
     }
 
-    let on_terminal = |environment: &str| -> Result<String> {
+    let on_terminal = |environment: &str| -> String {
         let script = format!("exec script -qec \"{environment} $0 $*\" /dev/null");
-        Ok(run_wrapped(&lab, &["sh", "-c", &script], &["status"])?.success()?.stdout)
+        wrapped(&lab, &["sh", "-c", &script], &["status"]).success().unwrap().stdout
     };
     assert!(
-        on_terminal("env TERM=xterm")?.starts_with("\x1b[1m\x1b[32msteering\x1b[0m "),
+        on_terminal("env TERM=xterm").starts_with("\x1b[1m\x1b[32msteering\x1b[0m "),
         "{:?}",
-        on_terminal("")?
+        on_terminal("")
     );
-    assert!(!on_terminal("env NO_COLOR=1")?.contains('\x1b'));
-    Ok(())
+    assert!(!on_terminal("env NO_COLOR=1").contains('\x1b'));
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_it_quietly() -> Result<()> {
-    let lab = shown()?;
+fn a_reader_that_goes_away_ends_it_quietly() {
+    let lab = shown();
     for arguments in
         [["status"].as_slice(), &["status", "--json"], &["exempt", "list"], &["load", "--dry-run"]]
     {
         // The reader is gone before the first byte is written, for sure.
         let script = "{ sleep 0.1; \"$0\" \"$@\"; echo \"code $?\" >&2; } | true";
-        let finished = run_wrapped(&lab, &["sh", "-c", script], arguments)?.success()?;
-        ensure!(finished.stderr == "code 0\n", "{finished}");
+        let finished = wrapped(&lab, &["sh", "-c", script], arguments).success().unwrap();
+        assert!(finished.stderr == "code 0\n", "{finished}");
     }
-    Ok(())
 }
 
 #[test]
-fn the_help_names_every_exit_code() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let help = ok(&lab, &["--help"])?.stdout;
+fn the_help_names_every_exit_code() {
+    let lab = Lab::builder().build().unwrap();
+    let help = ok(&lab, &["--help"]).stdout;
     for code in 0..=19 {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(&format!("{code}  "))),
             "{code}: {help}"
         );
     }
-    Ok(())
 }

@@ -8,16 +8,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Context as _;
 use wsl_mirror_lab::{
-    Lab, pace,
+    Lab,
+    checks::{OrPanic as _, RaiseOnDrop, config, ok, status, windows},
+    pace, pins,
     process::{COMMAND_LIMIT, Finished, run},
-    tcp,
 };
 
 use crate::{
     bpf,
-    guest::{BPFFS, DOWNLOAD, PINS, config, exempt, from_windows, ok, ours, ours_of, published, status},
+    guest::{DOWNLOAD, exempt, ours, ours_of, published},
 };
 
 /// Does `work` while a connection exchanges requests and another one downloads, both from Windows through
@@ -25,51 +26,51 @@ use crate::{
 ///
 /// A lost packet costs its connection 200 ms at least (the shortest retransmission timeout): the requests and
 /// the new connections show it.
-pub fn under_traffic(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    let requests = from_windows(lab, 8080).keep_alive(Duration::from_millis(1))?;
+#[track_caller]
+pub fn under_traffic(lab: &Lab, work: impl FnOnce()) {
+    let requests = windows(lab, 8080).keep_alive(Duration::from_millis(1)).or_panic();
     let done = AtomicBool::new(false);
-    let (worked, downloads, connections) = thread::scope(|scope| {
+    let (downloads, connections) = thread::scope(|scope| {
+        let raise = RaiseOnDrop(&done);
         let downloading = scope.spawn(|| {
             let mut downloads = 0;
             while !done.load(Ordering::Relaxed) {
-                from_windows(lab, 8019).download(DOWNLOAD)?;
+                windows(lab, 8019).download(DOWNLOAD).or_panic();
                 downloads += 1;
             }
-            Ok::<_, tcp::Failure>(downloads)
+            downloads
         });
         let connecting = scope.spawn(|| {
             let mut connections = 0;
             while !done.load(Ordering::Relaxed) {
-                from_windows(lab, 8080).reset_on_close().echo(b"hello")?;
+                windows(lab, 8080).reset_on_close().echo(b"hello").or_panic();
                 connections += 1;
                 thread::sleep(Duration::from_millis(5));
             }
-            Ok::<_, tcp::Failure>(connections)
+            connections
         });
-        let worked = work();
-        done.store(true, Ordering::Relaxed);
-        (worked, downloading.join(), connecting.join())
+        work();
+        drop(raise);
+        (downloading.join(), connecting.join())
     });
     let report = requests.stop();
-    worked?;
     let (Ok(downloads), Ok(connections)) = (downloads, connections) else { panic!("a client panicked") };
     println!("{report:?}, {downloads:?} downloads, {connections:?} connections");
-    ensure!(report.failure.is_none(), "the requests: {report:?}");
+    assert!(report.failure.is_none(), "the requests: {report:?}");
     // Of times, nothing is judged in emulation.
-    ensure!(pace::is_emulated() || report.longest < Duration::from_secs(1), "a packet was lost: {report:?}");
-    ensure!(report.exchanges > pace::at_least(50), "too few to say anything: {report:?}");
-    ensure!(downloads? > 0, "no download came to its end");
-    ensure!(connections? > pace::at_least(20), "too few new connections");
-    Ok(())
+    assert!(pace::is_emulated() || report.longest < Duration::from_secs(1), "a packet was lost: {report:?}");
+    assert!(report.exchanges > pace::at_least(50), "too few to say anything: {report:?}");
+    assert!(downloads > 0, "no download came to its end");
+    assert!(connections > pace::at_least(20), "too few new connections");
 }
 
 #[test]
-fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() -> Result<()> {
-    let lab = published()?;
-    let with = config(&lab, "exempt = [\"8300/tcp\", \"8301-8302/udp\"]\n")?;
-    ok(&lab, &["load", "--config", &with])?;
-    ok(&lab, &["exempt", "add", "8200-8209/tcp", "8300/tcp"])?;
-    let (mut program, link) = ours(&lab)?;
+fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() {
+    let lab = published();
+    let with = config(&lab, "exempt = [\"8300/tcp\", \"8301-8302/udp\"]\n");
+    ok(&lab, &["load", "--config", &with]);
+    ok(&lab, &["exempt", "add", "8200-8209/tcp", "8300/tcp"]);
+    let (mut program, link) = ours(&lab);
     under_traffic(&lab, || {
         for round in 0..pace::rounds(24) {
             // What the file says follows the file; what was written by hand stays.
@@ -78,84 +79,90 @@ fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() -> Result<(
             } else {
                 &["load", "--config", &with]
             };
-            ok(&lab, arguments)?;
-            let now = ours(&lab)?;
-            ensure!(now.0 != program, "the program is the old one");
-            ensure!(now.1 == link, "the link is another one");
+            ok(&lab, arguments);
+            let now = ours(&lab);
+            assert!(now.0 != program, "the program is the old one");
+            assert!(now.1 == link, "the link is another one");
             program = now.0;
             let expected: &[&str] = if round % 2 == 0 {
                 &["8200-8209/tcp", "8300/tcp"]
             } else {
                 &["8200-8209/tcp", "8300/tcp", "8301-8302/udp"]
             };
-            ensure!(exempt(&lab)? == expected, "round {round}: {:?}", exempt(&lab)?);
+            assert!(exempt(&lab) == expected, "round {round}: {:?}", exempt(&lab));
         }
-        Ok(())
-    })?;
-    ok(&lab, &["exempt", "del", "8300/tcp", "8200-8209"])?;
-    assert_eq!(exempt(&lab)?, ["8300/tcp", "8301-8302/udp"], "what the file says is not for `del`");
+    });
+    ok(&lab, &["exempt", "del", "8300/tcp", "8200-8209"]);
+    assert_eq!(exempt(&lab), ["8300/tcp", "8301-8302/udp"], "what the file says is not for `del`");
     let failed = |status: &serde_json::Value| {
         let all = status["verdicts"].as_array().cloned().unwrap_or_default();
         all.into_iter().filter(|v| v["verdict"] == "failed" && v["packets"] != 0).collect::<Vec<_>>()
     };
-    assert_eq!(failed(&status(&lab)?.0), Vec::<serde_json::Value>::new());
-    lab.keep();
-    Ok(())
+    assert_eq!(failed(&status(&lab).0), Vec::<serde_json::Value>::new());
 }
 
 #[test]
-fn exempting_every_port_in_the_file_fits_and_can_be_taken_back() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let every = config(&lab, "exempt = [\"1-65535\"]\n")?;
-    ok(&lab, &["load", "--config", &every])?;
-    assert_eq!(exempt(&lab)?, ["1-65535/tcp", "1-65535/udp"]);
-    ok(&lab, &["load", "--config", "/dev/null"])?;
-    assert_eq!(exempt(&lab)?, Vec::<String>::new());
-    Ok(())
+fn exempting_every_port_in_the_file_fits_and_can_be_taken_back() {
+    let lab = Lab::builder().build().unwrap();
+    let every = config(&lab, "exempt = [\"1-65535\"]\n");
+    ok(&lab, &["load", "--config", &every]);
+    assert_eq!(exempt(&lab), ["1-65535/tcp", "1-65535/udp"]);
+    ok(&lab, &["load", "--config", "/dev/null"]);
+    assert_eq!(exempt(&lab), Vec::<String>::new());
 }
 
 /// What is in a directory of the guest.
-fn names(lab: &Lab, directory: &str) -> Result<Vec<OsString>> {
+#[track_caller]
+fn names(lab: &Lab, directory: &str) -> Vec<OsString> {
     let list =
         || fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>();
-    lab.guest().enter(list).with_context(|| format!("listing {directory}"))
+    lab.guest().enter(list).with_context(|| format!("listing {directory}")).or_panic()
 }
 
 /// Whether what is there is whole: everything of one load, or nothing of any.
-fn is_whole(lab: &Lab) -> Result<()> {
-    let (status, code) = status(lab)?;
-    let has_tcx = bpf::has_tcx(lab)?;
-    let on_hook = if has_tcx { bpf::tcx(lab.guest())?.len() } else { lab.filters()? };
+#[track_caller]
+fn is_whole(lab: &Lab) {
+    let (status, code) = status(lab);
+    let has_tcx = bpf::has_tcx(lab);
+    let on_hook = if has_tcx { bpf::tcx(lab.guest()).len() } else { lab.filters().or_panic() };
     match code {
         0 => {
-            let (program, _) = ours_of(lab, &status)?;
-            ensure!(on_hook == 1, "{on_hook} programs on the hook");
-            let pinned =
-                lab.guest().run("bpftool", ["prog", "show", "pinned", &format!("{PINS}/program")])?.stdout;
-            ensure!(
+            let (program, _) = ours_of(lab, &status);
+            assert!(on_hook == 1, "{on_hook} programs on the hook");
+            let pinned = lab
+                .guest()
+                .run("bpftool", ["prog", "show", "pinned", &pins::path("program")])
+                .or_panic()
+                .stdout;
+            assert!(
                 pinned.starts_with(&format!("{program}: ")),
                 "program {program} runs, pinned is {pinned}"
             );
-            let pins = names(lab, PINS)?;
+            let pins = names(lab, &pins::directory());
             // 12 maps, the program, four hooks.
-            ensure!(pins.len() == 17 + usize::from(has_tcx), "{pins:?}");
+            assert!(pins.len() == 17 + usize::from(has_tcx), "{pins:?}");
         }
         3 => {
-            ensure!(on_hook == 0, "unloaded, but {on_hook} programs on the hook");
-            ensure!(!names(lab, BPFFS)?.iter().any(|name| name == "wsl-mirror"), "something is left");
+            assert!(on_hook == 0, "unloaded, but {on_hook} programs on the hook");
+            assert!(!names(lab, pins::BPFFS).iter().any(|name| name == "wsl-mirror"), "something is left");
         }
-        _ => ensure!(false, "{status}"),
+        _ => panic!("{status}"),
     }
-    Ok(())
 }
 
 /// Runs all of these commands at once.
-fn at_once(lab: &Lab, commands: &[&str]) -> Result<Vec<Finished>> {
+#[track_caller]
+fn at_once(lab: &Lab, commands: &[&str]) -> Vec<Finished> {
     thread::scope(|scope| {
         let running: Vec<_> = commands
             .iter()
             .map(|command| {
-                scope.spawn(move || run(&mut lab.wsl_mirror_command(&[command])?, COMMAND_LIMIT)?.success())
+                scope.spawn(move || {
+                    run(&mut lab.wsl_mirror_command(&[command]).or_panic(), COMMAND_LIMIT)
+                        .or_panic()
+                        .success()
+                        .or_panic()
+                })
             })
             .collect();
         running
@@ -166,36 +173,31 @@ fn at_once(lab: &Lab, commands: &[&str]) -> Result<Vec<Finished>> {
 }
 
 #[test]
-fn loads_at_the_same_time_do_not_get_in_each_others_way() -> Result<()> {
-    let lab = Lab::builder().build()?;
+fn loads_at_the_same_time_do_not_get_in_each_others_way() {
+    let lab = Lab::builder().build().unwrap();
     for count in [2, 5, 5] {
         for _ in 0..pace::rounds(2).max(2) {
-            at_once(&lab, &vec!["load"; count])?;
-            is_whole(&lab)?;
+            at_once(&lab, &vec!["load"; count]);
+            is_whole(&lab);
         }
-        ok(&lab, &["unload"])?;
-        is_whole(&lab)?;
+        ok(&lab, &["unload"]);
+        is_whole(&lab);
     }
-    Ok(())
 }
 
 #[test]
-fn load_unload_and_those_who_look_do_not_get_in_each_others_way() -> Result<()> {
-    let lab = Lab::builder().build()?;
+fn load_unload_and_those_who_look_do_not_get_in_each_others_way() {
+    let lab = Lab::builder().build().unwrap();
     for _ in 0..pace::rounds(6).max(2) {
-        let mixed = thread::scope(|scope| {
-            let looking = scope.spawn(|| -> Result<()> {
+        thread::scope(|scope| {
+            scope.spawn(|| {
                 for _ in 0..4 {
-                    let code = status(&lab)?.1;
-                    ensure!(code == 0 || code == 3, "half-way: {code}");
+                    let code = status(&lab).1;
+                    assert!(code == 0 || code == 3, "half-way: {code}");
                 }
-                Ok(())
             });
-            let mixed = at_once(&lab, &["load", "unload", "load", "unload"]);
-            looking.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)).and(mixed)
+            at_once(&lab, &["load", "unload", "load", "unload"]);
         });
-        mixed?;
-        is_whole(&lab)?;
+        is_whole(&lab);
     }
-    Ok(())
 }

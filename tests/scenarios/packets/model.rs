@@ -11,7 +11,7 @@ use wsl_mirror_core::{
     abi::{Carrier, FlowKey, FlowState, FragmentKey, Policy, PortKey, PortRule, Protocol, Reason},
     fragments::{self, Datagrams},
     packet::{Packet, fragment, parse},
-    verdict::{Conntrack, Decision, Entry, Kernel, Listener, Remembered, Way, decide, status},
+    verdict::{Conntrack, Decision, Entry, Kernel, KnownFlow, Listener, Way, decide, status},
 };
 use wsl_mirror_packets::Sample;
 
@@ -179,7 +179,7 @@ impl Datagrams for Model {
         u64::try_from(self.made.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    fn first_was(&mut self, datagram: FragmentKey) -> Option<u64> {
+    fn first_delivered_at(&mut self, datagram: FragmentKey) -> Option<u64> {
         self.fragments.get(&datagram).copied()
     }
 
@@ -208,15 +208,15 @@ impl Kernel for Model {
         }
     }
 
-    fn remembered(&mut self, packet: &Packet) -> Remembered {
-        self.flows.get(&packet.flow()).map_or(Remembered::NOTHING, |flow| Remembered {
+    fn known_flow(&mut self, packet: &Packet) -> KnownFlow {
+        self.flows.get(&packet.flow()).map_or(KnownFlow::NONE, |flow| KnownFlow {
             carrier: Carrier::from_number(flow.carrier),
             by_lo: flow.by_lo == 1,
             sequence: flow.sequence,
         })
     }
 
-    fn written_policy(&mut self, packet: &Packet) -> Policy {
+    fn port_policy(&mut self, packet: &Packet) -> Policy {
         self.policies.get(&port(packet)).copied().unwrap_or(Policy::Unset)
     }
 

@@ -12,8 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wsl_mirror_core::abi::{
     FlowKey, FlowState, FragmentKey, PortDelivery, PortKey, PortPolicy, PortRule, Reason, Settings, Verdicts,
 };
-
-const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
+use wsl_mirror_lab::pins;
 
 /// `TCX_NEXT`, as the kernel hands it back.
 pub const NEXT: u32 = u32::MAX;
@@ -58,7 +57,7 @@ impl Program {
     /// Opens what `wsl-mirror load` has pinned.
     pub fn open() -> Result<Self> {
         let classifier =
-            SchedClassifier::from_pin(format!("{PINS}/program")).context("opening the pinned program")?;
+            SchedClassifier::from_pin(pins::path("program")).context("opening the pinned program")?;
         let map_of_settings: Array<MapData, Settings> = Map::Array(map("SETTINGS")?).try_into()?;
         let settings = map_of_settings.get(&0, 0)?;
         Ok(Self {
@@ -153,7 +152,7 @@ fn empty<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
 }
 
 fn map(name: &str) -> Result<MapData> {
-    MapData::from_pin(format!("{PINS}/{name}")).with_context(|| format!("opening the pinned map {name}"))
+    MapData::from_pin(pins::path(name)).with_context(|| format!("opening the pinned map {name}"))
 }
 
 /// What was counted since `before`, one line per reason.

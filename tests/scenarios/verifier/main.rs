@@ -1,18 +1,22 @@
-//! What the verifier makes of each program: how long it is, and how many instructions were looked at until it was
-//! accepted. Held against `table.txt`, so that nobody makes a program ten times as hard to verify without noticing:
-//! where the limit is a million, an older kernel may need twice what this one does.
+//! The verifier's numbers for each program: its length, and how many instructions the verifier followed to accept it.
+//!
+//! `table.txt` holds them for each kernel. The verifier's limit is a million, and an older kernel may need twice as many
+//! as this one: a program that becomes harder to verify has to fail here first.
 
 use std::{collections::BTreeSet, fs, io::Write as _};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use aya::programs::{
     ProgramInfo,
     links::{FdLink, PinnedLink},
     loaded_programs,
 };
-use wsl_mirror_lab::Lab;
+use wsl_mirror_lab::{
+    Lab,
+    checks::{OrPanic as _, load},
+    pins,
+};
 
-const PINS: &str = "/sys/fs/bpf/wsl-mirror/v1";
 const TABLE: &str = include_str!("table.txt");
 /// How far a number may be off, in percent: compilers differ, and so do the kernel's small changes.
 const TOLERANCE: u32 = 10;
@@ -42,8 +46,9 @@ impl Line {
     }
 }
 
-fn table() -> Result<Vec<Line>> {
-    TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(Line::parse).collect()
+fn table() -> Vec<Line> {
+    let lines = TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|line| Line::parse(line).or_panic()).collect()
 }
 
 /// Whether two numbers are nearly the same.
@@ -52,70 +57,69 @@ fn close(is: u32, was: u32) -> bool {
 }
 
 /// All programs that are pinned in our folder, or held by a link that is.
-fn programs(lab: &Lab) -> Result<Vec<ProgramInfo>> {
-    lab.guest().enter(|| {
-        let mut ids = BTreeSet::from([ProgramInfo::from_pin(format!("{PINS}/program"))?.id()]);
-        for pin in fs::read_dir(PINS)? {
+fn programs(lab: &Lab) -> Vec<ProgramInfo> {
+    let found = lab.guest().enter(|| -> Result<_> {
+        let mut ids = BTreeSet::from([ProgramInfo::from_pin(pins::path("program"))?.id()]);
+        for pin in fs::read_dir(pins::directory())? {
             let pin = pin?;
             if pin.file_name().to_string_lossy().starts_with("link") {
                 ids.insert(FdLink::from(PinnedLink::from_pin(pin.path())?).info()?.program_id());
             }
         }
         Ok(loaded_programs().flatten().filter(|program| ids.contains(&program.id())).collect())
-    })
+    });
+    found.or_panic()
 }
 
 #[test]
-fn programs_are_as_long_and_as_hard_to_verify_as_the_table_says() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    lab.wsl_mirror(&["load"])?.success()?;
-    let (major, minor) = lab.kernel()?;
+fn programs_are_as_long_and_hard_to_verify_as_the_table_says() {
+    let lab = Lab::builder().build().unwrap();
+    load(&lab);
+    let (major, minor) = lab.kernel().unwrap();
     let kernel = format!("{major}.{minor}");
-    let expected: Vec<Line> = table()?.into_iter().filter(|line| line.kernel == kernel).collect();
+    let expected: Vec<Line> = table().into_iter().filter(|line| line.kernel == kernel).collect();
     let mut seen = Vec::new();
-    for info in programs(&lab)? {
-        let program = info.name_as_str().context("a program without a name")?.to_owned();
-        let processed =
-            info.verified_instruction_count().context("the kernel does not tell (before 5.16)")?;
-        let size =
-            info.size_translated().context("the kernel does not show its instructions (kptr_restrict?)")?;
+    for info in programs(&lab) {
+        let program = info.name_as_str().expect("a program without a name").to_owned();
+        let processed = info.verified_instruction_count().expect("the kernel counts them since 5.16");
+        let size = info.size_translated().expect("the kernel hides its instructions (kptr_restrict?)");
         seen.push(Line { kernel: kernel.clone(), program, instructions: size / 8, processed });
     }
-    ensure!(!seen.is_empty(), "no program is pinned in {PINS}");
+    assert!(!seen.is_empty(), "no program is pinned in {}", pins::directory());
     seen.sort_by(|a, b| a.program.cmp(&b.program));
     for line in &seen {
         let Line { kernel, program, instructions, processed } = line;
         // Not by `println!`, which shows nothing of tests that pass.
-        writeln!(std::io::stdout(), "verifier: {kernel:6} {program:14} {instructions:6} {processed:8}")?;
+        writeln!(std::io::stdout(), "verifier: {kernel:6} {program:14} {instructions:6} {processed:8}")
+            .unwrap();
     }
     if expected.is_empty() {
-        writeln!(std::io::stdout(), "verifier: no line for {kernel} in tests/scenarios/verifier/table.txt")?;
-        return Ok(());
+        writeln!(std::io::stdout(), "verifier: no line for {kernel} in tests/scenarios/verifier/table.txt")
+            .unwrap();
+        return;
     }
     for line in &seen {
         let known = expected.iter().find(|known| known.program == line.program);
-        let known = known.with_context(|| format!("{} is not in the table for {kernel}", line.program))?;
-        ensure!(
+        let known = known.unwrap_or_else(|| panic!("{} is not in the table for {kernel}", line.program));
+        assert!(
             close(line.instructions, known.instructions) && close(line.processed, known.processed),
             "more than {TOLERANCE} % off:\n  {line:?}, the table has\n  {known:?}\n\
              If that is as it should be, change tests/scenarios/verifier/table.txt in the same commit"
         );
     }
     for known in &expected {
-        ensure!(
+        assert!(
             seen.iter().any(|line| line.program == known.program),
             "{} is in the table, and not in the kernel",
             known.program
         );
     }
-    Ok(())
 }
 
 #[test]
-fn the_table_can_be_read_and_a_tenth_is_the_limit() -> Result<()> {
-    assert!(table()?.iter().any(|line| line.kernel == "6.12"));
+fn the_table_parses_and_a_tenth_is_the_limit() {
+    assert!(table().iter().any(|line| line.kernel == "6.12"));
     assert!(Line::parse("6.12 wsl_mirror 700").is_err());
     assert!(close(110, 100) && close(90, 100) && close(100, 100));
     assert!(!close(111, 100) && !close(89, 100) && !close(1, 0));
-    Ok(())
 }

@@ -1,21 +1,21 @@
-//! Which way fragments go: all of a datagram's the same, and only the first one has ports.
+//! Fragments: all of a datagram go the same way, and only the first one has ports.
 
 use crate::abi::{FragmentKey, Reason};
 use crate::packet::Packet;
 use crate::verdict::Decision;
 
-/// How long a datagram is remembered, in ns: as long as the kernel waits for the rest of one (`IP_FRAG_TIME`, 30 s).
-pub const LAST: u64 = 30_000_000_000;
+/// Lifetime of a datagram's record in ns: the kernel waits as long for the rest of one (`IP_FRAG_TIME`, 30 s).
+pub const LIFETIME: u64 = 30_000_000_000;
 
-/// The datagrams whose fragments are delivered by `lo`. Where nothing is, there are none.
+/// The datagrams whose fragments are delivered by `lo`.
 pub trait Datagrams {
-    /// Now, in ns of a clock that is never put back.
+    /// The time in ns, of a monotonic clock.
     fn now(&mut self) -> u64;
-    /// When this one's first fragment was delivered by `lo`, by the same clock.
-    fn first_was(&mut self, datagram: FragmentKey) -> Option<u64>;
-    /// Remembers it. That there is no room changes the way of the others, and no more.
+    /// When this datagram's first fragment was delivered by `lo`, by the same clock.
+    fn first_delivered_at(&mut self, datagram: FragmentKey) -> Option<u64>;
+    /// Records the datagram. Without room the later fragments take the plain way.
     fn remember(&mut self, datagram: FragmentKey, now: u64);
-    /// Forgets an earlier one of the same number.
+    /// Drops the record of an earlier datagram with the same identification.
     fn forget(&mut self, datagram: FragmentKey);
 }
 
@@ -23,11 +23,13 @@ pub trait Datagrams {
 /// plain one, which is as good: a datagram counts as received where its last fragment was.
 ///
 /// A fragment that overtakes its first one may find what is remembered of an earlier datagram of its number: not for
-/// longer than [`LAST`].
+/// longer than [`LIFETIME`].
 #[inline(always)]
 pub fn later<D: Datagrams>(datagram: FragmentKey, datagrams: &mut D) -> Decision {
-    let Some(then) = datagrams.first_was(datagram) else { return Decision::plain(Reason::LaterFragment) };
-    if datagrams.now().wrapping_sub(then) >= LAST {
+    let Some(then) = datagrams.first_delivered_at(datagram) else {
+        return Decision::plain(Reason::LaterFragment);
+    };
+    if datagrams.now().wrapping_sub(then) >= LIFETIME {
         return Decision::plain(Reason::LaterFragment);
     }
     Decision { reason: Reason::Fragment, by_lo: true }

@@ -1,13 +1,12 @@
-//! What the tc program and user space share, and what the program decides.
+//! What the programs, the loader and the tests share: the ABI, packets and the pure verdict.
 //!
-//! - [`abi`]: map keys and values, verdicts and reasons: defined here once, used by the program, the loader,
-//!   the command line and the documentation.
-//! - [`packet`]: from bytes to a [`packet::Packet`], or the reason why it is none of ours.
-//! - [`verdict`]: from a packet and what the kernel knows about it to a [`abi::Reason`].
-//! - [`fragments`]: the same for what has no ports, from what became of the one that has them.
-//! - [`kfuncs`]: the conntrack functions that the program calls and how the loader finds the calls.
+//! - [`abi`]: map keys and values, verdicts and reasons, for the programs, the loader and the command line.
+//! - [`packet`]: from bytes to a [`packet::Packet`], or to the reason why the frame passes.
+//! - [`verdict`]: from a packet and the kernel's answers about it to a [`verdict::Decision`].
+//! - [`fragments`]: the same for fragments without ports.
+//! - [`kfuncs`]: the conntrack functions that the program calls, and how the loader finds the calls.
 //!
-//! Nothing in here touches the kernel: the program (`main.rs`) implements [`packet::Frame`], [`verdict::Kernel`] and
+//! Nothing in here touches the kernel: the program (`ingress.rs`) implements [`packet::Frame`], [`verdict::Kernel`] and
 //! [`fragments::Datagrams`] over its context, the tests implement them over byte slices and a made-up world.
 #![no_std]
 

@@ -1,42 +1,46 @@
-//! One round: what is there, what should be, and the difference carried out.
+//! One round: read the state, compute the plan, carry out the difference.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::schedule::Changes;
+use super::changes::{Changes, Repair, Repairs};
+use super::standing::{Neighbour, Standing};
 use crate::config::Config;
+use crate::config::options::LoadOptions;
 use crate::host::firewall::{self, Firewall};
-use crate::host::{cgroup, lock::Lock};
-use crate::loader::apply::{self, Target};
-use crate::loader::maps::SocketOwners;
-use crate::loader::plan::{self, State, Step};
-use crate::loader::{object, owners, state};
-use crate::wanted::Wanted;
+use crate::host::lock::Lock;
+use crate::loader::apply::{self, Target, VerifierLog};
+use crate::loader::maps;
+use crate::loader::state::State;
+use crate::loader::step::Step;
+use crate::loader::{object, owners, plan, state};
+use crate::notes::Notes;
 
-/// What is known between two rounds, all of which can be read again.
+/// What the agent knows between two rounds. All of it can be read again.
 pub struct Keeper {
-    wanted: Wanted,
-    /// What we go by.
+    options: LoadOptions,
+    /// The configuration in force.
     config: Config,
-    /// Why the file, as it is now, is not what we go by.
+    /// Why the file, as it is now, is not in force.
     pub config_error: Option<String>,
-    /// Whether anything was loaded by what we go by.
+    /// Whether anything was loaded by the configuration in force.
     has_loaded: bool,
     /// Whether program and hooks are those of this release, with what the configuration says about them.
     is_loaded: bool,
     /// Kept, because reading it takes other people's programs.
     firewall: Option<Arc<Firewall>>,
-    /// Why what is kept is not all there is to know now.
+    /// Why a part of the packet filters could not be read the last time.
     unread: Vec<String>,
-    /// Those that serve and carry a tag, by their inodes.
+    /// The sockets that serve and carry a tag, by their inodes.
     sockets: HashSet<u32>,
-    /// Why there are others.
+    /// Why sockets that serve carry no tag.
     untagged: Option<String>,
     turn: Turn,
+    /// What the last round has to tell.
+    pub notes: Notes,
 }
 
 /// Whose turn it is to steer.
@@ -50,9 +54,8 @@ enum Turn {
     Nobodys(Instant),
 }
 
-/// How long an interface has to be free of another distribution's program until it is taken over. Whoever had it knows
-/// who serves, even in processes that we cannot see; it takes its interface back within some milliseconds, if it is made
-/// anew.
+/// The agent takes over an interface that is free of another distribution's program for so long. The other agent knows
+/// who serves, even in processes that we cannot see. It takes an interface that is made anew back within milliseconds.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What came of a round.
@@ -64,78 +67,19 @@ pub struct Round {
     pub steps: Vec<String>,
     /// What became of what somebody had taken away.
     pub repair: Repair,
-    /// What whoever looks after this machine should know although packets are steered.
+    /// What the administrator should know although packets are steered.
     pub warnings: Vec<String>,
-}
-
-/// What became of what somebody had taken away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Repair {
-    /// There was nothing like that.
-    #[default]
-    None,
-    /// It was put back.
-    Done,
-    /// It was left for later.
-    HeldBack,
-}
-
-/// How it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Packets are steered.
-    Steering {
-        /// The interface.
-        interface: String,
-        /// Its index.
-        ifindex: u32,
-    },
-    /// There is no such interface (yet).
-    Waiting {
-        /// Its name.
-        interface: String,
-    },
-    /// Another distribution steers.
-    Aside {
-        /// The interface.
-        interface: String,
-        /// Whether it did not just now.
-        is_free: bool,
-    },
-}
-
-impl Standing {
-    /// As `status --json` has it.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Steering { .. } => "steering",
-            Self::Waiting { .. } => "waiting",
-            Self::Aside { .. } => "aside",
-        }
-    }
-}
-
-impl fmt::Display for Standing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Steering { interface, ifindex } => write!(f, "steering {interface} (index {ifindex})"),
-            Self::Waiting { interface } => write!(f, "waiting for {interface}"),
-            Self::Aside { interface, .. } => write!(
-                f,
-                "wsl-mirror of another distribution steers {interface}: standing aside until it does not any more"
-            ),
-        }
-    }
 }
 
 impl Keeper {
     /// Reads the configuration; a bad one is an error now, and only now.
-    pub fn new(wanted: Wanted) -> Result<Self> {
-        let config = wanted.effective_config()?;
+    pub fn new(options: LoadOptions) -> Result<Self> {
+        let config = options.effective_config()?;
         // So is a bad cgroup.
-        wanted.open_cgroup()?;
+        let cgroup = options.open_cgroup()?;
+        let notes = options.notes(&cgroup);
         Ok(Self {
-            wanted,
+            options,
             config,
             config_error: None,
             has_loaded: false,
@@ -145,35 +89,36 @@ impl Keeper {
             sockets: HashSet::new(),
             untagged: None,
             turn: Turn::Ours,
+            notes,
         })
     }
 
-    /// Looks at what may have changed, and puts it right. If it `is_patient`, what somebody has taken away is left for later.
-    pub fn round(&mut self, changes: Changes, is_patient: bool, _lock: &Lock) -> Result<Round> {
+    /// Looks at what may have changed, and puts it right.
+    pub fn round(&mut self, changes: Changes, repairs: Repairs, _lock: &Lock) -> Result<Round> {
         let candidate = if changes.config { self.read_config() } else { None };
         self.read_firewall(changes);
         let done = match candidate {
-            Some(candidate) => self.try_out(candidate, changes, is_patient),
-            None => self.read_state().and_then(|state| self.put_right(&state, changes, is_patient)),
+            Some(candidate) => self.try_out(candidate, changes, repairs),
+            None => self.read_state().and_then(|state| self.put_right(&state, changes, repairs)),
         };
         give_memory_back();
         done
     }
 
     /// Goes by another configuration from now on, if that can be done on this machine. Else by the one before.
-    fn try_out(&mut self, candidate: Config, changes: Changes, is_patient: bool) -> Result<Round> {
+    fn try_out(&mut self, candidate: Config, changes: Changes, repairs: Repairs) -> Result<Round> {
         let before = (std::mem::replace(&mut self.config, candidate), self.is_loaded, self.turn);
         // What the program logs is part of it, so it is made anew; that loses no packet.
         self.is_loaded = false;
         let done = self.read_state().and_then(|state| {
             // Nor is it in force as long as another distribution steers, if it could not be afterwards.
             plan::renewal(&State { steered_by_others: None, ..state.clone() }, &self.config)?;
-            self.put_right(&state, changes, is_patient)
+            self.put_right(&state, changes, repairs)
         });
         let Err(refused) = done else { return done };
         (self.config, self.is_loaded, self.turn) = before;
         self.config_error = Some(format!("the configuration does not fit this machine: {refused:#}"));
-        self.read_state().and_then(|state| self.put_right(&state, changes, is_patient))
+        self.read_state().and_then(|state| self.put_right(&state, changes, repairs))
     }
 
     /// Reads the packet filters, unless what is known of them still counts.
@@ -195,12 +140,12 @@ impl Keeper {
         state::read_with(&self.config.interface, self.config.hook, firewall)
     }
 
-    fn put_right(&mut self, state: &State, changes: Changes, is_patient: bool) -> Result<Round> {
+    fn put_right(&mut self, state: &State, changes: Changes, repairs: Repairs) -> Result<Round> {
         let interface = self.config.interface.clone();
-        if let Some(is_free) = self.stands_aside(state) {
+        if let Some(neighbour) = self.neighbour(state) {
             // What is pinned here is of no use now, and is taken up again when it is.
             return Ok(Round {
-                standing: Standing::Aside { interface, is_free },
+                standing: Standing::Aside { interface, neighbour },
                 steps: Vec::new(),
                 repair: Repair::None,
                 warnings: Vec::new(),
@@ -216,9 +161,12 @@ impl Keeper {
         let is_same_interface = state.settings.is_some_and(|settings| settings.ifindex == ifindex);
         let mut repair = Repair::None;
         if self.is_loaded && is_same_interface && steps.iter().any(Step::is_repair) {
-            repair = if is_patient { Repair::HeldBack } else { Repair::Done };
-            if is_patient {
-                steps = plan::without_repairs(steps);
+            match repairs {
+                Repairs::Allowed => repair = Repair::Done,
+                Repairs::HeldBack => {
+                    repair = Repair::HeldBack;
+                    steps = plan::without_repairs(steps);
+                }
             }
         }
         if !steps.is_empty() {
@@ -227,14 +175,17 @@ impl Keeper {
             let target = Target {
                 interface: &interface,
                 object: &object,
-                cgroup: cgroup::open(self.wanted.cgroup.as_deref())?,
-                whole_verifier_log: false,
+                cgroup: self.options.open_cgroup()?,
+                verifier_log: VerifierLog::End,
             };
-            apply::apply(&steps, target)?;
+            let (notes, done) = apply::apply(&steps, target);
+            self.notes.extend(notes);
+            done?;
         }
-        if changes.untold {
+        if changes.unwatched {
             let owners = self.config.owner_policies();
-            self.untagged = owners::tag_sockets(&mut SocketOwners::pinned()?, &owners, &mut self.sockets);
+            self.untagged =
+                owners::tag_sockets(&mut maps::SOCKET_OWNER.pinned()?, &owners, &mut self.sockets);
         }
         let had_loaded = std::mem::replace(&mut self.has_loaded, true);
         self.is_loaded = true;
@@ -261,8 +212,8 @@ impl Keeper {
         warnings
     }
 
-    /// Whether another distribution steers, or is still to be given the chance to; and if so, whether it does not now.
-    fn stands_aside(&mut self, state: &State) -> Option<bool> {
+    /// The neighbour for which we stand aside: it steers, or still has the chance to.
+    fn neighbour(&mut self, state: &State) -> Option<Neighbour> {
         let is_there = state.interface.index != 0;
         self.turn = match (state.steered_by_others, self.turn) {
             (Some(_), _) => Turn::Theirs,
@@ -273,14 +224,14 @@ impl Keeper {
         };
         match self.turn {
             Turn::Ours => None,
-            Turn::Theirs => Some(false),
-            Turn::Nobodys(_) => Some(true),
+            Turn::Theirs => Some(Neighbour::Steering),
+            Turn::Nobodys(_) => Some(Neighbour::Gone),
         }
     }
 
     /// What the file says, if it is valid and not what we go by already.
     fn read_config(&mut self) -> Option<Config> {
-        let read = self.wanted.effective_config();
+        let read = self.options.effective_config();
         self.config_error = read.as_ref().err().map(|error| format!("{error:#}"));
         read.ok().filter(|config| *config != self.config)
     }
@@ -289,8 +240,8 @@ impl Keeper {
 /// Whether packet filters have to be read again: `is_unread` if that has failed the last time.
 fn is_stale(changes: Changes, has_legacy_tables: fn() -> bool, is_unread: bool) -> bool {
     changes.packet_filters
-        || changes.untold && is_unread
-        || (changes.untold || changes.legacy) && has_legacy_tables()
+        || changes.unwatched && is_unread
+        || (changes.unwatched || changes.legacy) && has_legacy_tables()
 }
 
 /// A load needs some megabytes for a moment (the kernel's types, packet filters as text), and glibc would keep them.
@@ -309,11 +260,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packet_filters_are_read_when_they_have_changed_and_when_that_has_failed() {
+    fn packet_filters_are_read_after_a_change_and_after_a_failure() {
         let (no, yes) = (|| false, || true);
         let changes = Changes { packet_filters: true, ..Changes::default() };
         assert!(is_stale(changes, no, false));
-        let look = Changes { untold: true, ..Changes::default() };
+        let look = Changes { unwatched: true, ..Changes::default() };
         assert!(!is_stale(look, no, false) && is_stale(look, no, true) && is_stale(look, yes, false));
         let legacy = Changes { legacy: true, ..Changes::default() };
         assert!(!is_stale(legacy, no, true) && is_stale(legacy, yes, false));

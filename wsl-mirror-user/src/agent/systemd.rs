@@ -1,4 +1,4 @@
-//! What systemd is told, if it has started us (`Type=notify`): that we are ready, how it goes, that we are alive.
+//! Messages to systemd, if it has started us (`Type=notify`): readiness, status, watchdog.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use sd_notify::{NotifyState, notify, watchdog_enabled};
 
 use super::report::Report;
 
-/// How often there is nothing to tell.
+/// The interval without a watchdog.
 const NEVER: Duration = Duration::from_hours(24);
 
-/// systemd, or nobody.
+/// The conversation with systemd, if it has started us.
 #[derive(Debug)]
 pub struct Systemd {
     /// Half of what its watchdog allows.
@@ -27,14 +27,14 @@ impl Default for Systemd {
     }
 }
 
-/// There may be nobody who listens, and that is no reason to end.
-fn say(states: &[NotifyState<'_>]) {
+/// Sends messages. A systemd that does not listen is no reason to end.
+fn send(states: &[NotifyState<'_>]) {
     let _ = notify(false, states);
 }
 
-/// What there is to be done at the start is done.
+/// The first round is done.
 pub fn ready() {
-    say(&[NotifyState::Ready]);
+    send(&[NotifyState::Ready]);
 }
 
 /// The line of `systemctl status`.
@@ -44,19 +44,19 @@ pub fn status(report: &Report) {
         None => report.says.clone(),
     };
     // The protocol has a line for each field.
-    say(&[NotifyState::Status(&line.replace('\n', " "))]);
+    send(&[NotifyState::Status(&line.replace('\n', " "))]);
 }
 
 /// We end.
 pub fn stopping() {
-    say(&[NotifyState::Stopping]);
+    send(&[NotifyState::Stopping]);
 }
 
 impl Systemd {
     /// The configuration is read again.
     pub fn reloading(&mut self) {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
-            say(&[NotifyState::Reloading, now]);
+            send(&[NotifyState::Reloading, now]);
             self.is_reloading = true;
         }
     }
@@ -64,7 +64,7 @@ impl Systemd {
     /// A round has come to its end.
     pub fn reloaded(&mut self) {
         if std::mem::take(&mut self.is_reloading) {
-            say(&[NotifyState::Ready]);
+            send(&[NotifyState::Ready]);
         }
     }
 
@@ -78,7 +78,7 @@ impl Systemd {
         let now = Instant::now();
         if now >= self.next_sign_of_life() {
             self.last = now;
-            say(&[NotifyState::Watchdog]);
+            send(&[NotifyState::Watchdog]);
         }
     }
 }

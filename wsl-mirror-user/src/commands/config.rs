@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::config::{self, Config, Problem};
 use crate::exit::{Exit, OrExit as _};
-use crate::output;
+use crate::output::{self, Output};
 
 /// What to do with the configuration.
 #[derive(Debug, Subcommand)]
@@ -36,7 +36,7 @@ struct Report<'a> {
 
 impl ConfigCommand {
     /// Does it.
-    pub fn exec(self) -> Result<Exit> {
+    pub fn exec(self, output: &mut Output) -> Result<Exit> {
         let Self::Check { config, json } = self;
         let path = config.as_deref().unwrap_or(Path::new(config::PATH));
         let text = match std::fs::read_to_string(path) {
@@ -53,11 +53,11 @@ impl ConfigCommand {
         };
         if json {
             let (exists, valid) = (text.is_some(), problems.is_empty());
-            output::json(&Report { file: path, exists, valid, problems: &problems })?;
+            output.json(&Report { file: path, exists, valid, problems: &problems })?;
         } else if text.is_none() {
-            output::line(&format!("there is no {}: the defaults apply", path.display()))?;
+            output.line(&format!("there is no {}: the defaults apply", path.display()))?;
         } else if problems.is_empty() {
-            output::line(&format!("{} is valid", path.display()))?;
+            output.line(&format!("{} is valid", path.display()))?;
         }
         if problems.is_empty() {
             return Ok(Exit::Success);

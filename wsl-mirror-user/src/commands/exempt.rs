@@ -6,10 +6,13 @@ use serde::Serialize;
 use wsl_mirror_core::abi::{Policy, PortPolicy};
 
 use crate::exit::{Exit, Failure};
-use crate::host::{lock::Lock, require_root};
-use crate::loader::maps::PolicyMap;
+use crate::host::{
+    lock::{Access, Lock},
+    require_root,
+};
+use crate::loader::maps::{self, PolicyMap};
 use crate::loader::pins::Pins;
-use crate::output;
+use crate::output::{self, Output};
 use crate::policy::{PortRange, PortSpec, ranges};
 
 /// What to do with exemptions. They last until `del` or `unload`; those in the configuration file are written
@@ -38,12 +41,12 @@ pub enum Exempt {
 
 impl Exempt {
     /// Does it.
-    pub fn exec(self) -> Result<Exit> {
+    pub fn exec(self, output: &mut Output) -> Result<Exit> {
         require_root("read and write eBPF maps")?;
         match self {
             Self::Add { ports } => write(&ports, Policy::Pass),
             Self::Del { ports } => write(&ports, Policy::Unset),
-            Self::List { json } => list(json),
+            Self::List { json } => list(json, output),
         }
     }
 }
@@ -58,18 +61,18 @@ fn open() -> Result<PolicyMap> {
         ));
     }
     pins.require_our_layout()?;
-    PolicyMap::pinned()
+    maps::PORT_POLICY.pinned()
 }
 
 /// Writes the command line's field of each port.
 fn write(ports: &[PortSpec], policy: Policy) -> Result<Exit> {
     // A load that ran meanwhile would write its own field over what we read.
-    let _lock = Lock::take()?;
+    let _lock = Lock::take(Access::Exclusive, output::note)?;
     let mut map = open()?;
     let mut still_exempt = Vec::new();
     for key in ports.iter().flat_map(PortSpec::keys) {
-        let new = PortPolicy { cli: policy as u8, ..map.get(key)? };
-        map.set(key, new)?;
+        let new = PortPolicy { cli: policy as u8, ..map.policy(key)? };
+        map.set_policy(key, new)?;
         if policy == Policy::Unset && new.effective() == Policy::Pass {
             still_exempt.push((key, ()));
         }
@@ -107,22 +110,22 @@ impl From<PortRange<PortPolicy>> for Entry {
     }
 }
 
-fn list(json: bool) -> Result<Exit> {
+fn list(json: bool, output: &mut Output) -> Result<Exit> {
     let written = {
         // Not while it is shown: a pager may take its time.
-        let _lock = Lock::take_shared()?;
+        let _lock = Lock::take(Access::Shared, output::note)?;
         open()?.all()?
     };
     let ranges = ranges(written.into_iter().filter(|(_, policy)| !policy.is_unset()));
     if json {
-        output::json(&ranges.into_iter().map(Entry::from).collect::<Vec<_>>())?;
+        output.json(&ranges.into_iter().map(Entry::from).collect::<Vec<_>>())?;
     } else if !ranges.is_empty() {
         let rows = ranges.into_iter().map(|range| {
             let spec = range.spec().to_string();
             let entry = Entry::from(range);
             [spec, entry.policy.to_owned(), entry.cli.to_owned(), entry.config.to_owned()]
         });
-        output::line(&output::table(["port", "policy", "command line", "configuration"], &[], rows))?;
+        output.line(&output::table(["port", "policy", "command line", "configuration"], &[], rows))?;
     }
     Ok(Exit::Success)
 }

@@ -7,8 +7,8 @@ use clap::Args;
 
 use crate::exit::Exit;
 use crate::host::require_root;
-use crate::install::{self, Plan, State};
-use crate::output;
+use crate::install::{self, Caller, Plan, State};
+use crate::output::{self, Output};
 
 /// Arguments of `install`.
 #[derive(Debug, Args)]
@@ -45,32 +45,36 @@ struct Common {
 
 impl Install {
     /// Has the agent started at boot.
-    pub fn exec(self) -> Result<Exit> {
+    pub fn exec(self, output: &mut Output) -> Result<Exit> {
         let state = State::read(&self.common.root, self.binary.as_deref())?;
         if self.upgrade {
-            return self.common.exec(&install::upgrade(&state), None);
+            return self.common.exec(output, &install::upgrade(&state), None);
         }
-        self.common.exec(&install::install(&state)?, Some("it is installed already"))
+        self.common.exec(output, &install::install(&state)?, Some("it is installed already"))
     }
 }
 
 impl Uninstall {
     /// Takes back what `install` did.
-    pub fn exec(self) -> Result<Exit> {
+    pub fn exec(self, output: &mut Output) -> Result<Exit> {
         let state = State::read(&self.common.root, None)?;
-        let nothing = (!self.keep_package).then_some("it is not installed");
-        self.common.exec(&install::uninstall(&state, self.keep_package), nothing)
+        let (caller, nothing) = if self.keep_package {
+            (Caller::Package, None)
+        } else {
+            (Caller::User, Some("it is not installed"))
+        };
+        self.common.exec(output, &install::uninstall(&state, caller), nothing)
     }
 }
 
 impl Common {
-    fn exec(&self, plan: &Plan, nothing: Option<&str>) -> Result<Exit> {
+    fn exec(&self, output: &mut Output, plan: &Plan, nothing: Option<&str>) -> Result<Exit> {
         if !self.dry_run && self.root == Path::new("/") {
             require_root("change what is started at boot")?;
         }
         // Before anything is changed.
         for step in &plan.steps {
-            output::line(&step.to_string())?;
+            output.line(&step.to_string())?;
         }
         if let Some(nothing) = nothing
             && plan.steps.is_empty()

@@ -3,18 +3,21 @@
 use anyhow::Result;
 use clap::Args;
 
+use crate::config::options::LoadOptions;
 use crate::exit::Exit;
-use crate::host::{lock::Lock, require_root};
-use crate::loader::apply::{self, Target};
+use crate::host::{
+    lock::{Access, Lock},
+    require_root,
+};
+use crate::loader::apply::{self, Target, VerifierLog};
 use crate::loader::{object, plan, state};
-use crate::output;
-use crate::wanted::Wanted;
+use crate::output::{self, Output};
 
 /// Arguments of `load`.
 #[derive(Debug, Args)]
 pub struct Load {
     #[command(flatten)]
-    wanted: Wanted,
+    options: LoadOptions,
     /// If the kernel refuses the program, show all that its verifier says, not only the end
     #[arg(long)]
     verifier_log: bool,
@@ -25,17 +28,18 @@ pub struct Load {
 
 impl Load {
     /// Loads, or replaces what is loaded.
-    pub fn exec(self) -> Result<Exit> {
+    pub fn exec(self, output: &mut Output) -> Result<Exit> {
         require_root("load an eBPF program")?;
-        let config = self.wanted.effective_config()?;
-        let cgroup = self.wanted.open_cgroup()?;
-        let _lock = Lock::take()?;
+        let config = self.options.effective_config()?;
+        let cgroup = self.options.open_cgroup()?;
+        output::notes(&self.options.notes(&cgroup));
+        let _lock = Lock::take(Access::Exclusive, output::note)?;
         let state = state::read(&config.interface, config.hook)?;
         let steps = plan::plan(&state, &config)?;
         let object = object::for_this_kernel()?;
         if self.dry_run {
             for step in &steps {
-                output::line(&step.to_string())?;
+                output.line(&step.to_string())?;
             }
             return Ok(Exit::Success);
         }
@@ -43,9 +47,11 @@ impl Load {
             interface: &config.interface,
             object: &object,
             cgroup,
-            whole_verifier_log: self.verifier_log,
+            verifier_log: if self.verifier_log { VerifierLog::All } else { VerifierLog::End },
         };
-        apply::apply(&steps, target)?;
+        let (notes, done) = apply::apply(&steps, target);
+        output::notes(&notes);
+        done?;
         Ok(Exit::Success)
     }
 }

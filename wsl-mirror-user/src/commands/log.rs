@@ -1,5 +1,7 @@
 //! `wsl-mirror log`
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use anyhow::{Context as _, Result};
 use aya_log::EbpfLogger;
 use clap::Args;
@@ -11,7 +13,7 @@ use crate::exit::{Exit, Failure};
 use crate::host::require_root;
 use crate::loader::pins::Pins;
 use crate::loader::state;
-use crate::output;
+use crate::output::{Output, Reader};
 
 /// Arguments of `log`.
 #[derive(Debug, Args)]
@@ -20,20 +22,21 @@ pub struct Log {}
 impl Log {
     /// Shows the program's messages until Ctrl-C.
     #[expect(clippy::unused_self, reason = "every command is called alike")]
-    pub fn exec(self) -> Result<Exit> {
+    pub fn exec(self, output: Output) -> Result<Exit> {
         require_root("read the program's log")?;
         let program = state::running_program(&Pins::read()?)?.ok_or_else(|| {
             Failure::new(Exit::NotLoaded, "nothing is loaded: run `wsl-mirror load --log debug`")
         })?;
-        let logger = EbpfLogger::init_from_id_with_logger(program, Lines)
+        let output = Arc::new(Mutex::new(output));
+        let logger = EbpfLogger::init_from_id_with_logger(program, Lines(Arc::clone(&output)))
             .with_context(|| format!("cannot read the log of program {program}"))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        runtime.block_on(follow(logger))?;
+        runtime.block_on(follow(logger, &output))?;
         Ok(Exit::Success)
     }
 }
 
-async fn follow(logger: EbpfLogger<Lines>) -> Result<()> {
+async fn follow(logger: EbpfLogger<Lines>, output: &Mutex<Output>) -> Result<()> {
     // SAFETY: the logger's descriptor is the ring's, and the logger closes it only when it is dropped.
     let mut ring = unsafe { AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE) }
         .map_err(std::io::Error::from)?;
@@ -41,7 +44,7 @@ async fn follow(logger: EbpfLogger<Lines>) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     ring.get_mut().flush();
-    loop {
+    while reader(output) == Reader::Present {
         tokio::select! {
             ready = ring.readable_mut() => {
                 let mut ready = ready?;
@@ -52,6 +55,11 @@ async fn follow(logger: EbpfLogger<Lines>) -> Result<()> {
             _ = terminate.recv() => return Ok(()),
         }
     }
+    Ok(())
+}
+
+fn reader(output: &Mutex<Output>) -> Reader {
+    output.lock().unwrap_or_else(PoisonError::into_inner).reader()
 }
 
 /// Puts the reason's name in the place of its number, with which a message ends.
@@ -64,7 +72,7 @@ fn with_reason(message: &str) -> String {
 }
 
 /// Writes each message on a line of its own.
-struct Lines;
+struct Lines(Arc<Mutex<Output>>);
 
 impl log::Log for Lines {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
@@ -72,8 +80,9 @@ impl log::Log for Lines {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        // Whoever reads us may have gone away: that ends us at the next signal, not here.
-        let _ = output::line(&with_reason(&record.args().to_string()));
+        let mut output = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // An output that cannot be written (a full disk) ends nothing: the next message may fit.
+        let _ = output.line(&with_reason(&record.args().to_string()));
     }
 
     fn flush(&self) {}

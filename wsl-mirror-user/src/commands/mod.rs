@@ -14,6 +14,7 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use crate::exit::Exit;
+use crate::output::Output;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -43,19 +44,19 @@ pub enum Command {
 }
 
 impl Command {
-    /// Does it.
-    pub fn exec(self) -> Result<Exit> {
+    /// Does it; the result goes to `output`.
+    pub fn exec(self, mut output: Output) -> Result<Exit> {
         match self {
-            Self::Load(load) => load.exec(),
-            Self::Run(run) => run.exec(),
+            Self::Load(load) => load.exec(&mut output),
+            Self::Run(run) => run.exec(&mut output),
             Self::Unload(unload) => unload.exec(),
-            Self::Status(status) => status.exec(),
-            Self::Exempt(exempt) => exempt.exec(),
-            Self::Config(config) => config.exec(),
-            Self::Install(install) => install.exec(),
-            Self::Uninstall(uninstall) => uninstall.exec(),
-            Self::Mode(mode) => mode.exec(),
-            Self::Log(log) => log.exec(),
+            Self::Status(status) => status.exec(&mut output),
+            Self::Exempt(exempt) => exempt.exec(&mut output),
+            Self::Config(config) => config.exec(&mut output),
+            Self::Install(install) => install.exec(&mut output),
+            Self::Uninstall(uninstall) => uninstall.exec(&mut output),
+            Self::Mode(mode) => mode.exec(&mut output),
+            Self::Log(log) => log.exec(output),
         }
     }
 }

@@ -7,8 +7,9 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::exit::Exit;
-use crate::host::wsl::Mode as Networking;
-use crate::output;
+use crate::host::networking::NetworkingMode;
+use crate::host::wsl;
+use crate::output::Output;
 
 /// Arguments of `mode`.
 #[derive(Debug, Args)]
@@ -28,17 +29,17 @@ struct Report<'a> {
 
 impl Mode {
     /// Shows it. Who starts the agent asks this first (the unit's `ExecCondition=`).
-    pub fn exec(self) -> Result<Exit> {
-        let mode = Networking::read(Path::new("/"));
-        let (wsl, may) = (mode != Networking::NotWsl, mode.may_have_loopback0());
+    pub fn exec(self, output: &mut Output) -> Result<Exit> {
+        let mode = wsl::networking_mode(Path::new("/"));
+        let (wsl, may) = (mode != NetworkingMode::NotWsl, mode.may_have_loopback0());
         if self.json {
-            output::json(&Report { wsl, mode: mode.word(), may_have_loopback0: may })?;
+            output.json(&Report { wsl, mode: mode.name(), may_have_loopback0: may })?;
         } else {
-            output::line(&match &mode {
-                Networking::Unknown(why) => format!("unknown: {why}"),
-                Networking::Other(word) => format!("{word}: there is no loopback0, and nothing to do"),
-                Networking::NotWsl => "this is not WSL".to_owned(),
-                Networking::Mirrored | Networking::Proxy(_) => mode.word().to_owned(),
+            output.line(&match &mode {
+                NetworkingMode::Unknown(why) => format!("unknown: {why}"),
+                NetworkingMode::NotWsl => "this is not WSL".to_owned(),
+                mode if may => mode.name().to_owned(),
+                mode => format!("{}: there is no loopback0, and nothing to do", mode.name()),
             })?;
         }
         Ok(match (wsl, may) {

@@ -3,18 +3,22 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::agent::{self, report};
+use crate::agent;
+use crate::config::options::LoadOptions;
 use crate::exit::Exit;
-use crate::host::{firewall, lock::Lock, require_root};
+use crate::host::{
+    firewall,
+    lock::{Access, Lock},
+    require_root,
+};
 use crate::loader::{object, plan, state};
-use crate::output;
-use crate::wanted::Wanted;
+use crate::output::{self, Output};
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct Run {
     #[command(flatten)]
-    wanted: Wanted,
+    options: LoadOptions,
     /// Only print what would be done now
     #[arg(long)]
     dry_run: bool,
@@ -22,23 +26,24 @@ pub struct Run {
 
 impl Run {
     /// Loads, and stays until it is told to end.
-    pub fn exec(self) -> Result<Exit> {
+    pub fn exec(self, output: &mut Output) -> Result<Exit> {
         require_root("load an eBPF program")?;
         if !self.dry_run {
-            agent::run(self.wanted)?;
+            agent::run(self.options)?;
             return Ok(Exit::Success);
         }
         for line in self.would_do()? {
-            output::line(&line)?;
+            output.line(&line)?;
         }
         Ok(Exit::Success)
     }
 
     /// What an agent would do now: the one that is at work, or else a new one.
     fn would_do(&self) -> Result<Vec<String>> {
-        let config = self.wanted.effective_config()?;
-        self.wanted.open_cgroup()?;
-        let _lock = Lock::take()?;
+        let config = self.options.effective_config()?;
+        let cgroup = self.options.open_cgroup()?;
+        output::notes(&self.options.notes(&cgroup));
+        let _lock = Lock::take(Access::Exclusive, output::note)?;
         let state = state::read_with(&config.interface, config.hook, firewall::read().into())?;
         let name = &config.interface;
         if state.steered_by_others.is_some() {
@@ -46,7 +51,7 @@ impl Run {
                 "stand aside, since wsl-mirror of another distribution steers {name}, until it does not any more"
             )]);
         }
-        let steps = match report::of_the_running_one() {
+        let steps = match agent::lock::holder() {
             Some(_) => plan::difference(&state, &config)?,
             None => plan::plan(&state, &config)?,
         };

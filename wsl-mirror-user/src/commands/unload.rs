@@ -3,8 +3,12 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::exit::Exit;
-use crate::host::{lock::Lock, require_root};
+use crate::agent;
+use crate::exit::{Exit, Failure};
+use crate::host::{
+    lock::{Access, Lock},
+    require_root,
+};
 use crate::loader::unload;
 use crate::output;
 
@@ -17,7 +21,18 @@ impl Unload {
     #[expect(clippy::unused_self, reason = "every command is called alike")]
     pub fn exec(self) -> Result<Exit> {
         require_root("unload an eBPF program")?;
-        let _lock = Lock::take()?;
+        let _lock = Lock::take(Access::Exclusive, output::note)?;
+        if let Some(agent) = agent::lock::holder() {
+            return Err(Failure::new(
+                Exit::Busy,
+                format!(
+                    "`wsl-mirror run` is at work (process {}) and would load it again: end it first (`systemctl stop \
+                     wsl-mirror`, or `kill {0}`)",
+                    agent.pid
+                ),
+            ));
+        }
+        agent::lock::tidy_up();
         if !unload::unload()? {
             output::note("nothing is loaded");
         }

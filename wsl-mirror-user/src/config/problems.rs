@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn every_unknown_key_is_named_with_its_place_and_the_nearest_known_one() {
+    fn every_unknown_key_is_named_with_place_and_nearest_key() {
         let text = "# ü\nexemt = [22]\nowners = [\n  { nmae = \"ü\", name = \"a\", policy = \"pass\", uuid = 1 },\n]\n\
                     [Hook]\nx = 1\n";
         let found: Vec<_> =

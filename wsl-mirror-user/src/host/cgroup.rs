@@ -1,4 +1,4 @@
-//! The cgroup whose processes are watched when they bind sockets.
+//! The cgroup to which programs for sockets are attached.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,10 +15,10 @@ const ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 /// `CGROUP2_SUPER_MAGIC` (`include/uapi/linux/magic.h`).
 const MAGIC: i64 = 0x6367_7270;
 
-/// Opens the cgroup that is asked for, else the root of cgroup v2. Where that is mounted nowhere, it is mounted where
-/// nobody sees it and only for as long as it is open: the hierarchy is there anyway.
-pub fn open(asked_for: Option<&Path>) -> Result<OwnedFd> {
-    if let Some(path) = asked_for {
+/// Opens the cgroup at this path, else the root of cgroup v2. Where the root is mounted nowhere, it gets a mount that is
+/// attached nowhere and ends with the descriptor.
+pub fn open(path: Option<&Path>) -> Result<OwnedFd> {
+    if let Some(path) = path {
         let directory = File::open(path)
             .or_exit(Exit::Config, || format!("cannot open the cgroup {} (--cgroup)", path.display()))?;
         if !is_cgroup2(&directory) {
@@ -39,9 +39,9 @@ pub fn open(asked_for: Option<&Path>) -> Result<OwnedFd> {
     }
 }
 
-/// Whether this is the root of the whole hierarchy: in a cgroup namespace, what is mounted as the root is another one.
+/// Whether this is the root of the hierarchy. In a cgroup namespace another cgroup is mounted as the root.
 /// The real one has no `cgroup.events` (Documentation/admin-guide/cgroup-v2.rst: "exists on non-root cgroups").
-pub fn is_the_whole(cgroup: &impl AsFd) -> bool {
+pub fn is_hierarchy_root(cgroup: &impl AsFd) -> bool {
     statat(cgroup, "cgroup.events", AtFlags::empty()).is_err()
 }
 

@@ -18,12 +18,13 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::output;
+use crate::wait;
 
 const FILE: &str = "bus/platform/drivers_probe";
-/// How long we wait for another one of us: a `load` takes a tenth of a second.
-const PATIENCE: Duration = Duration::from_secs(20);
-const RETRY: Duration = Duration::from_millis(5);
+/// How long a command waits for another wsl-mirror: a `load` takes a tenth of a second.
+const LIMIT: Duration = Duration::from_secs(20);
+/// After this wait the person at the terminal is told of it.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// Held until it is dropped.
 #[derive(Debug)]
@@ -31,78 +32,87 @@ pub struct Lock {
     _file: OwnedFd,
 }
 
+/// Whom the lock keeps out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody else: for a change.
+    Exclusive,
+    /// Only changes: a reader sees a load before or after, not half-way.
+    Shared,
+}
+
+/// Called once, when another wsl-mirror has kept us waiting for a second, with a sentence for the person at the terminal.
+pub type OnWait = fn(&str);
+
 impl Lock {
-    /// Takes the lock of this network namespace, to change something; waits while another one of us has it.
-    pub fn take() -> Result<Self> {
-        Self::take_by(FlockOperation::NonBlockingLockExclusive)
-    }
-
-    /// Takes it to read what nobody shall change meanwhile: a load is seen before or after, not half-way.
-    pub fn take_shared() -> Result<Self> {
-        Self::take_by(FlockOperation::NonBlockingLockShared)
-    }
-
-    fn take_by(operation: FlockOperation) -> Result<Self> {
-        let mut wait = Wait::begin(operation, PATIENCE)?;
-        while !wait.is_over()? {
-            std::thread::sleep(RETRY);
+    /// Takes the lock of this network namespace; waits while another wsl-mirror holds it.
+    pub fn take(access: Access, on_wait: OnWait) -> Result<Self> {
+        let mut attempt = Attempt::begin(access, on_wait)?;
+        match wait::poll(LIMIT, || attempt.next())? {
+            Some(()) => Ok(Self { _file: attempt.file }),
+            None => Err(busy(LIMIT)),
         }
-        Ok(Self { _file: wait.file })
     }
 
-    /// [`Self::take`] for who has something else to look at meanwhile. To wait no more leaves nothing behind.
-    pub async fn wait(patience: Duration) -> Result<Self> {
-        let mut wait = Wait::begin(FlockOperation::NonBlockingLockExclusive, patience)?;
-        while !wait.is_over()? {
-            tokio::time::sleep(RETRY).await;
+    /// [`Self::take`] for async callers, to change something. Dropping the future leaves nothing behind.
+    pub async fn take_async(limit: Duration, on_wait: OnWait) -> Result<Self> {
+        let mut attempt = Attempt::begin(Access::Exclusive, on_wait)?;
+        match wait::poll_async(limit, || attempt.next()).await? {
+            Some(()) => Ok(Self { _file: attempt.file }),
+            None => Err(busy(limit)),
         }
-        Ok(Self { _file: wait.file })
     }
 }
 
-/// Somebody waits for it.
-struct Wait {
+fn busy(limit: Duration) -> anyhow::Error {
+    Failure::new(
+        Exit::Busy,
+        format!(
+            "another wsl-mirror has been at work in this network namespace for more than {} s; \
+             find it with `pgrep -a wsl-mirror`, in every distribution",
+            limit.as_secs()
+        ),
+    )
+}
+
+/// One wait for the lock.
+struct Attempt {
     file: OwnedFd,
     operation: FlockOperation,
     start: Instant,
-    patience: Duration,
-    told: bool,
+    /// Taken when it was called.
+    on_wait: Option<OnWait>,
 }
 
-impl Wait {
-    fn begin(operation: FlockOperation, patience: Duration) -> Result<Self> {
+impl Attempt {
+    fn begin(access: Access, on_wait: OnWait) -> Result<Self> {
         let file = open().or_exit(Exit::Failure, || {
             format!(
                 "cannot open the lock of this network namespace (sysfs, {FILE}): is CAP_SYS_ADMIN missing?"
             )
         })?;
-        Ok(Self { file, operation, start: Instant::now(), patience, told: false })
+        let operation = match access {
+            Access::Exclusive => FlockOperation::NonBlockingLockExclusive,
+            Access::Shared => FlockOperation::NonBlockingLockShared,
+        };
+        Ok(Self { file, operation, start: Instant::now(), on_wait: Some(on_wait) })
     }
 
-    /// Takes the lock if it is free, and says whether it was; fails once that takes too long.
-    fn is_over(&mut self) -> Result<bool> {
+    /// Takes the lock if it is free.
+    fn next(&mut self) -> Result<Option<()>> {
         match flock(&self.file, self.operation) {
-            Ok(()) => return Ok(true),
+            Ok(()) => return Ok(Some(())),
             Err(Errno::WOULDBLOCK | Errno::INTR) => {}
             Err(error) => {
                 return Err(error).or_exit(Exit::Failure, || format!("cannot lock sysfs' {FILE}"));
             }
         }
-        if self.start.elapsed() > self.patience {
-            return Err(Failure::new(
-                Exit::Busy,
-                format!(
-                    "another wsl-mirror has been at work in this network namespace for more than {} s; \
-                     find it with `pgrep -a wsl-mirror`, in every distribution",
-                    self.patience.as_secs()
-                ),
-            ));
+        if self.start.elapsed() > NOTICE
+            && let Some(on_wait) = self.on_wait.take()
+        {
+            on_wait("waiting for another wsl-mirror to finish …");
         }
-        if !self.told && self.start.elapsed() > Duration::from_secs(1) {
-            output::note("waiting for another wsl-mirror to finish …");
-            self.told = true;
-        }
-        Ok(false)
+        Ok(None)
     }
 }
 

@@ -1,8 +1,7 @@
-//! The machine: its lock, its bpffs, its cgroups, its interfaces, its sockets, its packet filters, its policy rules.
+//! The machine, read only: its lock, its cgroups, its interfaces, its sockets, its packet filters.
+//! What we make on it belongs to the loader.
 
-pub mod bpffs;
 pub mod cgroup;
-pub mod delivery;
 pub mod firewall;
 pub mod interface;
 pub mod lock;

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_served_by_a_known_owner_else_by_the_youngest_that_holds_it() {
+    fn a_socket_is_served_by_a_known_or_the_youngest_holder() {
         let serves = |holders: &[Holder]| {
             server(holders, &owners()).map(|holder| holder.owner.name().to_owned()).unwrap_or_default()
         };

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::wait;
 
 /// Where a program may be. `PATH` is somebody else's, and we are root.
 const DIRECTORIES: [&str; 7] = [
@@ -20,11 +23,11 @@ const DIRECTORIES: [&str; 7] = [
     "/run/current-system/sw/bin",
 ];
 /// How long one may take. The longest seen: half a second for `nft` in an emulated machine.
-const PATIENCE: Duration = Duration::from_secs(5);
+const RUN_LIMIT: Duration = Duration::from_secs(5);
 /// The longest output that is read. Ten thousand rules are some 5 MB as nft's JSON.
-const LONGEST: usize = 32 << 20;
+const OUTPUT_MAX: usize = 32 << 20;
 /// How much of what it complains about is passed on.
-const COMPLAINT: usize = 200;
+const COMPLAINT_MAX: usize = 200;
 
 /// Why a program told us nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,26 +51,26 @@ pub fn find_in(root: &Path, name: &str) -> Option<PathBuf> {
 
 /// Runs a program to its end and gives what it printed.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String, Unread> {
-    run_for(PATIENCE, program, arguments)
+    run_for(RUN_LIMIT, program, arguments)
 }
 
 /// The same of one that has work to do, and may take as long as this.
-pub fn run_for(patience: Duration, program: &str, arguments: &[&str]) -> Result<String, Unread> {
-    start(&find(program).ok_or(Unread::NotInstalled)?, program, arguments, patience)
+pub fn run_for(limit: Duration, program: &str, arguments: &[&str]) -> Result<String, Unread> {
+    start(&find(program).ok_or(Unread::NotInstalled)?, program, arguments, limit)
 }
 
 /// Runs the program at this path, by this name.
 pub fn run_path(path: &Path, name: &str, arguments: &[&str]) -> Result<String, Unread> {
-    start(path, name, arguments, PATIENCE)
+    start(path, name, arguments, RUN_LIMIT)
 }
 
-fn start(path: &Path, name: &str, arguments: &[&str], patience: Duration) -> Result<String, Unread> {
+fn start(path: &Path, name: &str, arguments: &[&str], limit: Duration) -> Result<String, Unread> {
     let failed = |what: String| Unread::Failed(format!("{name} {what}"));
     let mut command = Command::new(path);
     command.arg0(name).args(arguments).env_clear().env("LC_ALL", "C").env("PATH", DIRECTORIES.join(":"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|error| failed(format!("does not start: {error}")))?;
-    watch(child, Instant::now() + patience, LONGEST).map_err(failed)
+    watch(child, Instant::now() + limit, OUTPUT_MAX).map_err(failed)
 }
 
 /// Reads what a child prints and waits for its end; one that does not come to its end is killed.
@@ -75,14 +78,9 @@ fn watch(mut child: Child, deadline: Instant, longest: usize) -> Result<String, 
     let (mut printed, mut complained) = (Vec::new(), Vec::new());
     let read = read_both(&mut child, deadline, longest, &mut printed, &mut complained);
     let ended = read.and_then(|()| {
-        loop {
-            match child.try_wait() {
-                Ok(Some(status)) => break Ok(status),
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
-                Ok(None) => break Err("takes too long".to_owned()),
-                Err(error) => break Err(format!("cannot be waited for: {error}")),
-            }
-        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let status = wait::poll(left, || child.try_wait().context("cannot be waited for"));
+        status.map_err(|error| format!("{error:#}"))?.ok_or_else(|| "takes too long".to_owned())
     });
     if ended.is_err() {
         // Dead or not, it shall not stay a zombie.
@@ -93,7 +91,7 @@ fn watch(mut child: Child, deadline: Instant, longest: usize) -> Result<String, 
     if !status.success() {
         let complaint = String::from_utf8_lossy(&complained);
         let first = complaint.lines().find(|line| !line.trim().is_empty()).unwrap_or("not a word");
-        return Err(format!("failed ({status}): {}", first.chars().take(COMPLAINT).collect::<String>()));
+        return Err(format!("failed ({status}): {}", first.chars().take(COMPLAINT_MAX).collect::<String>()));
     }
     String::from_utf8(printed).map_err(|_| "printed something that is no text".to_owned())
 }
@@ -160,7 +158,7 @@ fn read_some(pipe: Option<&mut impl Read>, buffer: &mut [u8], into: &mut Vec<u8>
 mod tests {
     use super::*;
 
-    fn shell(script: &str, patience: Duration, longest: usize) -> Result<String, String> {
+    fn shell(script: &str, limit: Duration, longest: usize) -> Result<String, String> {
         let child = Command::new("/bin/sh")
             .args(["-c", script])
             .stdin(Stdio::null())
@@ -168,11 +166,11 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        watch(child, Instant::now() + patience, longest)
+        watch(child, Instant::now() + limit, longest)
     }
 
     #[test]
-    fn what_is_not_installed_is_told_from_what_fails() {
+    fn a_missing_program_is_told_from_a_failing_one() {
         assert_eq!(run("no-such-program-of-anybody", &[]), Err(Unread::NotInstalled));
         let Err(Unread::Failed(why)) = run("sh", &["-c", "echo no such table >&2; exit 3"]) else { panic!() };
         assert!(why.starts_with("sh failed") && why.ends_with(": no such table"), "{why}");
@@ -180,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_or_says_too_much_is_ended() {
+    fn a_program_that_hangs_or_prints_too_much_is_killed() {
         let start = Instant::now();
         let limit = Duration::from_millis(200);
         assert_eq!(shell("sleep 20", limit, 100), Err("takes too long".into()));

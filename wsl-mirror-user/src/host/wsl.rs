@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde::Serialize;
-
+use super::networking::NetworkingMode;
 use super::tool::{self, Unread};
 
 /// WSL's own program, of which `wslinfo` is another name.
@@ -12,60 +11,18 @@ const INIT: &str = "/init";
 /// Where WSL answers questions, also when nobody has made that name.
 const SOCKET: &str = "/run/WSL/1_interop";
 
-/// How this distribution meets Windows' network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// What wsl-mirror is there for.
-    Mirrored,
-    /// `consomme`, or `virtioproxy` as it was called before: it has a `loopback0` too.
-    Proxy(String),
-    /// Another one (`nat`, `none`, `bridged`, `wsl1`), where there is no `loopback0`.
-    Other(String),
-    /// This is WSL, and it does not say.
-    Unknown(String),
-    /// The kernel is not WSL's.
-    NotWsl,
-}
-
-impl Mode {
-    /// Asks the machine. `root` is `/`, or a folder that a test has made to look like a machine.
-    pub fn read(root: &Path) -> Self {
-        let release = fs::read_to_string(root.join("proc/sys/kernel/osrelease")).unwrap_or_default();
-        if !is_wsl(&release) {
-            return Self::NotWsl;
-        }
-        match ask(root) {
-            Ok(said) => Self::from_word(said.trim()),
-            Err(Unread::NotInstalled) => {
-                Self::Unknown("there is no wslinfo, and nobody answers in its place".to_owned())
-            }
-            Err(Unread::Failed(why)) => Self::Unknown(why),
-        }
+/// The networking mode that WSL says. `root` is `/`, or a folder that a test has made to look like a machine.
+pub fn networking_mode(root: &Path) -> NetworkingMode {
+    let release = fs::read_to_string(root.join("proc/sys/kernel/osrelease")).unwrap_or_default();
+    if !is_wsl(&release) {
+        return NetworkingMode::NotWsl;
     }
-
-    fn from_word(word: &str) -> Self {
-        match word {
-            "mirrored" => Self::Mirrored,
-            "consomme" | "virtioproxy" => Self::Proxy(word.to_owned()),
-            "nat" | "none" | "bridged" | "wsl1" => Self::Other(word.to_owned()),
-            other => Self::Unknown(format!("wslinfo says {other:?}")),
+    match ask(root) {
+        Ok(name) => NetworkingMode::from_name(name.trim()),
+        Err(Unread::NotInstalled) => {
+            NetworkingMode::Unknown("there is no wslinfo, and nobody answers in its place".to_owned())
         }
-    }
-
-    /// Whether there may be a `loopback0`, now or later.
-    pub fn may_have_loopback0(&self) -> bool {
-        !matches!(self, Self::Other(_) | Self::NotWsl)
-    }
-
-    /// In a word, for people and programs.
-    pub fn word(&self) -> &str {
-        match self {
-            Self::Mirrored => "mirrored",
-            Self::Proxy(word) | Self::Other(word) => word,
-            Self::Unknown(_) => "unknown",
-            Self::NotWsl => "no WSL",
-        }
+        Err(Unread::Failed(why)) => NetworkingMode::Unknown(why),
     }
 }
 
@@ -99,27 +56,5 @@ mod tests {
         assert!(is_wsl("6.18.0-my-own-WSL2"));
         assert!(!is_wsl("6.1.0-37-amd64\n"));
         assert!(!is_wsl(""));
-    }
-
-    #[test]
-    fn every_mode_that_wslinfo_names_is_known() {
-        for (word, mode, loopback0) in [
-            ("mirrored", Mode::Mirrored, true),
-            ("consomme", Mode::Proxy("consomme".into()), true),
-            ("virtioproxy", Mode::Proxy("virtioproxy".into()), true),
-            ("nat", Mode::Other("nat".into()), false),
-            ("none", Mode::Other("none".into()), false),
-            ("bridged", Mode::Other("bridged".into()), false),
-            ("wsl1", Mode::Other("wsl1".into()), false),
-        ] {
-            assert_eq!(Mode::from_word(word), mode);
-            assert_eq!((mode.may_have_loopback0(), mode.word()), (loopback0, word));
-        }
-        let unknown = Mode::from_word("teleported");
-        assert!(
-            unknown.may_have_loopback0()
-                && matches!(&unknown, Mode::Unknown(why) if why.contains("teleported"))
-        );
-        assert!(!Mode::NotWsl.may_have_loopback0());
     }
 }

@@ -1,6 +1,6 @@
 //! The agent that is at work in this distribution: which process it is, ending it, and starting it again.
 //!
-//! For where no systemd does that: nobody but the agent's own seat knows of it there.
+//! For where no systemd does that: nobody but the agent's own lock tells of it there.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,15 +17,16 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::wsl_conf::LOG;
-use crate::agent::report;
+use crate::agent::lock;
+use crate::wait;
 
 /// What the kernel puts behind the path of a file that is gone.
 const GONE: &[u8] = b" (deleted)";
 /// How long it may take to end: a round that reads the packet filters comes to its end before. The unit's
 /// `TimeoutStopSec=` is the same.
-const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+const END_LIMIT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// How long a new one is watched for an early end.
-const START: Duration = Duration::from_secs(10);
+const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// An agent that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,21 +40,22 @@ pub struct Running {
 impl Running {
     /// The one that has the seat, if somebody has it; root's eyes are needed to see it.
     pub fn find() -> Option<Self> {
-        let says = report::of_the_running_one()?.pid.cast_signed();
+        let says = lock::holder()?.pid.cast_signed();
         // It has the seat before it says so.
         let all = procfs::process::all_processes().into_iter().flatten().flatten().map(|process| process.pid);
         let own = Pid::as_raw(Some(rustix::process::getpid()));
-        let pid = [says].into_iter().chain(all).find(|pid| *pid > 0 && *pid != own && has_the_seat(*pid))?;
+        let pid =
+            [says].into_iter().chain(all).find(|pid| *pid > 0 && *pid != own && holds_the_lock(*pid))?;
         Some(Self { pid, replaced: replaced(pid) })
     }
 }
 
-/// Whether a process has the seat's lock open. Its number alone says nothing: the report may be an old one's.
-fn has_the_seat(pid: i32) -> bool {
+/// Whether a process has the agent's lock open. Its number alone says nothing: the report may be an old one's.
+fn holds_the_lock(pid: i32) -> bool {
     let file = |found: fs::Metadata| (found.dev(), found.ino());
-    let Ok(lock) = fs::metadata(report::LOCK).map(file) else { return false };
+    let Ok(locked) = fs::metadata(lock::PATH).map(file) else { return false };
     let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    open.flatten().any(|fd| fs::metadata(fd.path()).is_ok_and(|found| file(found) == lock))
+    open.flatten().any(|fd| fs::metadata(fd.path()).is_ok_and(|found| file(found) == locked))
 }
 
 fn replaced(pid: i32) -> Option<PathBuf> {
@@ -76,7 +78,7 @@ pub fn end(pid: i32) -> Result<()> {
         found => found.with_context(|| format!("cannot look at process {pid}"))?,
     };
     // From here on the number is nobody else's; before, it may have become that.
-    if !has_the_seat(pid) {
+    if !holds_the_lock(pid) {
         return Ok(());
     }
     match pidfd_send_signal(&process, Signal::TERM) {
@@ -85,7 +87,7 @@ pub fn end(pid: i32) -> Result<()> {
         Err(error) => return Err(error).with_context(|| format!("cannot end process {pid}")),
     }
     loop {
-        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&PATIENCE)) {
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&END_LIMIT)) {
             Ok(0) => bail!("process {pid} does not end; `kill {pid}` once more, then `wsl-mirror unload`"),
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
@@ -110,16 +112,14 @@ pub fn restart(pid: i32, program: &Path) -> Result<()> {
     command.args(arguments).env_clear().current_dir("/").process_group(0);
     command.stdin(Stdio::null()).stdout(out).stderr(errors);
     let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-    let start = Instant::now();
-    while start.elapsed() < START {
+    // An agent that has not reported by then goes on all the same.
+    wait::poll(START_LIMIT, || {
         if let Some(status) = child.try_wait()? {
             bail!("{} has ended ({status}): {LOG} says why", program.display());
         }
-        if report::of_the_running_one().is_some_and(|report| report.pid == child.id()) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+        let reports = lock::holder().is_some_and(|report| report.pid == child.id());
+        Ok(reports.then_some(()))
+    })?;
     Ok(())
 }
 
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_whose_program_was_replaced_is_known_and_called_as_before() {
+    fn a_replaced_agent_is_recognised_and_called_as_before() {
         let replaced = |path: &str| was_replaced(Path::new(path));
         assert_eq!(replaced("/usr/sbin/wsl-mirror"), None);
         assert_eq!(replaced("/usr/sbin/wsl-mirror (deleted)"), Some("/usr/sbin/wsl-mirror".into()));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_without_the_seat_is_not_ended() {
+    fn a_process_without_the_agents_lock_is_not_ended() {
         let mut other = Command::new("sleep").arg("60").spawn().unwrap();
         end(other.id().cast_signed()).unwrap();
         assert_eq!(other.try_wait().unwrap(), None, "it runs on");

@@ -8,49 +8,44 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::plan::{Plan, Step};
+use super::plan::{OnFailure, Plan};
 use super::state::below;
+use super::step::Step;
 use super::{agent, unit};
-use crate::exit::{Exit, Failure, exit_of};
+use crate::errors::Errors;
+use crate::exit::{Exit, Failure};
 use crate::host::tool::{self, Unread};
 
 /// How long systemctl may take: the unit's `TimeoutStopSec=`, and systemd's own time for what else it is at.
-const PATIENCE: Duration = Duration::from_secs(30);
+const SYSTEMCTL_LIMIT: Duration = Duration::from_secs(30);
+
+/// Ends the headline of several failures.
+const FAILED: &str = "could not be done";
 
 /// Does all steps, in the distribution that `root` is; reports every one that fails.
 pub fn apply(plan: &Plan, root: &Path) -> Result<()> {
-    let mut errors = Vec::new();
+    let mut errors = Errors::default();
     for step in &plan.steps {
         if let Err(error) = carry_out(step, root) {
             errors.push(error);
-            if !plan.goes_on {
+            if plan.on_failure == OnFailure::Stop {
                 break;
             }
         }
     }
     errors.extend(refusals(plan));
-    all(errors)
+    errors.into_result(FAILED)
 }
 
 /// What [`apply`] would report if every step were done.
 pub fn refuse(plan: &Plan) -> Result<()> {
-    all(refusals(plan).collect())
+    let mut errors = Errors::default();
+    errors.extend(refusals(plan));
+    errors.into_result(FAILED)
 }
 
 fn refusals(plan: &Plan) -> impl Iterator<Item = anyhow::Error> {
     plan.refused.iter().map(|why| Failure::new(Exit::NotUnderstood, why))
-}
-
-fn all(mut errors: Vec<anyhow::Error>) -> Result<()> {
-    match errors.len() {
-        0 => Ok(()),
-        1 => Err(errors.remove(0)),
-        n => {
-            let texts: Vec<String> = errors.iter().map(|error| format!("{error:#}")).collect();
-            let text = format!("{n} things could not be done: {}", texts.join("; "));
-            Err(Failure::new(exit_of(&errors[0]), text))
-        }
-    }
 }
 
 fn carry_out(step: &Step, root: &Path) -> Result<()> {
@@ -61,11 +56,11 @@ fn carry_out(step: &Step, root: &Path) -> Result<()> {
         Step::File { path, after: None, .. } => {
             fs::remove_file(below(root, path)).with_context(|| format!("cannot remove {path}"))
         }
-        Step::Enable { unit } => link(unit, &below(root, unit::WANTED))
-            .with_context(|| format!("cannot link {} to {}", unit::WANTED, unit.display())),
-        Step::Disable => fs::remove_file(below(root, unit::WANTED))
-            .with_context(|| format!("cannot remove {}", unit::WANTED)),
-        Step::Systemctl(arguments) => match tool::run_for(PATIENCE, "systemctl", arguments) {
+        Step::Enable { unit } => link(unit, &below(root, unit::BOOT_LINK))
+            .with_context(|| format!("cannot link {} to {}", unit::BOOT_LINK, unit.display())),
+        Step::Disable => fs::remove_file(below(root, unit::BOOT_LINK))
+            .with_context(|| format!("cannot remove {}", unit::BOOT_LINK)),
+        Step::Systemctl(arguments) => match tool::run_for(SYSTEMCTL_LIMIT, "systemctl", arguments) {
             Ok(_) => Ok(()),
             // Not at work, and without a file any more, it is forgotten: there is nothing to stop.
             Err(Unread::Failed(why))
@@ -137,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_taken_away_keeps_nothing_else_and_all_of_it_is_reported() {
+    fn a_failed_removal_stops_no_other_and_all_are_reported() {
         let folder = std::env::temp_dir().join(format!("wsl-mirror-taken-{}", std::process::id()));
         let conf = folder.join("etc/wsl.conf");
         let steps = vec![
@@ -145,17 +140,18 @@ mod tests {
             Step::Disable,
             Step::File { path: "/etc/wsl.conf", before: None, after: None },
         ];
-        let plan = Plan { steps, refused: vec!["by hand".into()], goes_on: true, ..Plan::default() };
+        let plan =
+            Plan { steps, refused: vec!["by hand".into()], on_failure: OnFailure::GoOn, ..Plan::default() };
         replace(&conf, "one").unwrap();
         let error = apply(&plan, &folder).unwrap_err().to_string();
         assert!(!conf.exists(), "{error}");
         assert!(
-            error.starts_with("2 things") && error.contains(unit::WANTED) && error.contains("by hand"),
+            error.starts_with("2 things") && error.contains(unit::BOOT_LINK) && error.contains("by hand"),
             "{error}"
         );
         // What is put there builds on what was put there before.
         replace(&conf, "one").unwrap();
-        apply(&Plan { goes_on: false, ..plan }, &folder).unwrap_err();
+        apply(&Plan { on_failure: OnFailure::Stop, ..plan }, &folder).unwrap_err();
         assert!(conf.exists());
         fs::remove_dir_all(&folder).unwrap();
     }

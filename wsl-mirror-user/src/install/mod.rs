@@ -4,11 +4,13 @@
 
 mod agent;
 mod apply;
+mod binary;
 mod plan;
 mod state;
+mod step;
 mod unit;
 pub mod wsl_conf;
 
 pub use apply::{apply, refuse};
-pub use plan::{Plan, install, uninstall, upgrade};
+pub use plan::{Caller, Plan, install, uninstall, upgrade};
 pub use state::State;

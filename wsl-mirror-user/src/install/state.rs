@@ -1,10 +1,7 @@
 //! What the distribution has.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -12,9 +9,11 @@ use anyhow::{Context as _, Result};
 use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags, openat2};
 
 use super::agent::Running;
+use super::binary::objection;
 use super::unit;
 use crate::exit::{Exit, Failure};
-use crate::host::wsl::Mode;
+use crate::host::networking::NetworkingMode;
+use crate::host::wsl;
 
 /// Where WSL reads a distribution's settings.
 pub const WSL_CONF: &str = "/etc/wsl.conf";
@@ -22,20 +21,15 @@ pub const WSL_CONF: &str = "/etc/wsl.conf";
 const SYSTEMD_RUNS: &str = "/run/systemd/system";
 /// What a unit that is masked is a link to.
 const MASK: &str = "/dev/null";
-/// What the unit's `ProtectHome=` and `PrivateTmp=` keep from its program: it would not even find itself there.
-const HIDDEN: [&str; 5] = ["/root", "/home", "/run/user", "/tmp", "/var/tmp"];
-/// How many links lead to a file at most, as for the kernel.
-const LINKS: usize = 40;
-
 /// As far as the plan depends on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     /// Whether this is WSL, and its networking mode.
-    pub mode: Mode,
+    pub mode: NetworkingMode,
     /// Whether systemd is init now.
     pub systemd_runs: bool,
-    /// Whether that systemd can be told what to do: it is not that of a folder.
-    pub here: bool,
+    /// Whether this distribution runs; else it is a folder.
+    pub is_running: bool,
     /// The text of `/etc/wsl.conf`, if it is there.
     pub wsl_conf: Option<String>,
     /// Where that lies really, if it is a link: then something else looks after it.
@@ -50,8 +44,8 @@ pub struct State {
     pub masked: bool,
     /// Where a package has put ours, and its text.
     pub packaged: Option<(&'static str, String)>,
-    /// What starts it at boot: the link's target, if there is one.
-    pub wanted: Option<PathBuf>,
+    /// What the link that starts it at boot leads to, if there is one.
+    pub boot_link: Option<PathBuf>,
     /// The agent of this distribution, if it runs.
     pub agent: Option<Running>,
 }
@@ -59,7 +53,7 @@ pub struct State {
 impl State {
     /// Reads it below `root`: `/`, or a folder. `binary` is asked for; else it is the program that runs.
     pub fn read(root: &Path, binary: Option<&Path>) -> Result<Self> {
-        let here = root == Path::new("/");
+        let is_running = root == Path::new("/");
         let binary = match binary {
             Some(path) => path.to_owned(),
             None => env::current_exe().context("cannot find out which program this is")?,
@@ -70,24 +64,24 @@ impl State {
         }
         let masked = fs::read_link(below(root, unit::PATH)).is_ok_and(|target| target == Path::new(MASK));
         Ok(Self {
-            mode: Mode::read(root),
+            mode: wsl::networking_mode(root),
             systemd_runs: below(root, SYSTEMD_RUNS).is_dir(),
-            here,
+            is_running,
             wsl_conf: read_through(root, WSL_CONF)?,
             wsl_conf_link: fs::read_link(below(root, WSL_CONF)).ok(),
-            objection: if here { objection(&binary) } else { None },
+            objection: if is_running { objection(&binary) } else { None },
             binary,
             unit: if masked { None } else { read(root, unit::PATH)? },
             masked,
             packaged,
-            agent: if here { Running::find() } else { None },
-            wanted: match fs::read_link(below(root, unit::WANTED)) {
+            agent: if is_running { Running::find() } else { None },
+            boot_link: match fs::read_link(below(root, unit::BOOT_LINK)) {
                 Ok(target) => Some(target),
                 Err(error) if error.kind() == ErrorKind::NotFound => None,
                 Err(error) => {
                     return Err(Failure::new(
                         Exit::NotUnderstood,
-                        format!("{} is no link that can be read: {error}; remove it", unit::WANTED),
+                        format!("{} is no link that can be read: {error}; remove it", unit::BOOT_LINK),
                     ));
                 }
             },
@@ -97,8 +91,8 @@ impl State {
 
 impl State {
     /// Whether a running systemd can be told what is to be at once.
-    pub fn told(&self) -> bool {
-        self.here && self.systemd_runs
+    pub fn can_tell_systemd(&self) -> bool {
+        self.is_running && self.systemd_runs
     }
 }
 
@@ -149,87 +143,4 @@ fn read_through(root: &Path, path: &str) -> Result<Option<String>> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).with_context(|| format!("cannot read {path}"))?;
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
-}
-
-/// Why root must not run this program at every boot: somebody else could put another one in its place, or it would not
-/// be seen.
-fn objection(binary: &Path) -> Option<String> {
-    let mut here = PathBuf::from("/");
-    let mut rest: VecDeque<OsString> = binary.iter().map(OsString::from).collect();
-    let mut links = 0;
-    // Whoever may write to a folder that a link lies in has the say, too: each is looked at, not only where all links lead.
-    loop {
-        if let Some(hidden) = HIDDEN.iter().find(|hidden| here.starts_with(hidden)) {
-            return Some(format!(
-                "the unit hides {hidden} from what it runs, and {} is there",
-                here.display()
-            ));
-        }
-        let found = match fs::symlink_metadata(&here) {
-            Err(error) => return Some(format!("{} cannot be looked at: {error}", here.display())),
-            Ok(found) => found,
-        };
-        if found.is_symlink() {
-            links += 1;
-            let target = match fs::read_link(&here) {
-                Ok(target) if links <= LINKS => target,
-                Ok(_) => return Some(format!("{} is one link too many", here.display())),
-                Err(error) => return Some(format!("{} cannot be read: {error}", here.display())),
-            };
-            here.pop();
-            for part in target.iter().rev() {
-                rest.push_front(part.to_owned());
-            }
-        } else if let Some(why) = objection_to(&here, found.uid(), found.mode()) {
-            return Some(why);
-        }
-        // At the end of the way nobody has objected.
-        let next = rest.pop_front()?;
-        match next.to_str() {
-            Some("..") => {
-                here.pop();
-            }
-            Some("/") => here = "/".into(),
-            _ => here.push(next),
-        }
-    }
-}
-
-fn objection_to(part: &Path, owner: u32, mode: u32) -> Option<String> {
-    if owner != 0 {
-        return Some(format!("{} belongs to user {owner}", part.display()));
-    }
-    (mode & 0o022 != 0)
-        .then(|| format!("{} is writable for others than root (mode {:04o})", part.display(), mode & 0o7777))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_program_that_others_could_replace_is_objected_to() {
-        let objects = |owner, mode| objection_to(Path::new("/x"), owner, mode).is_some();
-        assert!(!objects(0, 0o100_755));
-        assert!(objects(1000, 0o100_755));
-        assert!(objects(0, 0o100_775), "the group's");
-        assert!(objects(0, 0o041_777), "/tmp, sticky or not");
-        assert_eq!(objection(Path::new("/")), None);
-        assert!(objection(Path::new("/no/such/program")).is_some());
-    }
-
-    #[test]
-    fn a_program_that_the_unit_hides_from_itself_is_objected_to() {
-        for line in ["ProtectHome=yes", "PrivateTmp=yes"] {
-            assert!(unit::TEXT.lines().any(|other| other == line), "{line} hides them");
-        }
-        for path in ["/root/x", "/home/me/bin", "/run/user/0", "/tmp", "/var/tmp/x"] {
-            let path = Path::new(path).join("wsl-mirror");
-            let why = objection(&path);
-            assert!(why.as_ref().is_some_and(|why| why.contains("the unit hides")), "{path:?}: {why:?}");
-        }
-        // Not what is only called alike.
-        let why = objection(Path::new("/rooted/wsl-mirror"));
-        assert!(why.is_some_and(|why| why.contains("cannot be looked at")));
-    }
 }

@@ -8,7 +8,7 @@ pub const PATH: &str = "/etc/systemd/system/wsl-mirror.service";
 pub const PACKAGED: [&str; 2] =
     ["/usr/lib/systemd/system/wsl-mirror.service", "/lib/systemd/system/wsl-mirror.service"];
 /// The link by which it is started at boot: what its `WantedBy=` says.
-pub const WANTED: &str = "/etc/systemd/system/multi-user.target.wants/wsl-mirror.service";
+pub const BOOT_LINK: &str = "/etc/systemd/system/multi-user.target.wants/wsl-mirror.service";
 
 /// As packages have it.
 pub const TEXT: &str = include_str!("../../../contrib/wsl-mirror.service");
@@ -34,8 +34,8 @@ mod tests {
     }
 
     #[test]
-    fn it_is_wanted_by_the_target_that_the_link_is_made_for() {
+    fn the_unit_is_wanted_by_the_target_of_the_boot_link() {
         assert!(TEXT.lines().any(|line| line == "WantedBy=multi-user.target"), "{TEXT}");
-        assert!(WANTED.ends_with(&format!("/multi-user.target.wants/{NAME}")));
+        assert!(BOOT_LINK.ends_with(&format!("/multi-user.target.wants/{NAME}")));
     }
 }

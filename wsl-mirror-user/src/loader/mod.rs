@@ -1,13 +1,21 @@
-//! The program in the kernel: state read → plan computed → plan carried out.
+//! The programs in the kernel: state read → plan computed → plan carried out.
 
 pub mod apply;
+pub mod attachments;
 pub mod btf;
-pub mod hook;
+mod cgroup;
+pub mod clsact;
+pub mod delivery;
+mod instances;
 pub mod maps;
+mod marks;
 pub mod object;
 pub mod owners;
 pub mod pins;
 pub mod plan;
+mod programs;
 pub mod relocate;
 pub mod state;
+pub mod step;
+mod tcx;
 pub mod unload;

@@ -4,19 +4,60 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
-use aya::programs::ProgramInfo;
-use aya::programs::links::{FdLink, PinnedLink};
-use wsl_mirror_core::abi::{Hook, Settings};
+use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, PortKey, PortPolicy, PortRule, Settings};
 
-use super::hook::{self, Found};
-use super::maps::{DeliveryMap, OwnersMap, PolicyMap, SettingsMap};
-use super::owners::SocketHook;
-use super::pins::{self, Pins};
-use super::plan::{Interface, State};
+use super::attachments::{self, CgroupAttachment, Direction};
+use super::clsact::{self, Clsact};
+use super::instances::{self, Instance};
+use super::pins::{self, Pins, bpffs};
+use super::{cgroup, delivery, maps, tcx};
 use crate::config::HookChoice;
-use crate::exit::{Exit, OrExit as _};
 use crate::host::firewall::{self, Firewall};
-use crate::host::{bpffs, delivery, interface};
+use crate::host::interface;
+
+/// What is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Whether bpffs is mounted.
+    pub has_bpffs: bool,
+    /// What is pinned.
+    pub pins: Pins,
+    /// `SETTINGS`, if pinned.
+    pub settings: Option<Settings>,
+    /// `PORT_POLICY`, if pinned.
+    pub policies: BTreeMap<PortKey, PortPolicy>,
+    /// `OWNERS`, if pinned.
+    pub owners: BTreeMap<Owner, OwnerPolicy>,
+    /// The attachments to the cgroup whose pinned links hang on none any more (`bpftool link detach`, or it is gone).
+    pub detached: Vec<CgroupAttachment>,
+    /// The interface that the configuration names.
+    pub interface: Interface,
+    /// The ids of the pinned programs.
+    pub pinned_programs: BTreeMap<Direction, u32>,
+    /// The ids of the programs in the pinned links.
+    pub linked_programs: BTreeMap<Direction, u32>,
+    /// The program of another distribution that is on the interface.
+    pub steered_by_others: Option<Instance>,
+    /// Whether the interface that is steered according to `SETTINGS` still is the one that was steered then.
+    pub steered_is_alive: bool,
+    /// What `PORT_DELIVERY`, if pinned, says of rules.
+    pub rules: BTreeMap<PortKey, PortRule>,
+    /// What delivery by `lo`, and the mark, depend on.
+    pub delivery: delivery::State,
+}
+
+/// The interface that the configuration names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index; 0 as long as there is none.
+    pub index: u32,
+    /// The ids of its tcx programs; `None` if the kernel has no tcx.
+    pub tcx_programs: Option<BTreeMap<Direction, Vec<u32>>>,
+    /// The older hook; only looked at where it matters.
+    pub clsact: Clsact,
+}
 
 /// Reads everything that a plan for the interface `name` depends on; it has to be there.
 pub fn read(name: &str, choice: HookChoice) -> Result<State> {
@@ -34,47 +75,54 @@ pub fn read_with(name: &str, choice: HookChoice, firewall: Arc<Firewall>) -> Res
 fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Arc<Firewall>) -> Result<State> {
     let pins = Pins::read()?;
     pins.require_our_layout()?;
-    let settings = if pins.has("SETTINGS") { Some(SettingsMap::pinned()?.get()?) } else { None };
-    let policies = if pins.has("PORT_POLICY") { PolicyMap::pinned()?.all()? } else { BTreeMap::new() };
-    let owners = if pins.has("OWNERS") { OwnersMap::pinned()?.all()? } else { BTreeMap::new() };
-    let rules = if pins.has("PORT_DELIVERY") { DeliveryMap::pinned()?.rules() } else { BTreeMap::new() };
-    let tcx_programs = match index {
-        0 => hook::tcx_programs("lo")?.map(|_| Vec::new()),
-        _ => hook::tcx_programs(name)?,
-    };
-    let asks_for_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
-    let clsact = if asks_for_filter && index != 0 { hook::clsact(index)? } else { hook::Clsact::default() };
-    let linked_program = linked_program(&pins)?;
+    let settings = if pins.has("SETTINGS") { Some(maps::SETTINGS.pinned()?.get()?) } else { None };
+    let policies = if pins.has("PORT_POLICY") { maps::PORT_POLICY.pinned()?.all()? } else { BTreeMap::new() };
+    let owners = if pins.has("OWNERS") { maps::OWNERS.pinned()?.all()? } else { BTreeMap::new() };
+    let rules =
+        if pins.has("PORT_DELIVERY") { maps::PORT_DELIVERY.pinned()?.rules() } else { BTreeMap::new() };
     let steered_is_alive = match &settings {
-        Some(settings) => attachment(settings, linked_program)?.is_alive(),
+        Some(settings) => attachment(settings, &pins)?.is_alive(),
         None => false,
     };
     let others = others(&our_programs(&pins)?)?;
     Ok(State {
         has_bpffs: bpffs::is_mounted(),
         steered_is_alive,
-        delivery: delivery_with(!others.is_empty(), firewall),
-        steered_by_others: others.into_iter().find(|found| index != 0 && found.ifindex == index),
+        delivery: delivery_with(&others, firewall),
+        steered_by_others: others.into_iter().find(|other| index != 0 && other.ifindex == index),
         settings,
         policies,
         owners,
         rules,
-        detached_hooks: detached_hooks(&pins)?,
-        interface: Interface { name: name.to_owned(), index, tcx_programs, clsact },
-        pinned_program: pinned_program(&pins)?,
-        linked_program,
+        detached: detached(&pins)?,
+        interface: read_interface(name, index, choice)?,
+        pinned_programs: pinned_programs(&pins)?,
+        linked_programs: linked_programs(&pins)?,
         pins,
     })
 }
 
-/// Reads what delivery by `lo` and the mark depend on. What cannot be read costs us the delivery, not the load.
-pub fn delivery_state(own: &[u32]) -> Result<delivery::State> {
-    Ok(delivery_with(has_others(own)?, firewall::read().into()))
+fn read_interface(name: &str, index: u32, choice: HookChoice) -> Result<Interface> {
+    let mut tcx_programs = tcx::is_supported()?.then(BTreeMap::new);
+    if let Some(programs) = tcx_programs.as_mut().filter(|_| index != 0) {
+        for on in attachments::on_interface() {
+            let ids = tcx::program_ids(name, on.direction)?.unwrap_or_default();
+            programs.insert(on.direction, ids);
+        }
+    }
+    let needs_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
+    let clsact = if needs_filter && index != 0 { clsact::read(index)? } else { Clsact::default() };
+    Ok(Interface { name: name.to_owned(), index, tcx_programs, clsact })
 }
 
-fn delivery_with(has_others: bool, firewall: Arc<Firewall>) -> delivery::State {
+/// Reads what delivery by `lo` and the mark depend on. What cannot be read costs us the delivery, not the load.
+pub fn delivery_state(own: &[u32]) -> Result<delivery::State> {
+    Ok(delivery_with(&others(own)?, firewall::read().into()))
+}
+
+fn delivery_with(others: &[Instance], firewall: Arc<Firewall>) -> delivery::State {
     let machine = delivery::Machine::read().map_err(|error| format!("{error:#}"));
-    delivery::State { machine, firewall, has_others }
+    delivery::State { machine, firewall, has_others: !others.is_empty() }
 }
 
 /// Whether there is a wsl-mirror on an interface that is not one of this distribution's `own`.
@@ -83,56 +131,43 @@ pub fn has_others(own: &[u32]) -> Result<bool> {
 }
 
 /// The programs of other distributions, on any interface.
-pub fn others(own: &[u32]) -> Result<Vec<Found>> {
-    let mut all = hook::programs_of_ours()?;
-    all.retain(|found| !own.contains(&found.program) && !found.is_orphan());
+pub fn others(own: &[u32]) -> Result<Vec<Instance>> {
+    let mut all = instances::read()?;
+    all.retain(|instance| !own.contains(&instance.program) && !instance.is_orphan());
     Ok(all)
 }
 
-/// The ids of this distribution's programs: the pinned one and the one in the pinned link; more after a load that was
-/// killed at the wrong moment.
+/// The ids of this distribution's programs on interfaces: the pinned ones and those in pinned links. A load that was killed
+/// at the wrong moment adds one.
 pub fn our_programs(pins: &Pins) -> Result<Vec<u32>> {
-    let mut programs = Vec::from_iter(linked_program(pins)?);
-    let left = ProgramInfo::from_pin(pins::path_of_new(pins::PROGRAM));
-    programs.extend(left.ok().map(|info| info.id()));
-    programs.extend(pinned_program(pins)?);
+    let mut programs: Vec<u32> = linked_programs(pins)?.into_values().collect();
+    let left = attachments::on_interface().filter_map(|on| pins::program_info_of_new(on.program_pin));
+    programs.extend(left.map(|info| info.id()));
+    programs.extend(pinned_programs(pins)?.into_values());
     Ok(programs)
 }
 
-/// The id of the pinned program.
-fn pinned_program(pins: &Pins) -> Result<Option<u32>> {
-    if !pins.has(pins::PROGRAM) {
-        return Ok(None);
-    }
-    let path = pins::path(pins::PROGRAM);
-    let info = ProgramInfo::from_pin(&path)
-        .or_exit(Exit::Kernel, || format!("cannot open the pinned program {}", path.display()))?;
-    Ok(Some(info.id()))
+/// The ids of the pinned programs.
+fn pinned_programs(pins: &Pins) -> Result<BTreeMap<Direction, u32>> {
+    let pinned = attachments::on_interface().filter(|on| pins.has(on.program_pin));
+    pinned.map(|on| Ok((on.direction, pins::program_info(on.program_pin)?.id()))).collect()
 }
 
-/// The hooks for sockets whose pinned links hang nowhere.
-fn detached_hooks(pins: &Pins) -> Result<Vec<SocketHook>> {
+/// The ids of the programs in the pinned links.
+fn linked_programs(pins: &Pins) -> Result<BTreeMap<Direction, u32>> {
+    let linked = attachments::on_interface().filter(|on| pins.has(on.link_pin));
+    linked.map(|on| Ok((on.direction, pins::program_in_link(on.link_pin)?))).collect()
+}
+
+/// The attachments to the cgroup whose pinned links hang nowhere.
+fn detached(pins: &Pins) -> Result<Vec<CgroupAttachment>> {
     let mut detached = Vec::new();
-    for hook in SocketHook::ALL.into_iter().filter(|hook| pins.has(hook.pin())) {
-        if hook.is_detached()? {
-            detached.push(hook);
+    for on in attachments::on_cgroup().filter(|on| pins.has(on.link_pin)) {
+        if cgroup::is_detached(on)? {
+            detached.push(on);
         }
     }
     Ok(detached)
-}
-
-/// The id of the program in the pinned link.
-pub fn linked_program(pins: &Pins) -> Result<Option<u32>> {
-    if !pins.has(pins::LINK) {
-        return Ok(None);
-    }
-    let path = pins::path(pins::LINK);
-    let link = PinnedLink::from_pin(&path)
-        .or_exit(Exit::Kernel, || format!("cannot open the pinned link {}", path.display()))?;
-    let info = FdLink::from(link)
-        .info()
-        .or_exit(Exit::Kernel, || format!("cannot ask about the pinned link {}", path.display()))?;
-    Ok(Some(info.program_id()))
 }
 
 /// Where the program hangs, according to `SETTINGS` and to the interface itself.
@@ -155,22 +190,28 @@ impl Attachment {
     }
 }
 
-/// Asks the interface whether our program is on it.
-pub fn attachment(settings: &Settings, linked_program: Option<u32>) -> Result<Attachment> {
+/// Asks the interface whether our programs are on it, and gives the id of the first.
+pub fn attachment(settings: &Settings, pins: &Pins) -> Result<Attachment> {
     let Some(name) = interface::name(settings.ifindex) else {
         return Ok(match interface::index(settings.interface_name()) {
             Some(_) => Attachment::InterfaceMadeAnew,
             None => Attachment::InterfaceGone,
         });
     };
-    let ours = match Hook::from_number(settings.hook) {
-        Some(Hook::ClsBpf) => hook::clsact(settings.ifindex)?.our_program,
+    let attached = match Hook::from_number(settings.hook) {
+        Some(Hook::ClsBpf) => clsact::read(settings.ifindex)?.our_programs,
         Some(Hook::Tcx) | None => {
-            let programs = hook::tcx_programs(&name)?.unwrap_or_default();
-            linked_program.filter(|linked| programs.contains(linked))
+            let mut attached = linked_programs(pins)?;
+            for on in attachments::on_interface() {
+                let there = tcx::program_ids(&name, on.direction)?.unwrap_or_default();
+                attached.retain(|direction, linked| *direction != on.direction || there.contains(linked));
+            }
+            attached
         }
     };
-    Ok(ours.map_or(Attachment::Detached, Attachment::Alive))
+    let programs: Option<Vec<u32>> =
+        attachments::on_interface().map(|on| attached.get(&on.direction).copied()).collect();
+    Ok(programs.and_then(|ids| ids.first().copied()).map_or(Attachment::Detached, Attachment::Alive))
 }
 
 /// The id of the program that runs now, whatever hook it hangs on.
@@ -178,8 +219,8 @@ pub fn running_program(pins: &Pins) -> Result<Option<u32>> {
     if !pins.has("SETTINGS") {
         return Ok(None);
     }
-    let settings = SettingsMap::pinned()?.get()?;
-    Ok(match attachment(&settings, linked_program(pins)?)? {
+    let settings = maps::SETTINGS.pinned()?.get()?;
+    Ok(match attachment(&settings, pins)? {
         Attachment::Alive(program) => Some(program),
         _ => None,
     })

@@ -1,108 +1,93 @@
-//! Takes away everything that `load` made, and nothing else.
+//! Removes everything that `load` made, and nothing else.
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use aya::programs::links::{FdLink, PinnedLink};
 use wsl_mirror_core::abi::Hook;
 
-use super::maps::SettingsMap;
-use super::owners::{self, SocketHook};
-use super::pins::{self, MAPS, Pins};
-use super::state::{Attachment, attachment, has_others, linked_program, our_programs};
-use super::{apply, hook};
-use crate::agent::report;
-use crate::exit::{Exit, Failure};
-use crate::host::{bpffs, delivery, interface};
+use super::attachments::{self, InterfaceAttachment};
+use super::instances::{self, Instance};
+use super::pins::{self, MAPS, Pins, bpffs};
+use super::state::{Attachment, attachment, has_others, our_programs};
+use super::{cgroup, clsact, delivery, maps, tcx};
+use crate::errors::Errors;
+use crate::exit::Exit;
+use crate::host::interface;
 
-/// Takes everything away; goes on after an error and reports every one. Says whether there was anything.
+/// Ends the headline of what `unload` could not do.
+const FAILED: &str = "could not be taken away";
+
+/// Removes everything. An error does not stop it; it reports all of them. Gives whether anything was there.
 pub fn unload() -> Result<bool> {
-    if let Some(agent) = report::of_the_running_one() {
-        return Err(Failure::new(
-            Exit::Busy,
-            format!(
-                "`wsl-mirror run` is at work (process {}) and would load it again: end it first (`systemctl stop \
-                 wsl-mirror`, or `kill {0}`)",
-                agent.pid
-            ),
-        ));
-    }
-    report::tidy_up();
     let pins = Pins::read()?;
     let mut errors = Errors::default();
     if pins.is_empty() {
-        // A load that was killed early has made nothing but the mount; a distribution that is gone has left the rest.
-        let orphans = errors.note(remove_orphans()).unwrap_or_default();
-        let left = errors.note(tear_delivery_down(&[])).unwrap_or_default();
-        let mounted = errors.note(bpffs::unmount_ours()).unwrap_or_default();
-        errors.into_result()?;
+        // A load that was killed early left only the mount. A terminated distribution left the rest.
+        let orphans = errors.keep(remove_orphans()).unwrap_or_default();
+        let left = errors.keep(tear_delivery_down(&[])).unwrap_or_default();
+        let mounted = errors.keep(bpffs::unmount_ours()).unwrap_or_default();
+        errors.into_failure(Exit::Kernel, FAILED)?;
         return Ok(orphans || left || mounted);
     }
     let own = our_programs(&pins).unwrap_or_default();
-    // What ends the steering first: afterwards nothing depends on the rest.
-    if pins.has(pins::LINK) {
-        errors.note(remove_link(&pins));
+    // First the programs on the interface: without them nothing depends on the rest.
+    for on in attachments::on_interface().filter(|on| pins.has(on.link_pin)) {
+        errors.keep(remove_link(&pins, on));
     }
     if pins.has("SETTINGS") {
-        errors.note(detach_filter());
+        errors.keep(remove_filters(&pins));
     }
-    // If the steering could not be ended, our own program still needs it.
-    let own = if errors.0.is_empty() { own } else { Vec::new() };
-    errors.note(tear_delivery_down(&own));
-    errors.note(remove_socket_hooks(&pins));
-    let rest = MAPS.iter().copied().chain([pins::PROGRAM]).filter(|name| pins.has(name));
+    // If our program could not be detached, it still needs delivery by `lo`.
+    let own = if errors.is_empty() { own } else { Vec::new() };
+    errors.keep(tear_delivery_down(&own));
+    errors.keep(detach_from_cgroup(&pins));
+    let programs = attachments::on_interface().map(|on| on.program_pin);
+    let rest = MAPS.into_iter().chain(programs).filter(|name| pins.has(name));
     for name in rest.chain(pins.leftovers.iter().map(String::as_str)) {
-        errors.note(apply::remove(&pins::path(name)));
+        errors.keep(pins::remove(name));
     }
-    for (there, path) in
-        [(pins.has_layout, pins::directory()), (pins.has_directory, Path::new(pins::DIRECTORY).to_owned())]
-    {
-        if there {
-            let removed = std::fs::remove_dir(&path);
-            errors.note(removed.with_context(|| format!("cannot remove {}", path.display())));
-        }
+    for path in pins.directories().into_iter().rev() {
+        errors.keep(pins::remove_directory(&path));
     }
-    errors.note(bpffs::unmount_ours());
-    errors.into_result()?;
+    errors.keep(bpffs::unmount_ours());
+    errors.into_failure(Exit::Kernel, FAILED)?;
     Ok(true)
 }
 
-/// Removes the pinned link, and waits until it is off the interface.
-fn remove_link(pins: &Pins) -> Result<()> {
-    let linked = linked_program(pins);
-    apply::remove(&pins::path(pins::LINK))?;
-    if pins.has("SETTINGS")
-        && let Some(program) = linked?
-    {
-        let steered = SettingsMap::pinned()?.get()?.ifindex;
+/// Removes a pinned link, and waits until the program is off the interface.
+fn remove_link(pins: &Pins, on: InterfaceAttachment) -> Result<()> {
+    let linked = pins::program_in_link(on.link_pin);
+    pins::remove(on.link_pin)?;
+    if pins.has("SETTINGS") {
+        let program = linked?;
+        let steered = maps::SETTINGS.pinned()?.get()?.ifindex;
         if let Some(name) = interface::name(steered) {
-            hook::wait_until_off(&name, program)?;
+            tcx::wait_until_off(&name, on.direction, program)?;
         }
     }
     Ok(())
 }
 
-/// Removes the hooks for sockets, and waits until they are off the cgroup.
-fn remove_socket_hooks(pins: &Pins) -> Result<()> {
+/// Removes the links on the cgroup, and waits until they are gone.
+fn detach_from_cgroup(pins: &Pins) -> Result<()> {
     let mut links = HashSet::new();
     let mut errors = Errors::default();
-    for name in SocketHook::ALL.map(SocketHook::pin).into_iter().filter(|name| pins.has(name)) {
-        let path = pins::path(name);
-        let id = PinnedLink::from_pin(&path).and_then(|link| Ok(FdLink::from(link).info()?.id()));
-        links.extend(id.ok());
-        errors.note(apply::remove(&path));
+    for name in attachments::on_cgroup().map(|on| on.link_pin).filter(|name| pins.has(name)) {
+        links.extend(pins::link_id(name).ok());
+        errors.keep(pins::remove(name));
     }
-    errors.note(owners::wait_until_gone(&links));
-    errors.into_result()
+    errors.keep(cgroup::wait_until_gone(&links));
+    errors.into_failure(Exit::Kernel, FAILED)
 }
 
-/// Removes the filters that distributions have left which are gone. Says whether there was one.
+/// Removes the filters that terminated distributions left. Gives whether one was there.
 fn remove_orphans() -> Result<bool> {
-    let mut orphans = hook::programs_of_ours()?;
-    orphans.retain(hook::Found::is_orphan);
-    for name in orphans.iter().filter_map(|orphan| interface::name(orphan.ifindex)) {
-        hook::remove_filter(&name)?;
+    let mut orphans = instances::read()?;
+    orphans.retain(Instance::is_orphan);
+    for orphan in &orphans {
+        if let Some(name) = interface::name(orphan.ifindex) {
+            clsact::remove_filter(&name, orphan.direction)?;
+        }
     }
     Ok(!orphans.is_empty())
 }
@@ -122,51 +107,28 @@ fn tear_delivery_down(gone: &[u32]) -> Result<bool> {
             continue;
         }
         let done = change.carry_out().with_context(|| format!("could not {change}"));
-        all_well &= errors.note(done).is_some();
+        all_well &= errors.keep(done).is_some();
     }
-    errors.into_result().map(|()| !changes.is_empty())
+    errors.into_failure(Exit::Kernel, FAILED).map(|()| !changes.is_empty())
 }
 
-/// Removes our `cls_bpf` filter, and the qdisc if we made it and nobody else uses it now.
-fn detach_filter() -> Result<()> {
-    let settings = SettingsMap::pinned()?.get()?;
+/// Removes our `cls_bpf` filters, and the qdisc if we made it and it has no other filter.
+fn remove_filters(pins: &Pins) -> Result<()> {
+    let settings = maps::SETTINGS.pinned()?.get()?;
     if Hook::from_number(settings.hook) != Some(Hook::ClsBpf) {
         return Ok(());
     }
-    if !matches!(attachment(&settings, None)?, Attachment::Alive(_) | Attachment::Detached) {
-        return Ok(()); // the interface took both along
+    if !matches!(attachment(&settings, pins)?, Attachment::Alive(_) | Attachment::Detached) {
+        return Ok(()); // The interface took both along.
     }
-    if hook::clsact(settings.ifindex)?.our_program.is_some()
-        && let Some(name) = interface::name(settings.ifindex)
-    {
-        hook::remove_filter(&name)?;
-    }
-    let left = hook::clsact(settings.ifindex)?;
-    if settings.clsact_ifindex == settings.ifindex && left.exists && !left.has_others {
-        hook::remove_clsact(settings.ifindex)?;
-    }
-    Ok(())
-}
-
-/// Every error of a teardown that goes on.
-#[derive(Default)]
-struct Errors(Vec<anyhow::Error>);
-
-impl Errors {
-    fn note<T>(&mut self, result: Result<T>) -> Option<T> {
-        result.map_err(|error| self.0.push(error)).ok()
-    }
-
-    fn into_result(self) -> Result<()> {
-        match self.0.len() {
-            0 => Ok(()),
-            n => {
-                let all: Vec<String> = self.0.iter().map(|error| format!("{error:#}")).collect();
-                Err(Failure::new(
-                    Exit::Kernel,
-                    format!("{n} things could not be taken away: {}", all.join("; ")),
-                ))
-            }
+    for direction in clsact::read(settings.ifindex)?.our_programs.into_keys() {
+        if let Some(name) = interface::name(settings.ifindex) {
+            clsact::remove_filter(&name, direction)?;
         }
     }
+    let left = clsact::read(settings.ifindex)?;
+    if settings.clsact_ifindex == settings.ifindex && left.exists && !left.has_others {
+        clsact::remove(settings.ifindex)?;
+    }
+    Ok(())
 }

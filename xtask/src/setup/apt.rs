@@ -125,7 +125,10 @@ pub(super) const INSTALL: [&str; 3] = ["--yes", "--no-install-recommends", "--no
 /// Those of the packages that apt cannot install, together with the others, beside what is there.
 fn refusals(host: &Host, packages: &[&str]) -> BTreeMap<String, String> {
     let mut refused = BTreeMap::new();
-    if packages.is_empty() || simulate(host, packages).is_none() {
+    let together = if packages.is_empty() { None } else { simulate(host, packages) };
+    let Some(reason) = together else { return refused };
+    if let [package] = packages {
+        refused.insert((*package).to_owned(), reason);
         return refused;
     }
     let mut accepted: Vec<&str> = Vec::new();

@@ -10,7 +10,8 @@ use crate::exit_code::ExitCode;
 
 /// Install what building and testing need, where that is possible
 ///
-/// On Debian and its derivatives, as root, packages come from apt; bpf-linker is built into the user's cache.
+/// On Debian and its derivatives, as root, packages come from apt; bpf-linker is built into the user's cache. apt removes
+/// and downgrades nothing: a tool that it cannot install beside the user's packages is unpacked into that cache.
 /// Elsewhere it says what to install by hand. Nothing happens when nothing is missing.
 #[derive(Args)]
 pub(crate) struct Setup {

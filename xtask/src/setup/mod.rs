@@ -3,6 +3,8 @@
 //! In rounds: the state of the machine is read, a plan is computed from it, the plan is carried out, and the
 //! state is read again, because one step decides about the next (which LLVM the linker needs is known when
 //! the compiler is there). It ends when nothing is missing or when a round has nothing to do.
+//!
+//! apt removes and downgrades nothing. Where it would have to, the tool is unpacked into the cache ([`unpacked`]).
 
 mod apt;
 mod command;

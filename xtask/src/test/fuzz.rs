@@ -36,9 +36,25 @@ pub(super) fn run(arguments: &[String], rerun: &Rerun) -> Vec<Group> {
 fn all(arguments: &[String], rerun: &Rerun) -> Result<Vec<Group>> {
     let cargo_fuzz = cargo::tool("fuzz", "cargo-fuzz", RELEASE)?;
     let folder = cargo::workspace().join(FOLDER);
+    let corpus = folder.join("target/corpus");
+    unpack(&folder, &corpus)?;
     let targets = targets(&folder)?;
     let chosen = targets.iter().filter(|target| is_chosen(target, arguments));
-    chosen.map(|target| fuzz(&cargo_fuzz, &folder, target, rerun)).collect()
+    chosen.map(|target| fuzz(&cargo_fuzz, &folder, &corpus, target, rerun)).collect()
+}
+
+/// Unpacks the inputs that fuzzers found before, a folder a target, and removes what an earlier run unpacked.
+fn unpack(folder: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        fs::remove_dir_all(to).with_context(|| format!("removing {}", to.display()))?;
+    }
+    fs::create_dir_all(to).with_context(|| format!("creating {}", to.display()))?;
+    let archive = folder.join("corpus.tar.gz");
+    let status = Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(to).status();
+    if !status.context("starting tar")?.success() {
+        bail!("tar could not unpack {}", archive.display());
+    }
+    Ok(())
 }
 
 /// Whether a test binary with these arguments would run a test of this name.
@@ -63,17 +79,21 @@ fn targets(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn fuzz(cargo_fuzz: &Path, folder: &Path, target: &str, rerun: &Rerun) -> Result<Group> {
+fn fuzz(cargo_fuzz: &Path, folder: &Path, corpus: &Path, target: &str, rerun: &Rerun) -> Result<Group> {
     heading(&format!("fuzz {target}"));
     let started = Instant::now();
-    // New inputs go to a folder of their own: the committed ones are only read.
+    // New inputs go to a folder of their own; `wsl-mirror-user/src/fuzzing.rs` says how they join the archive.
     let found = folder.join("target/found").join(target);
-    fs::create_dir_all(&found).with_context(|| format!("creating {}", found.display()))?;
+    // The archive has no inputs for some targets; libFuzzer refuses a folder that does not exist.
+    let archived = corpus.join(target);
+    for folder in [&found, &archived] {
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    }
     let status = command(cargo_fuzz)
         // Stable compilers have no sanitizers. The targets look for panics; unsafe code never sees their input.
         .args(["run", "--fuzz-dir", FOLDER, "--sanitizer", "none", target])
         .arg(&found)
-        .arg(folder.join("corpus").join(target))
+        .args([&archived, &folder.join("seeds").join(target)])
         .arg("--")
         .arg(format!("-max_total_time={}", EACH.as_secs()))
         .arg(format!("-timeout={}", INPUT_LIMIT.as_secs()))
@@ -112,13 +132,19 @@ mod tests {
     #[test]
     fn every_seed_is_read_to_its_end() -> Result<()> {
         let folder = cargo::workspace().join(FOLDER);
+        let corpus = folder.join("target/corpus-in-test");
+        unpack(&folder, &corpus)?;
+        let mut read = 0;
         for target in targets(&folder)? {
-            let seeds = folder.join("corpus").join(&target);
-            for seed in fs::read_dir(&seeds).with_context(|| format!("listing {}", seeds.display()))? {
-                let seed = seed?;
-                assert!(seed.metadata()?.len() <= LONGEST, "{}", seed.path().display());
+            for inputs in [folder.join("seeds").join(&target), corpus.join(&target)] {
+                for input in fs::read_dir(&inputs).into_iter().flatten() {
+                    let input = input?;
+                    assert!(input.metadata()?.len() <= LONGEST, "{}", input.path().display());
+                    read += 1;
+                }
             }
         }
-        Ok(())
+        assert!(read > 0, "no inputs in {}", folder.display());
+        Ok(fs::remove_dir_all(&corpus)?)
     }
 }

@@ -3,10 +3,16 @@
 use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, nat, raw::RawSocket, udp};
+use wsl_mirror_lab::{
+    Lab,
+    checks::{load, load_with, windows_udp},
+    nat,
+    raw::RawSocket,
+    udp,
+};
 
 use super::{PROXY, Rule, Ways, process};
-use crate::world::{HANG, exempt, load, load_with, send_in_fragments, services, udp_datagram, windows_udp};
+use crate::world::{HANG, exempt, send_in_fragments, services, udp_datagram};
 
 const EIGHT_KB: usize = 8192;
 
@@ -24,8 +30,8 @@ fn eight_kb() -> Vec<u8> {
 }
 
 /// Sends [`eight_kb`] from Windows in fragments, in this order, with this identification.
-fn send(nic: &RawSocket, from: u16, to: u16, id: u16, order: [usize; 6]) -> Result<()> {
-    send_in_fragments(nic, &udp_datagram(from, to, &eight_kb()), id, order)
+fn send(nic: &RawSocket, from: u16, to: u16, id: u16, order: [usize; 6]) {
+    send_in_fragments(nic, &udp_datagram(from, to, &eight_kb()), id, order);
 }
 
 /// That the datagram comes back whole.
@@ -42,13 +48,13 @@ fn socket(lab: &Lab, from: u16, to: u16) -> Result<UdpSocket> {
 
 #[test]
 fn under_the_rule_fragments_in_any_order_are_answered() -> Result<()> {
-    let lab = services()?;
+    let lab = services();
     let rule = Rule::add(&lab, "udp", 8080)?;
     let client = || windows_udp(&lab, 8080);
     let ask = |client: udp::Client| client.request(&eight_kb()).map(|reply| reply.len());
-    load_with(&lab, "delivery = \"plain\"\n")?;
+    load_with(&lab, "delivery = \"plain\"\n");
     assert_eq!(ask(client().limit(HANG)), Err(udp::Failure::TimedOut), "the plain way");
-    load(&lab)?;
+    load(&lab);
     let ways = Ways::new(&lab, &[8080])?;
     for _ in 0..5 {
         assert_eq!(ask(client()), Ok(EIGHT_KB), "as Windows sends it");
@@ -60,41 +66,39 @@ fn under_the_rule_fragments_in_any_order_are_answered() -> Result<()> {
         let socket = socket(&lab, from, 8080)?;
         // The first of a flow, and one within it.
         for id in [2 * index + 1, 2 * index + 2] {
-            send(&nic, from, 8080, id, order)?;
+            send(&nic, from, 8080, id, order);
             comes_back(&socket).with_context(|| format!("{name}, datagram {id}"))?;
         }
     }
-    ways.came(8080)?.all_by_lo("as it is put together");
+    ways.came(8080).all_by_lo("as it is put together");
     assert!(lab.packets("steer_fragment")? > 0);
     assert_eq!(nat::dnat_packets(lab.guest(), "udp", 8080)?, before, "Docker's rule sees none of it");
     rule.remove()?;
-    lab.keep();
     Ok(())
 }
 
 #[test]
 fn fragments_are_not_misled_by_a_datagram_of_the_same_number_that_went_by_lo() -> Result<()> {
-    let lab = services()?;
+    let lab = services();
     let rule = Rule::add(&lab, "udp", 8080)?;
-    load(&lab)?;
+    load(&lab);
     let ways = Ways::new(&lab, &[8080, 8017])?;
     let nic = RawSocket::open(lab.windows(), "winlo0")?;
     let (by_lo, plain) = (socket(&lab, 40_100, 8080)?, socket(&lab, 40_101, 8017)?);
     for (id, (name, order)) in (100..).zip(ORDERS) {
         for round in 0..3 {
-            send(&nic, 40_100, 8080, id, ORDERS[0].1)?;
+            send(&nic, 40_100, 8080, id, ORDERS[0].1);
             comes_back(&by_lo).with_context(|| format!("by lo, {name}, round {round}"))?;
-            send(&nic, 40_101, 8017, id, order)?;
+            send(&nic, 40_101, 8017, id, order);
             comes_back(&plain).with_context(|| format!("plain, {name}, round {round}"))?;
             // And the other way round.
-            send(&nic, 40_100, 8080, id, order)?;
+            send(&nic, 40_100, 8080, id, order);
             comes_back(&by_lo).with_context(|| format!("by lo again, {name}, round {round}"))?;
         }
     }
-    ways.came(8080)?.all_by_lo("under the rule");
-    println!("plain: {:?}", ways.came(8017)?);
+    ways.came(8080).all_by_lo("under the rule");
+    println!("plain: {:?}", ways.came(8017));
     rule.remove()?;
-    lab.keep();
     Ok(())
 }
 
@@ -110,8 +114,8 @@ fn fragments_to_a_port_that_is_not_steered_are_not_misled_either() -> Result<()>
         proxy.tell(&format!("serve {port}"))?;
     }
     Rule::add(&lab, "udp", 8310)?;
-    load(&lab)?;
-    exempt(&lab, "add", "8311")?;
+    load(&lab);
+    exempt(&lab, "add", "8311");
     let nic = RawSocket::open(lab.windows(), "winlo0")?;
     let (by_lo, exempt) = (socket(&lab, 40_200, 8310)?, socket(&lab, 40_201, 8311)?);
     let answered = |socket: &UdpSocket| -> Result<()> {
@@ -122,9 +126,9 @@ fn fragments_to_a_port_that_is_not_steered_are_not_misled_either() -> Result<()>
     };
     let (_, in_order) = ORDERS[0];
     for round in 0..10 {
-        send(&nic, 40_200, 8310, 200, in_order)?;
+        send(&nic, 40_200, 8310, 200, in_order);
         answered(&by_lo).with_context(|| format!("by lo, round {round}"))?;
-        send(&nic, 40_201, 8311, 200, in_order)?;
+        send(&nic, 40_201, 8311, 200, in_order);
         answered(&exempt).with_context(|| format!("exempt, round {round}"))?;
     }
     Ok(())

@@ -3,17 +3,21 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, Sockets, loopback, nat, pace, udp};
+use wsl_mirror_lab::{
+    Lab, Sockets,
+    checks::{HELLO, load, load_with, nft},
+    loopback, nat, pace, udp,
+};
 
 use super::{
     PROXY, Rule, Ways, answers_at_once, answers_udp_at_once, client, ends, is_eaten, is_eaten_udp, process,
     server, server_udp, server_udp_to,
 };
-use crate::world::{AT_ONCE, HANG, HELLO, exempt, load, load_with, nft, services};
+use crate::world::{AT_ONCE, HANG, exempt, services};
 
 #[test]
 fn ports_under_a_rule_that_load_has_read_answer_windows_and_linux_at_once() -> Result<()> {
-    let lab = services()?;
+    let lab = services();
     let rules = [Rule::add_both(&lab, 8080)?, Rule::add_both(&lab, 8081)?];
     let eaten = || {
         for from in ends(&lab) {
@@ -25,9 +29,9 @@ fn ports_under_a_rule_that_load_has_read_answer_windows_and_linux_at_once() -> R
     };
     eaten();
     // Steered, and still eaten.
-    load_with(&lab, "delivery = \"plain\"\n")?;
+    load_with(&lab, "delivery = \"plain\"\n");
     eaten();
-    load(&lab)?;
+    load(&lab);
     let ways = Ways::new(&lab, &[8080, 8081])?;
     for _ in 0..2 {
         for from in ends(&lab) {
@@ -38,14 +42,13 @@ fn ports_under_a_rule_that_load_has_read_answer_windows_and_linux_at_once() -> R
         }
     }
     for port in [8080, 8081] {
-        ways.came(port)?.all_by_lo("every packet");
+        ways.came(port).all_by_lo("every packet");
     }
     assert_eq!(lab.packets("steer_learned")?, 0, "nothing was left to be learned");
     assert!(lab.packets("steer_local")? > 0, "Linux to Linux");
     for rule in rules.into_iter().flatten() {
         rule.remove()?;
     }
-    lab.keep();
     Ok(())
 }
 
@@ -63,8 +66,8 @@ fn under_the_rule_exempt_ports_and_those_of_other_owners_are_left_to_it() -> Res
     for port in [8300, 8301, 8302] {
         Rule::add_both(&lab, port)?;
     }
-    load(&lab)?;
-    exempt(&lab, "add", "8300")?;
+    load(&lab);
+    exempt(&lab, "add", "8300");
     let ways = Ways::new(&lab, &[8300, 8301, 8302])?;
     for from in ends(&lab) {
         assert_eq!(server(from, 8302, AT_ONCE).context("TCP under the rule")?, PROXY);
@@ -75,11 +78,11 @@ fn under_the_rule_exempt_ports_and_those_of_other_owners_are_left_to_it() -> Res
             assert!(server_udp(from, port, HANG).is_err(), "{} to {port}", from.name());
         }
     }
-    ways.came(8302)?.all_by_lo("steered");
-    ways.came(8300)?.all_plain("exempt");
-    ways.came(8301)?.all_plain("another owner's");
+    ways.came(8302).all_by_lo("steered");
+    ways.came(8300).all_plain("exempt");
+    ways.came(8301).all_plain("another owner's");
     assert_eq!(lab.packets("steer_learned")?, 0);
-    exempt(&lab, "del", "8300")?;
+    exempt(&lab, "del", "8300");
     assert_eq!(server(lab.windows(), 8300, AT_ONCE).context("exempt no more")?, PROXY);
     Ok(())
 }
@@ -99,7 +102,7 @@ fn a_datagram_within_linux_is_judged_by_who_serves_the_port_now() -> Result<()> 
     let served_by = || server_udp_to(&client);
     let ways = Ways::new(&lab, &[PORT])?;
     let rule = Rule::add(&lab, "udp", PORT)?;
-    load(&lab)?;
+    load(&lab);
     let proxy = serve(PROXY)?;
     let (name, came) = ways.during(PORT, served_by)?;
     assert_eq!(name, PROXY);
@@ -107,7 +110,7 @@ fn a_datagram_within_linux_is_judged_by_who_serves_the_port_now() -> Result<()> 
     // The container goes, and its rule; somebody else takes the port. The entry lasts for half a minute at least.
     drop(proxy);
     rule.remove()?;
-    load(&lab)?;
+    load(&lab);
     nat::conntrack_flush(lab.guest())?;
     let _other = serve("resolver")?;
     let (name, came) = ways.during(PORT, served_by)?;
@@ -124,22 +127,22 @@ fn a_udp_flow_that_an_engine_carried_is_steered_under_a_rule_that_drops_it_befor
     container.tell("serve there")?;
     let client = udp::Client::new(lab.windows(), loopback(8320)).from_port(40_320);
     let served_by = |limit| server_udp_to(&client.clone().limit(limit));
-    nft(&lab, "add table ip engine; add chain ip engine pre { type nat hook prerouting priority dstnat; }")?;
-    nft(&lab, "add rule ip engine pre udp dport 8320 dnat to 127.0.0.1:8321")?;
-    load(&lab)?;
+    nft(&lab, "add table ip engine; add chain ip engine pre { type nat hook prerouting priority dstnat; }");
+    nft(&lab, "add rule ip engine pre udp dport 8320 dnat to 127.0.0.1:8321");
+    load(&lab);
     // Of the first datagram nothing is known yet.
     for _ in 0..2 {
         assert_eq!(served_by(pace::limit(AT_ONCE)).context("an engine without a proxy")?, "container");
     }
     assert!(lab.packets("pass_engine_nat")? >= 1);
-    nft(&lab, "delete table ip engine")?;
+    nft(&lab, "delete table ip engine");
     nat::conntrack_flush(lab.guest())?;
     let mut proxy = process(&lab, PROXY)?;
     proxy.tell("bind here udp 127.0.0.1:8320")?;
     proxy.tell("serve here")?;
     Rule::add(&lab, "udp", 8320)?;
     assert!(served_by(HANG).is_err(), "the rule is not known yet");
-    load(&lab)?;
+    load(&lab);
     assert_eq!(served_by(pace::limit(AT_ONCE))?, PROXY);
     Ok(())
 }
@@ -152,43 +155,43 @@ fn what_a_rule_closes_to_windows_alone_stays_closed() -> Result<()> {
         proxy.serve(&format!("127.0.0.1:{port}"))?;
     }
     let drop = "tcp dport 8301 ip daddr 127.0.0.1 drop";
-    nft(&lab, "add table ip own; add chain ip own pre { type filter hook prerouting priority raw; }")?;
-    nft(&lab, &format!("add rule ip own pre iifname loopback0 {drop}"))?;
+    nft(&lab, "add table ip own; add chain ip own pre { type filter hook prerouting priority raw; }");
+    nft(&lab, &format!("add rule ip own pre iifname loopback0 {drop}"));
     is_eaten(lab.windows(), 8301);
-    load(&lab)?;
+    load(&lab);
     let ways = Ways::new(&lab, &[8300, 8301])?;
     // Long enough for a second SYN: it would teach the listener, were the rule not known for what it is.
     for from in ends(&lab) {
         assert!(server(from, 8301, Duration::from_millis(1500)).is_err(), "{} to 8301", from.name());
         assert_eq!(server(from, 8300, AT_ONCE).context("no rule is about it")?, PROXY);
     }
-    ways.came(8301)?.all_plain("closed");
+    ways.came(8301).all_plain("closed");
     assert_eq!(lab.packets("steer_learned")?, 0);
     let status = lab.status()?;
     let listed = &status["delivery"]["dropped"][0];
     assert_eq!((&listed["rule"], &listed["first_port"]), (&"closed".into(), &8301.into()), "{listed:#}");
     // The same for whatever is not on lo is meant for what comes from outside.
-    nft(&lab, "flush chain ip own pre")?;
-    nft(&lab, &format!("add rule ip own pre iifname != lo {drop}"))?;
+    nft(&lab, "flush chain ip own pre");
+    nft(&lab, &format!("add rule ip own pre iifname != lo {drop}"));
     is_eaten(lab.windows(), 8301);
-    load(&lab)?;
+    load(&lab);
     assert_eq!(server(lab.windows(), 8301, AT_ONCE)?, PROXY);
     Ok(())
 }
 
 #[test]
 fn connecting_by_lo_takes_no_longer_than_connecting_the_plain_way() -> Result<()> {
-    let lab = services()?;
+    let lab = services();
     let rule = Rule::add(&lab, "tcp", 8081)?;
-    load(&lab)?;
+    load(&lab);
     let ways = Ways::new(&lab, &[8080, 8081])?;
     let (mut plain, mut by_lo) = (Vec::new(), Vec::new());
     for _ in 0..pace::rounds(100) {
         plain.push(client(lab.windows(), 8080).connect_time(HELLO)?);
         by_lo.push(client(lab.windows(), 8081).connect_time(HELLO)?);
     }
-    ways.came(8080)?.all_plain("without the rule");
-    ways.came(8081)?.all_by_lo("with it");
+    ways.came(8080).all_plain("without the rule");
+    ways.came(8081).all_by_lo("with it");
     let median = |mut times: Vec<Duration>| {
         times.sort();
         times[times.len() / 2]
@@ -199,6 +202,5 @@ fn connecting_by_lo_takes_no_longer_than_connecting_the_plain_way() -> Result<()
         assert!(by_lo <= plain + Duration::from_millis(2), "plain {plain:?}, by lo {by_lo:?}");
     }
     rule.remove()?;
-    lab.keep();
     Ok(())
 }

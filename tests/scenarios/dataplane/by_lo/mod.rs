@@ -14,9 +14,13 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use wsl_mirror_lab::{Lab, Namespace, Sockets, loopback, pace, tcp, udp};
+use wsl_mirror_lab::{
+    Lab, Namespace, Sockets,
+    checks::{HELLO, nft},
+    loopback, pace, tcp, udp,
+};
 
-use crate::world::{AT_ONCE, HANG, HELLO, counted, nft};
+use crate::world::{AT_ONCE, HANG, counted};
 
 /// Whose ports are steered without a word in the configuration.
 const PROXY: &str = "docker-proxy";
@@ -85,21 +89,21 @@ impl<'a> Ways<'a> {
                 )?;
             }
         }
-        nft(lab, &script)?;
+        nft(lab, &script);
         Ok(Self(lab))
     }
 
     /// What has come to this port so far.
-    fn came(&self, port: u16) -> Result<Came> {
-        let packets = |name| counted(&nft(self.0, &format!("list counter ip ways {name}_{port}"))?);
-        Ok(Came { by_lo: packets("by_lo")?, plain: packets("plain")? })
+    fn came(&self, port: u16) -> Came {
+        let packets = |name| counted(&nft(self.0, &format!("list counter ip ways {name}_{port}")));
+        Came { by_lo: packets("by_lo"), plain: packets("plain") }
     }
 
     /// By which interfaces packets come to this port while that is done.
     fn during<T>(&self, port: u16, work: impl FnOnce() -> Result<T>) -> Result<(T, Came)> {
-        let before = self.came(port)?;
+        let before = self.came(port);
         let result = work()?;
-        let after = self.came(port)?;
+        let after = self.came(port);
         Ok((result, Came { by_lo: after.by_lo - before.by_lo, plain: after.plain - before.plain }))
     }
 }

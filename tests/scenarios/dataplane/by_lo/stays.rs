@@ -8,13 +8,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use wsl_mirror_lab::{Lab, loopback, nat, pace, tcp, udp};
+use wsl_mirror_lab::{
+    Lab,
+    checks::{HELLO, STEER, load, load_with, unload, windows},
+    loopback, nat, pace, tcp, udp,
+};
 
 use super::{RETRANSMISSIONS, Rule, Ways, answers_at_once, answers_udp_at_once, client, ends, is_eaten};
-use crate::world::{
-    AT_ONCE, HELLO, STREAM, accept, load, load_for_all, load_with, services, slow_download, slow_echo,
-    slow_upload, talk, unload, windows,
-};
+use crate::world::{AT_ONCE, STREAM, accept, services, slow_download, slow_echo, slow_upload, talk};
 
 /// What happens to the flows, one thing after the other.
 fn turbulences(lab: &Lab, rules: &[Rule<'_>]) -> Result<()> {
@@ -32,15 +33,19 @@ fn turbulences(lab: &Lab, rules: &[Rule<'_>]) -> Result<()> {
         }
         nat::conntrack_flush(lab.guest())
     };
+    let load = || {
+        load(lab);
+        Ok(())
+    };
     let steps: [(&str, &dyn Fn() -> Result<()>); 9] = [
-        ("load", &|| load(lab)),
+        ("load", &load),
         ("conntrack -F", &flush),
         ("the rule goes", &go),
         ("conntrack -F without the rule", &flush),
         ("the rule comes", &come),
-        ("load, by which the rule is known", &|| load(lab)),
+        ("load, by which the rule is known", &load),
         ("the rule goes again", &go),
-        ("load, by which the rule is forgotten", &|| load(lab)),
+        ("load, by which the rule is forgotten", &load),
         ("the rule comes once more", &come),
     ];
     for (name, step) in steps {
@@ -57,10 +62,10 @@ fn turbulences(lab: &Lab, rules: &[Rule<'_>]) -> Result<()> {
 fn flows_by_lo_survive_the_rule_coming_and_going_loads_and_flushes() -> Result<()> {
     const BYTES: u64 = 16 << 20;
     let over = pace::limit(Duration::from_secs(3));
-    let lab = services()?;
+    let lab = services();
     let rules = [8080, 8009, 8020].map(|port| Rule::add(&lab, "tcp", port));
     let rules = rules.into_iter().collect::<Result<Vec<_>>>()?;
-    load(&lab)?;
+    load(&lab);
     let ways = Ways::new(&lab, &[8080, 8009, 8020])?;
     let patient = |client: tcp::Client| client.limit(pace::limit(Duration::from_secs(6)));
     let from_windows = patient(windows(&lab, 8080)).keep_alive(Duration::from_millis(5))?;
@@ -88,12 +93,11 @@ fn flows_by_lo_survive_the_rule_coming_and_going_loads_and_flushes() -> Result<(
         assert_eq!(report.failure, None, "keep-alive from {name}");
     }
     for port in [8080, 8009, 8020] {
-        ways.came(port)?.all_by_lo("to the end");
+        ways.came(port).all_by_lo("to the end");
     }
     for rule in rules {
         rule.remove()?;
     }
-    lab.keep();
     Ok(())
 }
 
@@ -106,7 +110,7 @@ fn after_a_flush_a_flow_by_lo_goes_on_if_the_server_speaks_first_and_ends_if_nob
     let datagrams = lab.guest().enter(|| UdpSocket::bind(loopback(PORT)))?;
     datagrams.set_read_timeout(Some(tcp::limit()))?;
     Rule::add_both(&lab, PORT)?;
-    load_for_all(&lab)?;
+    load_with(&lab, STEER);
     for from in ends(&lab) {
         let mut stream = client(from, PORT).connect()?;
         let (mut served, _) = accept(&listener)?;
@@ -157,10 +161,10 @@ fn still_talks(stream: &mut std::net::TcpStream, within: Duration) -> Result<boo
 fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_stands() -> Result<()> {
     let patience = pace::limit(RETRANSMISSIONS);
     for end in ["plain", "unload"] {
-        let lab = services()?;
+        let lab = services();
         let stands = Rule::add(&lab, "tcp", 8080)?;
         let gone = Rule::add_both(&lab, 8081)?;
-        load(&lab)?;
+        load(&lab);
         let ways = Ways::new(&lab, &[8080, 8081])?;
         let mut under = windows(&lab, 8080).connect()?;
         let mut free = windows(&lab, 8081).connect()?;
@@ -168,15 +172,15 @@ fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_
         for stream in [&mut under, &mut free, &mut within] {
             assert!(still_talks(stream, patience)?);
         }
-        ways.came(8080)?.all_by_lo("under the rule");
-        ways.came(8081)?.all_by_lo("under the rule");
+        ways.came(8080).all_by_lo("under the rule");
+        ways.came(8081).all_by_lo("under the rule");
         for rule in gone {
             rule.remove()?;
         }
         if end == "plain" {
-            load_with(&lab, "delivery = \"plain\"\n")?;
+            load_with(&lab, "delivery = \"plain\"\n");
         } else {
-            unload(&lab)?;
+            unload(&lab);
         }
         let ((), came) = ways.during(8081, || {
             assert!(still_talks(&mut free, patience)?, "{end}: from Windows, without the rule");
@@ -196,12 +200,11 @@ fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_
             came.all_plain("new flows");
         }
         // And what was sent again all the time gets there when there is a way again.
-        load(&lab)?;
+        load(&lab);
         under.set_read_timeout(Some(pace::limit(Duration::from_secs(6))))?;
         under.read_exact(&mut [0; HELLO.len()]).with_context(|| format!("{end}, then load again"))?;
         stands.remove()?;
         drop((under, free, within));
-        lab.keep();
     }
     Ok(())
 }
@@ -209,8 +212,8 @@ fn without_delivery_new_flows_are_plain_and_old_ones_end_exactly_where_the_rule_
 /// As when a firewall throws everybody's rules away and an engine writes its own again: what began in between.
 #[test]
 fn flows_that_began_the_plain_way_go_by_lo_once_the_rule_that_eats_them_is_known() -> Result<()> {
-    let lab = services()?;
-    load(&lab)?;
+    let lab = services();
+    load(&lab);
     let ways = Ways::new(&lab, &[8080])?;
     let at_once = pace::limit(AT_ONCE);
     let ask = |socket: &UdpSocket, within| -> Result<bool> {
@@ -225,7 +228,7 @@ fn flows_that_began_the_plain_way_go_by_lo_once_the_rule_that_eats_them_is_known
         assert!(still_talks(&mut stream, at_once)? && ask(&socket, at_once)?, "without the rule");
         flows.push((from.name(), stream, socket));
     }
-    ways.came(8080)?.all_plain("without the rule");
+    ways.came(8080).all_plain("without the rule");
     let rules = Rule::add_both(&lab, 8080)?;
     for (from, stream, socket) in &mut flows {
         assert!(
@@ -233,7 +236,7 @@ fn flows_that_began_the_plain_way_go_by_lo_once_the_rule_that_eats_them_is_known
             "{from}: eaten by a rule that we have not seen"
         );
     }
-    load(&lab)?;
+    load(&lab);
     for (from, stream, _) in &mut flows {
         stream.set_read_timeout(Some(pace::limit(Duration::from_secs(6))))?;
         stream.read_exact(&mut [0; HELLO.len()]).with_context(|| format!("what {from} sent again"))?;
@@ -250,7 +253,6 @@ fn flows_that_began_the_plain_way_go_by_lo_once_the_rule_that_eats_them_is_known
         rule.remove()?;
     }
     drop(flows);
-    lab.keep();
     Ok(())
 }
 
@@ -286,7 +288,7 @@ fn a_flow_within_linux_keeps_its_entry_as_it_is_without_us() -> Result<()> {
     came.all_plain("without us");
     assert!(without.0.2.len() == 1 && without.2.len() == 1, "{without:?}");
     Rule::add_both(&lab, PORT)?;
-    load_for_all(&lab)?;
+    load_with(&lab, STEER);
     let (with, came) = ways.during(PORT, seen)?;
     came.all_by_lo("with us");
     assert_eq!(with, without);

@@ -1,8 +1,7 @@
 //! That the ways out lead out which `known` names for what stays broken. None of them is ours. Of the container's own
 //! address every row is sure before it begins.
 
-use anyhow::Result;
-use wsl_mirror_lab::{Docker, DockerOptions, Lab};
+use wsl_mirror_lab::{Docker, DockerOptions, Lab, checks::OrPanic as _};
 
 use super::published_in_all_ways;
 use crate::{
@@ -13,12 +12,13 @@ use crate::{
 };
 
 /// Docker 28.5 without its proxy, if it is to be had.
-fn docker(lab: &Lab, environment: &[(&str, &str)]) -> Result<Option<Docker>> {
-    let installed = match installed::find(&DOCKER_28_5)? {
+#[track_caller]
+fn docker(lab: &Lab, environment: &[(&str, &str)]) -> Option<Docker> {
+    let installed = match installed::find(&DOCKER_28_5) {
         Ok(installed) => installed,
         Err(reason) => {
             println!("skipped: {reason}");
-            return Ok(None);
+            return None;
         }
     };
     let environment =
@@ -29,20 +29,21 @@ fn docker(lab: &Lab, environment: &[(&str, &str)]) -> Result<Option<Docker>> {
         environment,
         ..DockerOptions::default()
     };
-    Docker::start(lab, &options).map(Some)
+    Some(Docker::start(lab, &options).or_panic())
 }
 
 /// The containers' cells of a client that answer, now.
-fn answering(lab: &Lab, client: Client) -> Result<Vec<(Protocol, Bound)>> {
-    let _services = Services::start(lab)?;
-    let column = measure::column(lab)?;
+#[track_caller]
+fn answering(lab: &Lab, client: Client) -> Vec<(Protocol, Bound)> {
+    let _services = Services::start(lab);
+    let column = measure::column(lab);
     let answering = column.into_iter().filter(|(cell, outcome)| cell.client == client && outcome.answers());
-    Ok(answering
+    answering
         .filter_map(|(Cell { protocol, server, .. }, _)| match server {
             Server::Container(bound) => Some((protocol, bound)),
             Server::Host(_) | Server::Windows => None,
         })
-        .collect())
+        .collect()
 }
 
 const ALL: [(Protocol, Bound); 4] = [
@@ -53,42 +54,38 @@ const ALL: [(Protocol, Bound); 4] = [
 ];
 
 #[test]
-fn windows_reaches_what_docker_publishes_on_127_0_0_1_if_it_makes_no_raw_rules() -> Result<()> {
-    let lab = Lab::builder().wslinfo(false).build()?;
-    let Some(docker) = docker(&lab, &[("DOCKER_INSECURE_NO_IPTABLES_RAW", "1")])? else { return Ok(()) };
-    docker.run(published_in_all_ways())?;
-    assert_eq!(answering(&lab, Client::Windows)?, ALL);
-    Ok(())
+fn windows_reaches_what_docker_publishes_on_127_0_0_1_if_it_makes_no_raw_rules() {
+    let lab = Lab::builder().wslinfo(false).build().or_panic();
+    let Some(docker) = docker(&lab, &[("DOCKER_INSECURE_NO_IPTABLES_RAW", "1")]) else { return };
+    docker.run(published_in_all_ways()).or_panic();
+    assert_eq!(answering(&lab, Client::Windows), ALL);
 }
 
 #[test]
-fn windows_reaches_what_docker_publishes_on_127_0_0_1_if_it_starts_again_when_loopback0_is_there()
--> Result<()> {
-    let lab = Lab::builder().loopback0(false).build()?;
-    let Some(mut docker) = docker(&lab, &[])? else { return Ok(()) };
-    lab.add_loopback0()?;
-    let container = docker.run(published_in_all_ways())?;
+fn windows_reaches_what_docker_publishes_on_127_0_0_1_if_it_starts_again_when_loopback0_is_there() {
+    let lab = Lab::builder().loopback0(false).build().or_panic();
+    let Some(mut docker) = docker(&lab, &[]) else { return };
+    lab.add_loopback0().or_panic();
+    let container = docker.run(published_in_all_ways()).or_panic();
     let [any_tcp, _, any_udp, _] = ALL;
-    assert_eq!(answering(&lab, Client::Windows)?, [any_tcp, any_udp], "before it starts again");
-    docker.restart_daemon()?;
-    docker.start_again(&container)?;
-    assert_eq!(answering(&lab, Client::Windows)?, ALL);
-    Ok(())
+    assert_eq!(answering(&lab, Client::Windows), [any_tcp, any_udp], "before it starts again");
+    docker.restart_daemon().or_panic();
+    docker.start_again(&container).or_panic();
+    assert_eq!(answering(&lab, Client::Windows), ALL);
 }
 
 #[test]
-fn linux_reaches_docker_without_its_proxy_by_tcp_if_conntrack_is_not_loose() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    if !lab.is_at_least((6, 7))? {
+fn linux_reaches_docker_without_its_proxy_by_tcp_if_conntrack_is_not_loose() {
+    let lab = Lab::builder().build().or_panic();
+    if !lab.is_at_least((6, 7)).or_panic() {
         println!("skipped: before Linux 6.7 it reaches it anyway, and of UDP nothing is known");
-        return Ok(());
+        return;
     }
-    let Some(docker) = docker(&lab, &[])? else { return Ok(()) };
-    lab.guest().set_sysctls([("net/netfilter/nf_conntrack_tcp_loose", "0")])?;
-    docker.run(published_in_all_ways())?;
+    let Some(docker) = docker(&lab, &[]) else { return };
+    lab.guest().set_sysctls([("net/netfilter/nf_conntrack_tcp_loose", "0")]).or_panic();
+    docker.run(published_in_all_ways()).or_panic();
     assert_eq!(
-        answering(&lab, Client::Linux)?,
+        answering(&lab, Client::Linux),
         [(Protocol::Tcp, Bound::Any), (Protocol::Tcp, Bound::Loopback)]
     );
-    Ok(())
 }

@@ -3,10 +3,11 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Context as _;
 use serde_json::Value;
 use wsl_mirror_lab::{
     Lab,
+    checks::{OrPanic as _, wait_until},
     process::{Background, COMMAND_LIMIT, Finished, run, run_with_input, wait_for, wait_for_child},
 };
 
@@ -46,8 +47,9 @@ struct Booted {
 }
 
 impl Booted {
-    fn new(lab: &Lab, root: &Root<'_>) -> Result<Self> {
-        let group = lab.group("")?;
+    #[track_caller]
+    fn new(lab: &Lab, root: &Root<'_>) -> Self {
+        let group = lab.group("").or_panic();
         let script = format!("echo $$ >{}/cgroup.procs; exec \"$@\"", group.display());
         let mut command = lab.guest().command("sh");
         command.args([
@@ -62,48 +64,54 @@ impl Booted {
             "--uts",
         ]);
         command.args(["--ipc", "--cgroup", "sh", "-ec", BOOT, "sh", &root.path]);
-        let unshare = Background::spawn(&mut command)?;
-        let init = wait_for_child(unshare.pid(), "systemd").with_context(|| unshare.output())?;
+        let unshare = Background::spawn(&mut command).or_panic();
+        let init = wait_for_child(unshare.pid(), "systemd").with_context(|| unshare.output()).or_panic();
         let booted = Self { _unshare: unshare, init };
-        wait_for("the end of the boot", Duration::from_mins(1), || {
-            let state = booted.run(&["systemctl", "is-system-running"])?.stdout;
+        wait_until("the end of the boot", Duration::from_mins(1), || {
+            let state = booted.run(&["systemctl", "is-system-running"]).stdout;
             // Degraded: some of its services have nothing to do here.
-            Ok(["running", "degraded"].contains(&state.trim()).then_some(()))
-        })?;
-        Ok(booted)
+            ["running", "degraded"].contains(&state.trim())
+        });
+        booted
     }
 
     /// Runs a program in it.
-    fn run(&self, arguments: &[&str]) -> Result<Finished> {
+    #[track_caller]
+    fn run(&self, arguments: &[&str]) -> Finished {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.init, "--mount", "--pid", "--net", "--cgroup", "--uts", "--ipc"]);
         command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        run(&mut command, COMMAND_LIMIT)
+        run(&mut command, COMMAND_LIMIT).or_panic()
     }
 
     /// What systemd knows of the unit.
-    fn unit(&self, property: &str) -> Result<String> {
-        let shown =
-            self.run(&["systemctl", "show", "--value", "--property", property, "wsl-mirror"])?.success()?;
-        Ok(shown.stdout.trim().to_owned())
+    #[track_caller]
+    fn unit(&self, property: &str) -> String {
+        let shown = self
+            .run(&["systemctl", "show", "--value", "--property", property, "wsl-mirror"])
+            .success()
+            .or_panic();
+        shown.stdout.trim().to_owned()
     }
 
-    fn journal(&self) -> Result<String> {
-        Ok(self.run(&["journalctl", "--no-pager", "--unit", "wsl-mirror", "--output", "cat"])?.stdout)
+    #[track_caller]
+    fn journal(&self) -> String {
+        self.run(&["journalctl", "--no-pager", "--unit", "wsl-mirror", "--output", "cat"]).stdout
     }
 }
 
 /// A folder with this package installed, in this networking mode.
-fn installed<'a>(lab: &'a Lab, package: &Path, mode: &str) -> Result<Root<'a>> {
-    let root = Root::of_suite(lab, "bookworm")?;
-    root.copy(package, "/package.deb")?;
-    root.ok(&["dpkg", "-i", "/package.deb"])?;
+#[track_caller]
+fn installed<'a>(lab: &'a Lab, package: &Path, mode: &str) -> Root<'a> {
+    let root = Root::of_suite(lab, "bookworm");
+    root.copy(package, "/package.deb");
+    root.ok(&["dpkg", "-i", "/package.deb"]);
     let prepare = format!(
         "printf '#!/bin/sh\\necho {mode}\\n' >/usr/bin/wslinfo; chmod 755 /usr/bin/wslinfo; cd /etc/systemd/system; \
          for unit in systemd-networkd systemd-resolved systemd-timesyncd; do ln -sf /dev/null $unit.service; done"
     );
-    root.ok(&["sh", "-ec", &prepare])?;
-    Ok(root)
+    root.ok(&["sh", "-ec", &prepare]);
+    root
 }
 
 /// What serves 8080 within the distribution, and is called like the one that is steered; it is there before the agent.
@@ -143,132 +151,132 @@ add rule ip lab prerouting ip daddr 127.0.0.1 tcp dport 8080 dnat to 127.0.0.2:9
 
 #[test]
 #[ignore = "`cargo xtask test dist` makes the packages and runs it"]
-fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    run_with_input(lab.guest().command("nft").args(["-f", "-"]), DNAT, COMMAND_LIMIT)?.success()?;
-    let root = installed(&lab, &newest()?, "mirrored")?;
-    root.ok(&["sh", "-ec", PROXY])?;
-    let booted = Booted::new(&lab, &root)?;
-    let state = booted.unit("ActiveState")?;
-    ensure!(state == "active", "{state}: {}", booted.journal()?);
+fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() {
+    let lab = Lab::builder().build().unwrap();
+    run_with_input(lab.guest().command("nft").args(["-f", "-"]), DNAT, COMMAND_LIMIT)
+        .unwrap()
+        .success()
+        .unwrap();
+    let root = installed(&lab, &newest(), "mirrored");
+    root.ok(&["sh", "-ec", PROXY]);
+    let booted = Booted::new(&lab, &root);
+    let state = booted.unit("ActiveState");
+    assert!(state == "active", "{state}: {}", booted.journal());
     // Only the tag that the agent has given to a socket of another process' makes it one to steer.
-    ensure!(is_steered(&lab, 8080), "{}", booted.journal()?);
+    assert!(is_steered(&lab, 8080), "{}", booted.journal());
     // Pins are there for who is not in the sandbox.
-    let status = booted.run(&["wsl-mirror", "status"])?.success()?.stdout;
-    ensure!(status.starts_with("steering loopback0") && status.contains("delivery by lo"), "{status}");
-    ensure!(status.contains("agent "), "{status}");
-    let says = booted.unit("StatusText")?;
-    ensure!(says.starts_with("steering loopback0"), "{says}");
+    let status = booted.run(&["wsl-mirror", "status"]).success().unwrap().stdout;
+    assert!(status.starts_with("steering loopback0") && status.contains("delivery by lo"), "{status}");
+    assert!(status.contains("agent "), "{status}");
+    let says = booted.unit("StatusText");
+    assert!(says.starts_with("steering loopback0"), "{says}");
     // Another boot's worth of it: nothing is in its own way.
     for verb in ["restart", "reload"] {
-        booted.run(&["systemctl", verb, "wsl-mirror"])?.success()?;
-        ensure!(is_steered(&lab, 8080), "{verb}: {}", booted.journal()?);
+        booted.run(&["systemctl", verb, "wsl-mirror"]).success().unwrap();
+        assert!(is_steered(&lab, 8080), "{verb}: {}", booted.journal());
     }
     // What changes meanwhile it puts right from its sandbox, too.
-    let rules = || -> Result<String> { Ok(booted.run(&["ip", "-4", "rule"])?.success()?.stdout) };
-    let ours = rules()?.lines().find(|line| line.contains("proto 119")).is_some();
-    ensure!(ours, "{}", rules()?);
-    lab.guest().run("ip", ["-4", "rule", "del", "proto", "119"])?;
-    lab.guest().set_sysctls([("net/ipv4/conf/lo/route_localnet", "0")])?;
+    let rules = || -> String { booted.run(&["ip", "-4", "rule"]).success().unwrap().stdout };
+    let ours = rules().lines().find(|line| line.contains("proto 119")).is_some();
+    assert!(ours, "{}", rules());
+    lab.guest().run("ip", ["-4", "rule", "del", "proto", "119"]).unwrap();
+    lab.guest().set_sysctls([("net/ipv4/conf/lo/route_localnet", "0")]).unwrap();
     wait_for("the policy rule and the sysctl to come back", COMMAND_LIMIT, || {
-        let route_localnet = lab.guest().sysctl("net/ipv4/conf/lo/route_localnet")?;
-        Ok((rules()?.contains("proto 119") && route_localnet.trim() == "1").then_some(()))
+        let route_localnet = lab.guest().sysctl("net/ipv4/conf/lo/route_localnet").unwrap();
+        Ok((rules().contains("proto 119") && route_localnet.trim() == "1").then_some(()))
     })
-    .with_context(|| booted.journal().unwrap_or_default())?;
-    booted.run(&["systemctl", "stop", "wsl-mirror"])?.success()?;
-    ensure!(is_steered(&lab, 8080), "stopped, and it goes on: {}", booted.journal()?);
-    let installed = booted.run(&["wsl-mirror", "install"])?.success()?;
-    ensure!(installed.stderr.contains("installed already"), "the package has: {installed}");
-    booted.run(&["wsl-mirror", "unload"])?.success()?;
-    let mounts = booted.run(&["cat", "/proc/mounts"])?.stdout;
-    ensure!(!mounts.contains(" /sys/fs/bpf "), "the bpffs that it made is left:\n{mounts}");
-    ensure!(!is_steered(&lab, 8080), "it needs no steering, so none was seen");
-    Ok(())
+    .with_context(|| booted.journal())
+    .unwrap();
+    booted.run(&["systemctl", "stop", "wsl-mirror"]).success().unwrap();
+    assert!(is_steered(&lab, 8080), "stopped, and it goes on: {}", booted.journal());
+    let installed = booted.run(&["wsl-mirror", "install"]).success().unwrap();
+    assert!(installed.stderr.contains("installed already"), "the package has: {installed}");
+    booted.run(&["wsl-mirror", "unload"]).success().unwrap();
+    let mounts = booted.run(&["cat", "/proc/mounts"]).stdout;
+    assert!(!mounts.contains(" /sys/fs/bpf "), "the bpffs that it made is left:\n{mounts}");
+    assert!(!is_steered(&lab, 8080), "it needs no steering, so none was seen");
 }
 
 #[test]
 #[ignore = "`cargo xtask test dist` makes the packages and runs it"]
-fn packages_unit_does_nothing_in_another_networking_mode_and_says_so() -> Result<()> {
-    let lab = Lab::builder().build()?;
-    let root = installed(&lab, &newest()?, "nat")?;
-    let booted = Booted::new(&lab, &root)?;
+fn packages_unit_does_nothing_in_another_networking_mode_and_says_so() {
+    let lab = Lab::builder().build().unwrap();
+    let root = installed(&lab, &newest(), "nat");
+    let booted = Booted::new(&lab, &root);
     assert_eq!(
-        (booted.unit("ActiveState")?, booted.unit("Result")?),
+        (booted.unit("ActiveState"), booted.unit("Result")),
         ("inactive".into(), "exec-condition".into())
     );
-    ensure!(booted.journal()?.contains("nat: there is no loopback0"), "{}", booted.journal()?);
-    assert_eq!(lab.wsl_mirror(&["status"])?.status.code(), Some(3));
-    Ok(())
+    assert!(booted.journal().contains("nat: there is no loopback0"), "{}", booted.journal());
+    assert_eq!(lab.wsl_mirror(&["status"]).unwrap().status.code(), Some(3));
 }
 
 #[test]
 #[ignore = "`cargo xtask test dist` makes the packages and runs it"]
-fn packages_are_upgraded_while_systemd_runs_the_agent_without_a_loss() -> Result<()> {
-    let lab = published()?;
-    let root = installed(&lab, &file("wsl-mirror_0.0.1-", ".deb")?, "mirrored")?;
-    root.copy(&newest()?, "/new.deb")?;
+fn packages_are_upgraded_while_systemd_runs_the_agent_without_a_loss() {
+    let lab = published();
+    let root = installed(&lab, &file("wsl-mirror_0.0.1-", ".deb"), "mirrored");
+    root.copy(&newest(), "/new.deb");
     // docker-proxy is among the processes of somebody else's, so nobody can say whose its sockets are.
-    root.ok(&["sh", "-c", "echo 'default = \"steer\"' >/etc/wsl-mirror.toml"])?;
-    let booted = Booted::new(&lab, &root)?;
-    let at_work = || -> Result<(String, u64)> {
-        let status = booted.run(&["wsl-mirror", "status", "--json"])?.success()?.stdout;
-        let program = serde_json::from_str::<Value>(&status)?["program"]["id"].as_u64();
-        Ok((booted.unit("MainPID")?, program.context("no program")?))
+    root.ok(&["sh", "-c", "echo 'default = \"steer\"' >/etc/wsl-mirror.toml"]);
+    let booted = Booted::new(&lab, &root);
+    let at_work = || -> (String, u64) {
+        let status = booted.run(&["wsl-mirror", "status", "--json"]).success().unwrap().stdout;
+        let program = serde_json::from_str::<Value>(&status).unwrap()["program"]["id"].as_u64();
+        (booted.unit("MainPID"), program.expect("no program"))
     };
-    let before = at_work()?;
+    let before = at_work();
     under_traffic(&lab, || {
         // The package itself has systemd restart the agent.
-        booted.run(&["dpkg", "-i", "/new.deb"])?.success()?;
-        let now = at_work()?;
-        ensure!(now.0 != before.0 && now.1 != before.1, "{before:?} is at work still: {now:?}");
-        Ok(())
-    })
-    .with_context(|| booted.journal().unwrap_or_default())?;
-    assert_eq!(booted.unit("ActiveState")?, "active");
+        booted.run(&["dpkg", "-i", "/new.deb"]).success().unwrap();
+        let now = at_work();
+        assert!(now.0 != before.0 && now.1 != before.1, "{before:?} is at work still: {now:?}");
+    });
+    println!("{}", booted.journal());
+    assert_eq!(booted.unit("ActiveState"), "active");
     // Who removes it and thinks better of it has it at work again.
-    booted.run(&["dpkg", "-r", "wsl-mirror"])?.success()?;
-    ensure!(!is_steered(&lab, 8080), "removed");
-    booted.run(&["dpkg", "-i", "/new.deb"])?.success()?;
-    ensure!(is_steered(&lab, 8080), "{}", booted.journal()?);
+    booted.run(&["dpkg", "-r", "wsl-mirror"]).success().unwrap();
+    assert!(!is_steered(&lab, 8080), "removed");
+    booted.run(&["dpkg", "-i", "/new.deb"]).success().unwrap();
+    assert!(is_steered(&lab, 8080), "{}", booted.journal());
     // And goes with everything that it has brought.
-    booted.run(&["dpkg", "--purge", "wsl-mirror"])?.success()?;
-    ensure!(!is_steered(&lab, 8080), "removed");
-    Ok(())
+    booted.run(&["dpkg", "--purge", "wsl-mirror"]).success().unwrap();
+    assert!(!is_steered(&lab, 8080), "removed");
 }
 
 #[test]
 #[ignore = "`cargo xtask test dist` makes the packages and runs it"]
-fn packages_program_alone_is_installed_restarted_and_uninstalled_where_systemd_runs() -> Result<()> {
+fn packages_program_alone_is_installed_restarted_and_uninstalled_where_systemd_runs() {
     const US: &str = "/usr/local/sbin/wsl-mirror";
-    let lab = Lab::builder().build()?;
-    let root = installed(&lab, &newest()?, "mirrored")?;
-    root.ok(&["cp", "/usr/sbin/wsl-mirror", US])?;
-    root.ok(&["dpkg", "--purge", "wsl-mirror"])?;
-    let booted = Booted::new(&lab, &root)?;
+    let lab = Lab::builder().build().unwrap();
+    let root = installed(&lab, &newest(), "mirrored");
+    root.ok(&["cp", "/usr/sbin/wsl-mirror", US]);
+    root.ok(&["dpkg", "--purge", "wsl-mirror"]);
+    let booted = Booted::new(&lab, &root);
     let started = |before: &str| {
         wait_for("systemd to start it", COMMAND_LIMIT, || {
-            let (state, process) = (booted.unit("ActiveState")?, booted.unit("MainPID")?);
+            let (state, process) = (booted.unit("ActiveState"), booted.unit("MainPID"));
             Ok((state == "active" && process != before).then_some(process))
         })
-        .with_context(|| booted.journal().unwrap_or_default())
+        .with_context(|| booted.journal())
+        .unwrap()
     };
-    booted.run(&[US, "install"])?.success()?;
-    let first = started("0")?;
+    booted.run(&[US, "install"]).success().unwrap();
+    let first = started("0");
     // A newer one in its place, as install(1) puts it there.
-    booted.run(&["sh", "-ec", &format!("cp {US} {US}.new; mv {US}.new {US}")])?.success()?;
-    booted.run(&[US, "install"])?.success()?;
-    started(&first)?;
-    booted.run(&[US, "uninstall"])?.success()?;
+    booted.run(&["sh", "-ec", &format!("cp {US} {US}.new; mv {US}.new {US}")]).success().unwrap();
+    booted.run(&[US, "install"]).success().unwrap();
+    started(&first);
+    booted.run(&[US, "uninstall"]).success().unwrap();
     assert_eq!(
-        (booted.unit("ActiveState")?, booted.unit("LoadState")?),
+        (booted.unit("ActiveState"), booted.unit("LoadState")),
         ("inactive".into(), "not-found".into())
     );
     // Nor does it mind one that is not at work, which systemd may have forgotten when it is told.
-    booted.run(&[US, "install"])?.success()?;
-    started("0")?;
-    booted.run(&["systemctl", "disable", "--now", "wsl-mirror"])?.success()?;
-    booted.run(&[US, "uninstall"])?.success()?;
-    assert_eq!(booted.unit("LoadState")?, "not-found");
-    booted.run(&[US, "unload"])?.success()?;
-    Ok(())
+    booted.run(&[US, "install"]).success().unwrap();
+    started("0");
+    booted.run(&["systemctl", "disable", "--now", "wsl-mirror"]).success().unwrap();
+    booted.run(&[US, "uninstall"]).success().unwrap();
+    assert_eq!(booted.unit("LoadState"), "not-found");
+    booted.run(&[US, "unload"]).success().unwrap();
 }

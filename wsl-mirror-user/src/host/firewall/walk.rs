@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use wsl_mirror_core::abi::{PortRule, Protocol};
 
-use super::{Chain, Condition, Drop, Rule, Ruleset, Sense, Verdict};
+use super::ruleset::{Chain, Condition, Drop, Rule, Ruleset, Sense, Verdict};
 
 /// Conntrack's own priority (`NF_IP_PRI_CONNTRACK`): what comes before it meets packets that have no entry yet.
 const CONNTRACK: i64 = -200;
@@ -198,8 +198,8 @@ fn matches(pattern: &str, interface: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Base;
     use super::*;
+    use crate::host::firewall::Base;
 
     fn chain(name: &str, base: bool, rules: Vec<Rule>) -> Chain {
         let base = base.then(|| Base { hook: "prerouting".into(), priority: -300, drops: false });
@@ -229,13 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_on_lo_too_is_not_helped_by_lo() {
+    fn a_drop_on_lo_too_is_not_helped_by_lo() {
         let everywhere = Rule { verdict: Verdict::Drop, ..Rule::default() };
         assert_eq!(walked(vec![chain("a", true, vec![everywhere, not_on_lo(Verdict::Drop)])]), []);
     }
 
     #[test]
-    fn what_is_dropped_on_this_interface_and_no_other_is_closed() {
+    fn a_drop_on_this_interface_alone_is_closed() {
         let with = |interface: &str| {
             let conditions = vec![Condition::Interface(vec![interface.into()], Sense::Is)];
             let rule = Rule { conditions, verdict: Verdict::Drop, ..Rule::default() };
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rule_before_the_drop_may_let_through_is_not_dropped_for_sure() {
+    fn a_possible_accept_before_the_drop_hides_it() {
         let with = |first| walked(vec![chain("a", true, vec![first, not_on_lo(Verdict::Drop)])]);
         assert_eq!(with(perhaps(Verdict::Accept)), []);
         assert_eq!(with(perhaps(Verdict::Return)), []);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_that_jump_in_circles_or_all_over_come_to_an_end() {
+    fn chains_that_jump_in_circles_come_to_an_end() {
         let jump = |name: &str| not_on_lo(Verdict::Jump(name.into()));
         assert_eq!(walked(vec![chain("a", true, vec![jump("a"), not_on_lo(Verdict::Drop)])]), []);
         let mut chains: Vec<_> = (0..16)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use wsl_mirror_lab::{
-    GUEST_MAC, LAN_ADDRESS, Lab, WINDOWS_MAC, loopback,
+    GUEST_MAC, LAN_ADDRESS, Lab, WINDOWS_MAC, loopback, pins,
     raw::{RawSocket, frame_from_windows},
     tcp,
 };
@@ -15,8 +15,6 @@ use xtask::progress::Step;
 
 use crate::status::Status;
 
-/// Where `load` pins the program.
-const PIN: &str = "/sys/fs/bpf/wsl-mirror/v1/program";
 /// Before anything is measured: long enough for caches and clock to settle.
 const WARM_UP: u32 = 100_000;
 
@@ -97,7 +95,7 @@ fn one_packet(empty: &Program, packet: &Packet, effort: Effort) -> Result<(Vec<f
     let mut cpu = CpuSet::new();
     cpu.set(sched_getcpu());
     sched_setaffinity(None, &cpu).context("staying on one CPU")?;
-    let ours = Program::pinned(PIN)?;
+    let ours = Program::pinned(&pins::path("program"))?;
     let index =
         std::fs::read_to_string("/sys/class/net/loopback0/ifindex").context("looking up loopback0")?;
     let index = index.trim().parse().context("the index of loopback0")?;

@@ -1,0 +1,53 @@
+//! Map keys and values, verdicts and reasons, one file a subject.
+//!
+//! Every type in a map is `#[repr(C)]` without implicit padding: the kernel compares its bytes (hash keys),
+//! and people read and write them (`bpftool map dump`, `bpftool map update`). Numbers are in the machine's byte
+//! order, ports included: 8080 is shown as 8080. Addresses are four bytes in the order in which one writes them.
+//! A change to anything in a map is a new layout: it changes [`LAYOUT`] and with it the pin directory.
+
+mod counters;
+mod delivery;
+mod flow;
+mod fragment;
+mod owner;
+#[cfg(feature = "user")]
+mod pod;
+mod policy;
+mod port;
+mod reason;
+mod settings;
+
+pub use counters::PortStats;
+pub use delivery::{PortDelivery, PortRule, SocketDelivery};
+pub use flow::{Carrier, FlowKey, FlowState};
+pub use fragment::FragmentKey;
+pub use owner::{BUILT_IN_OWNERS, Owner, OwnerPolicy};
+pub use policy::{Policy, PortPolicy};
+pub use port::{PORTS, PortKey, Protocol};
+pub use reason::{Reason, Verdict, Verdicts};
+pub use settings::{DEFAULT_MARK, Hook, Settings};
+
+/// The version of this module's layout; part of the pin path (`/sys/fs/bpf/wsl-mirror/v1`).
+pub const LAYOUT: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Padding would make two equal keys differ.
+    #[test]
+    fn keys_and_values_have_no_padding() {
+        assert_eq!(size_of::<PortKey>(), 4);
+        assert_eq!(size_of::<PortPolicy>(), 2);
+        assert_eq!(size_of::<PortStats>(), 24);
+        assert_eq!(size_of::<FlowKey>(), 12);
+        assert_eq!(size_of::<FlowState>(), 12);
+        assert_eq!(size_of::<Settings>(), 44);
+        assert_eq!(size_of::<FragmentKey>(), 8);
+        assert_eq!(size_of::<PortDelivery>(), 8);
+        assert_eq!(size_of::<SocketDelivery>(), 4);
+        assert_eq!(size_of::<Owner>(), 20);
+        assert_eq!(size_of::<OwnerPolicy>(), 4);
+        assert_eq!(size_of::<Verdicts>(), Reason::ALL.len() * 8);
+    }
+}

@@ -1,0 +1,193 @@
+//! Verdicts, and the reasons for them.
+
+use core::mem::transmute;
+
+/// What a packet got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Untouched, on to the next program.
+    Pass,
+    /// Untouched, on to the next program, because one of our own calls failed.
+    Failed,
+    /// Marked, with a conntrack entry that engines' DNAT rules leave alone.
+    Steer,
+}
+
+impl Verdict {
+    /// All, in the order in which they are listed.
+    pub const ALL: [Self; 3] = [Self::Steer, Self::Pass, Self::Failed];
+
+    /// `pass`, `failed` or `steer`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Failed => "failed",
+            Self::Steer => "steer",
+        }
+    }
+}
+
+/// Defines [`Reason`] and [`Verdicts`] from one list: each counter has a reason, and each reason a name and a sentence.
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident => $name:ident, $verdict:ident;)+) => {
+        /// Why a packet got its verdict.
+        #[expect(clippy::doc_markdown, reason = "the sentences are shown to people as they stand")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// All, in the order of their counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The reason of this number: its place in [`Self::ALL`].
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                if (number as usize) < Self::ALL.len() {
+                    // SAFETY: the variants are numbered from 0 on, without a gap.
+                    Some(unsafe { transmute::<u32, Self>(number) })
+                } else {
+                    None
+                }
+            }
+
+            /// The counter's name: what `bpftool map dump` shows.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($name),)+ }
+            }
+
+            /// One sentence for people.
+            pub const fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+
+            /// The verdict that it is a reason for.
+            #[inline(always)]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$variant => Verdict::$verdict,)+ }
+            }
+        }
+
+        /// Value of `VERDICTS` (per-CPU array, one element): packets by reason.
+        #[expect(clippy::doc_markdown, reason = "the sentences are shown to people as they stand")]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[repr(C)]
+        pub struct Verdicts {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Verdicts {
+            /// The counter of this reason.
+            #[inline(always)]
+            pub fn counter(&mut self, reason: Reason) -> &mut u64 {
+                match reason { $(Reason::$variant => &mut self.$name,)+ }
+            }
+
+            /// The counter of this reason.
+            pub const fn get(&self, reason: Reason) -> u64 {
+                match reason { $(Reason::$variant => self.$name,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// the flow began and was steered
+    New => steer_new, Steer;
+    /// a flow began on the addresses of a finished one, whose conntrack entry was replaced
+    Reused => steer_reused, Steer;
+    /// an engine's DNAT had caught the flow before it was established; it was taken back
+    Healed => steer_healed, Steer;
+    /// an established flow had lost its conntrack entry (conntrack -F); it got a new one
+    PickedUp => steer_picked_up, Steer;
+    /// a packet of a flow that was steered
+    Established => steer_established, Steer;
+    /// the flow was steered, but there was no room to remember that: should its entry get lost, it is judged anew
+    Unremembered => steer_unremembered, Steer;
+    /// a flow's first SYN had been eaten by a rule for what is not on lo: from now on the listener's flows go by lo
+    Learned => steer_learned, Steer;
+    /// a flow within Linux that such a rule stands against, delivered by lo; its conntrack entry is left as it is
+    Local => steer_local, Steer;
+    /// a later fragment of a datagram that is delivered by lo
+    Fragment => steer_fragment, Steer;
+
+    /// not IPv4 (ARP, IPv6, …)
+    NotIpv4 => pass_not_ipv4, Pass;
+    /// carries a VLAN tag
+    Vlan => pass_vlan, Pass;
+    /// the frame is addressed to somebody else
+    NotToUs => pass_not_to_us, Pass;
+    /// shorter than its headers say
+    Truncated => pass_truncated, Pass;
+    /// IP or transport header with impossible values
+    BadHeader => pass_bad_header, Pass;
+    /// neither TCP nor UDP
+    NotTcpUdp => pass_not_tcp_udp, Pass;
+    /// not from 127.0.0.0/8 to 127.0.0.1
+    NotLoopback => pass_not_loopback, Pass;
+    /// a later fragment: it carries no ports and goes where its first fragment goes
+    LaterFragment => pass_later_fragment, Pass;
+    /// source or destination port 0
+    PortZero => pass_port_zero, Pass;
+    /// a reply of a flow that Linux opened
+    Reply => pass_reply, Pass;
+    /// a flow that began without us and needs no help: Linux to Linux, or older than wsl-mirror
+    NotOurs => pass_not_ours, Pass;
+    /// an engine carries the flow by DNAT, or did before its conntrack entry was lost
+    EngineNat => pass_engine_nat, Pass;
+    /// the port is exempt
+    Exempt => pass_exempt, Pass;
+    /// whoever serves the port is to be left alone (OWNERS)
+    OwnerPolicy => pass_owner_policy, Pass;
+    /// whoever serves the port is nobody that is steered (OWNERS has no word of it, and the default is to pass)
+    DefaultPolicy => pass_default_policy, Pass;
+    /// nobody listens on the port
+    NoListener => pass_no_listener, Pass;
+    /// a segment of an unknown connection, and no local socket belongs to it
+    NoSocket => pass_no_socket, Pass;
+    /// a segment of an unknown connection that cannot begin one (RST, FIN, SYN+ACK, …)
+    Stray => pass_stray, Pass;
+
+    /// nobody has written SETTINGS yet
+    NoSettings => failed_no_settings, Failed;
+    /// bpf_skb_pull_data failed: the headers could not be made readable
+    PullFailed => failed_pull, Failed;
+    /// bpf_skb_ct_lookup failed with something else than "not found"
+    LookupFailed => failed_lookup, Failed;
+    /// a finished or caught conntrack entry could not be taken away
+    ExpireFailed => failed_expire, Failed;
+    /// bpf_skb_ct_alloc failed: the conntrack table is full or memory is short
+    AllocFailed => failed_alloc, Failed;
+    /// bpf_ct_set_nat_info failed
+    NatFailed => failed_nat, Failed;
+    /// bpf_ct_insert_entry failed: another CPU was first, or the hash chain is too long
+    InsertFailed => failed_insert, Failed;
+    /// bpf_skb_store_bytes failed: the packet could not be delivered by lo, and took the plain way
+    DeliverFailed => failed_deliver, Failed;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_counter_named_after_its_verdict() {
+        let mut all = Verdicts::default();
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_number(*reason as u32), Some(*reason));
+            *all.counter(*reason) += index as u64 + 1;
+            assert!(
+                reason.name().starts_with(reason.verdict().name()),
+                "{} is a reason for {}",
+                reason.name(),
+                reason.verdict().name()
+            );
+        }
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(all.get(*reason), index as u64 + 1, "{} shares a counter", reason.name());
+        }
+    }
+}

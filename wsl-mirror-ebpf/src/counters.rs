@@ -1,0 +1,57 @@
+//! Counters: packets by reason, and flows and packets by port.
+
+use aya_ebpf::bindings::BPF_ANY;
+use wsl_mirror_core::abi::{PortKey, PortStats, Reason, Verdict};
+use wsl_mirror_core::packet::Packet;
+
+use crate::instructions;
+use crate::maps::{PORT_PACKETS, PORT_STATS, VERDICTS};
+
+/// The packet's destination port.
+#[inline(always)]
+pub fn port_key(packet: &Packet) -> PortKey {
+    PortKey::new(packet.protocol, packet.server_port)
+}
+
+/// Counts a packet in `VERDICTS`.
+#[inline(always)]
+pub fn count(reason: Reason) {
+    let Some(verdicts) = VERDICTS.get_ptr_mut(0) else { return };
+    // `Verdicts::counter` would become a tail of 30 comparisons here.
+    // SAFETY: `Verdicts` has one u64 for each reason, in the order of the reasons (tested in abi/reason.rs).
+    let counter = unsafe { verdicts.cast::<u64>().add(reason as usize) };
+    // SAFETY: as above, and each CPU has its own.
+    unsafe { *counter += 1 };
+}
+
+/// Counts a packet of a steered flow in `PORT_PACKETS`.
+#[inline(always)]
+pub fn count_established(packet: &Packet) {
+    let Some(packets) = PORT_PACKETS.get_ptr_mut(port_key(packet).index()) else { return };
+    // SAFETY: an aligned u64 that lives as long as the map; all CPUs count in it.
+    unsafe { instructions::increment(packets) };
+}
+
+/// Counts any other packet in `PORT_STATS`.
+#[inline(always)]
+pub fn count_port(packet: &Packet, reason: Reason) {
+    let key = port_key(packet);
+    let Some(stats) = PORT_STATS.get_ptr_mut(key) else {
+        let mut first = PortStats::default();
+        add(&mut first, reason);
+        // Without room in the map the port has no counters, and nothing else depends on them.
+        let _ = PORT_STATS.insert(key, first, u64::from(BPF_ANY));
+        return;
+    };
+    // SAFETY: each CPU has its own value.
+    add(unsafe { &mut *stats }, reason);
+}
+
+#[inline(always)]
+const fn add(stats: &mut PortStats, reason: Reason) {
+    match reason.verdict() {
+        Verdict::Steer => stats.steered_flows += 1,
+        Verdict::Pass => stats.passed_packets += 1,
+        Verdict::Failed => stats.failed_packets += 1,
+    }
+}

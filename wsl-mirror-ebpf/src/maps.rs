@@ -1,0 +1,61 @@
+//! The programs' maps. [`wsl_mirror_core::abi`] documents their keys and values.
+
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage};
+use aya_ebpf::macros::btf_map;
+use wsl_mirror_core::abi::{
+    FlowKey, FlowState, FragmentKey, LAYOUT, Owner, OwnerPolicy, PORTS, PortDelivery, PortKey, PortPolicy,
+    PortStats, Settings, SocketDelivery, Verdicts,
+};
+
+/// `BPF_F_NO_PREALLOC`: the kernel allocates each entry when it is made.
+const NO_PREALLOC: usize = 1;
+/// `BPF_F_MMAPABLE`, since Linux 5.5.
+const MMAPABLE: usize = 1 << 10;
+
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// Large enough for every port of both protocols: exempting `1-65535` cannot fill it.
+#[btf_map]
+pub static PORT_POLICY: HashMap<PortKey, PortPolicy, 131_072, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static OWNERS: HashMap<Owner, OwnerPolicy, 1024, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static SOCKET_OWNER: SkStorage<Owner> = SkStorage::new();
+
+#[btf_map]
+pub static VERDICTS: PerCpuArray<Verdicts, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static PORT_STATS: PerCpuHashMap<PortKey, PortStats, 131_072, NO_PREALLOC> = PerCpuHashMap::new();
+
+/// Packets of steered flows after their first, by [`PortKey::index`].
+///
+/// Apart from `PORT_STATS`, because the program counts nearly every packet here: it finds an array's element in 2 ns and
+/// a hash map's in 30 (measured, `cargo xtask bench --packets`). `status` maps the array into memory: reading each of
+/// the ports would take a call.
+#[btf_map]
+pub static PORT_PACKETS: Array<u64, PORTS, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static FLOWS: LruHashMap<FlowKey, FlowState, 32_768> = LruHashMap::new();
+
+/// What a listener has learned about delivery by `lo`.
+#[btf_map]
+pub static SOCKET_DELIVERY: SkStorage<SocketDelivery> = SkStorage::new();
+
+/// Mapped into memory by the loader, which writes one field of an element while the program may write the other.
+#[btf_map]
+pub static PORT_DELIVERY: Array<PortDelivery, PORTS, MMAPABLE> = Array::new();
+
+/// Datagrams whose fragments are delivered by `lo`, and when the first one was (`bpf_ktime_get_ns`).
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, u64, 4096> = LruHashMap::new();
+
+/// The loader's settings, once a loader of this layout has written them.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0).filter(|settings| settings.layout == LAYOUT)
+}

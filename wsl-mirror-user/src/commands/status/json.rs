@@ -1,0 +1,311 @@
+//! `wsl-mirror status --json`. Fields are added, never renamed or removed.
+
+use serde::Serialize;
+use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, PortKey, Protocol, Reason};
+
+use crate::agent::report::Report as Agent;
+use crate::host::firewall;
+use crate::host::networking::NetworkingMode;
+use crate::inspect::snapshot::{Delivery as DeliveryState, Elsewhere, Loaded, Program, Snapshot, Way};
+use crate::loader::maps::PortTraffic;
+use crate::loader::state::Attachment;
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+pub struct Status<'a> {
+    /// Whether pins of ours are there.
+    loaded: bool,
+    /// Whether packets are steered.
+    steering: bool,
+    #[serde(flatten)]
+    details: Option<Details<'a>>,
+    /// What `unload` would do about a load whose distribution was terminated.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_behind: Vec<String>,
+    /// What other distributions steer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    elsewhere: Vec<Other<'a>>,
+    /// `wsl-mirror run`, if it is at work in this distribution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<&'a Agent>,
+}
+
+/// A program of another distribution.
+#[derive(Debug, Serialize)]
+struct Other<'a> {
+    interface: &'a str,
+    ifindex: u32,
+    /// `tcx` or `cls_bpf`.
+    hook: &'static str,
+    program: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Details<'a> {
+    /// `alive`, `interface_gone`, `interface_made_anew` or `detached`.
+    attachment: &'static str,
+    interface: &'a str,
+    ifindex: u32,
+    /// `mirrored` or `virtioproxy`, by whether the interface has an address; nothing if it is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    networking: Option<&'static str>,
+    /// `tcx` or `cls_bpf`.
+    hook: &'static str,
+    program: Option<LoadedProgram<'a>>,
+    /// The bits that steered packets get.
+    mark: u32,
+    delivery: Delivery<'a>,
+    /// `steer` or `pass`.
+    default_policy: &'static str,
+    /// What ports get by who serves them.
+    owners: Vec<OwnerRule<'a>>,
+    /// How many entries of `PORT_POLICY` exempt a port; `wsl-mirror exempt list` shows them.
+    exempt_ports: usize,
+    /// Every reason, in the order of its counter.
+    verdicts: Vec<Verdict>,
+    ports: Vec<Port>,
+}
+
+/// How steered packets get to their listener.
+#[derive(Debug, Serialize)]
+struct Delivery<'a> {
+    /// `lo`: as if received there, on ports where nothing else helps; `plain`: as they came in.
+    way: &'static str,
+    /// What stands in the way of delivery by `lo` now. With `lo` packets are lost then; with `plain` and nothing here
+    /// it is the configuration that says so, or a `load` would change it.
+    obstacles: Vec<String>,
+    /// Ports whose packets a rule drops before conntrack if they do not come in on `lo`.
+    dropped: Vec<Dropped<'a>>,
+    /// What of the machine's packet filters could not be read.
+    unread: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+struct Dropped<'a> {
+    first_port: u16,
+    last_port: u16,
+    protocol: &'static str,
+    /// `not_on_lo` or `closed`.
+    rule: &'static str,
+    /// The rule.
+    by: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct LoadedProgram<'a> {
+    id: u32,
+    name: &'a str,
+    /// Of the instructions, as bpftool shows it.
+    tag: String,
+}
+
+#[derive(Debug, Serialize)]
+struct OwnerRule<'a> {
+    /// The process's name.
+    name: &'a str,
+    /// Its user; `null` stands for any.
+    uid: Option<u32>,
+    /// `steer` or `pass`.
+    policy: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "these are the names in the JSON")]
+struct Verdict {
+    verdict: &'static str,
+    reason: &'static str,
+    packets: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "these are the names in the JSON")]
+struct Port {
+    port: u16,
+    protocol: &'static str,
+    steered_flows: u64,
+    steered_packets: u64,
+    passed_packets: u64,
+    failed_packets: u64,
+}
+
+impl<'a> From<&'a Snapshot> for Status<'a> {
+    fn from(snapshot: &'a Snapshot) -> Self {
+        Self {
+            loaded: snapshot.loaded.is_some(),
+            steering: snapshot.is_steering(),
+            details: snapshot.loaded.as_ref().map(Details::from),
+            left_behind: snapshot.left_behind.iter().map(ToString::to_string).collect(),
+            elsewhere: snapshot.elsewhere.iter().map(Other::from).collect(),
+            agent: snapshot.agent.as_ref(),
+        }
+    }
+}
+
+impl<'a> From<&'a Elsewhere> for Other<'a> {
+    fn from(found: &'a Elsewhere) -> Self {
+        let Elsewhere { interface, ifindex, hook, program } = found;
+        Self { interface, ifindex: *ifindex, hook: hook.name(), program: *program }
+    }
+}
+
+impl<'a> From<&'a Loaded> for Details<'a> {
+    fn from(loaded: &'a Loaded) -> Self {
+        Self {
+            attachment: match loaded.attachment {
+                Attachment::Alive(_) => "alive",
+                Attachment::InterfaceGone => "interface_gone",
+                Attachment::InterfaceMadeAnew => "interface_made_anew",
+                Attachment::Detached => "detached",
+            },
+            interface: &loaded.interface,
+            ifindex: loaded.ifindex,
+            networking: loaded.networking.as_ref().map(NetworkingMode::name),
+            hook: loaded.hook.map_or("unknown", Hook::name),
+            program: loaded.program.as_ref().map(LoadedProgram::from),
+            mark: loaded.mark,
+            delivery: Delivery::from(&loaded.delivery),
+            default_policy: loaded.default_policy.name(),
+            owners: loaded.owners.iter().map(OwnerRule::from).collect(),
+            exempt_ports: loaded.exempt_ports(),
+            verdicts: Reason::ALL
+                .iter()
+                .map(|reason| Verdict {
+                    verdict: reason.verdict().name(),
+                    reason: reason.name(),
+                    packets: loaded.verdicts.get(*reason),
+                })
+                .collect(),
+            ports: loaded.ports.iter().filter_map(Port::from_entry).collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a Program> for LoadedProgram<'a> {
+    fn from(program: &'a Program) -> Self {
+        Self { id: program.id, name: &program.name, tag: format!("{:016x}", program.tag) }
+    }
+}
+
+impl<'a> From<&'a DeliveryState> for Delivery<'a> {
+    fn from(delivery: &'a DeliveryState) -> Self {
+        Self {
+            way: match delivery.way {
+                Way::Plain => "plain",
+                Way::Lo => "lo",
+            },
+            obstacles: delivery.obstacles.iter().map(ToString::to_string).collect(),
+            dropped: delivery.dropped.iter().map(Dropped::from).collect(),
+            unread: &delivery.unread,
+        }
+    }
+}
+
+impl<'a> From<&'a firewall::Drop> for Dropped<'a> {
+    fn from(drop: &'a firewall::Drop) -> Self {
+        Self {
+            first_port: *drop.ports.start(),
+            last_port: *drop.ports.end(),
+            protocol: drop.protocol.name(),
+            rule: drop.rule.name(),
+            by: &drop.by,
+        }
+    }
+}
+
+impl<'a> From<(&'a Owner, &OwnerPolicy)> for OwnerRule<'a> {
+    fn from((owner, policy): (&'a Owner, &OwnerPolicy)) -> Self {
+        Self {
+            name: owner.name(),
+            uid: (owner.uid != Owner::ANY_UID).then_some(owner.uid),
+            policy: policy.policy().name(),
+        }
+    }
+}
+
+impl Port {
+    fn from_entry((key, traffic): (&PortKey, &PortTraffic)) -> Option<Self> {
+        Some(Self {
+            port: key.port,
+            protocol: Protocol::from_number(key.protocol)?.name(),
+            steered_flows: traffic.steered_flows,
+            steered_packets: traffic.steered_packets,
+            passed_packets: traffic.passed_packets,
+            failed_packets: traffic.failed_packets,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::report::State;
+    use crate::inspect::snapshot::tests::loaded;
+
+    fn json(snapshot: &Snapshot) -> serde_json::Value {
+        serde_json::to_value(Status::from(snapshot)).unwrap()
+    }
+
+    #[test]
+    fn json_keeps_its_shape() {
+        let mut status = json(&Snapshot { loaded: Some(loaded()), ..Snapshot::default() });
+        let expected_without_verdicts = serde_json::json!({
+            "loaded": true, "steering": true, "attachment": "alive", "interface": "loopback0", "ifindex": 7,
+            "hook": "tcx", "program": {"id": 42, "name": "wsl_mirror", "tag": "00000000000000ff"}, "mark": 4096,
+            "delivery": {"way": "lo", "obstacles": [], "dropped": [], "unread": []}, "default_policy": "steer",
+            "exempt_ports": 2,
+            "owners": [{"name": "docker-proxy", "uid": 0, "policy": "steer"}],
+            "ports": [{"port": 8080, "protocol": "tcp", "steered_flows": 3, "steered_packets": 30,
+                       "passed_packets": 1, "failed_packets": 0}],
+        });
+        let verdicts = status.as_object_mut().unwrap().remove("verdicts").unwrap();
+        assert_eq!(status, expected_without_verdicts);
+        assert_eq!(verdicts.as_array().unwrap().len(), Reason::ALL.len());
+        assert_eq!(verdicts[0], serde_json::json!({"verdict": "steer", "reason": "steer_new", "packets": 3}));
+        assert_eq!(json(&Snapshot::default()), serde_json::json!({"loaded": false, "steering": false}));
+    }
+
+    #[test]
+    fn json_has_others_and_the_agent_where_there_are_some() {
+        let agent = Agent {
+            pid: 7,
+            state: State::Aside,
+            says: "standing aside".into(),
+            config_error: None,
+            warnings: Vec::new(),
+        };
+        let elsewhere =
+            Elsewhere { interface: "loopback0".into(), ifindex: 9, hook: Hook::ClsBpf, program: 42 };
+        let snapshot = Snapshot { elsewhere: vec![elsewhere], agent: Some(agent), ..Snapshot::default() };
+        let expected = serde_json::json!({
+            "loaded": false, "steering": true,
+            "elsewhere": [{"interface": "loopback0", "ifindex": 9, "hook": "cls_bpf", "program": 42}],
+            "agent": {"pid": 7, "state": "aside", "says": "standing aside"},
+        });
+        assert_eq!(json(&snapshot), expected);
+    }
+
+    #[test]
+    fn json_keeps_the_order_of_its_fields() {
+        let snapshot = Snapshot { loaded: Some(loaded()), ..Snapshot::default() };
+        let text = serde_json::to_string(&Status::from(&snapshot)).unwrap();
+        let fields = [
+            "loaded",
+            "steering",
+            "attachment",
+            "interface",
+            "ifindex",
+            "hook",
+            "program",
+            "mark",
+            "delivery",
+            "default_policy",
+            "owners",
+            "exempt_ports",
+            "verdicts",
+            "ports",
+        ];
+        let places: Vec<_> =
+            fields.iter().map(|field| text.find(&format!("\"{field}\":")).unwrap()).collect();
+        assert!(places.is_sorted(), "{text}");
+    }
+}

@@ -1,0 +1,278 @@
+//! `wsl-mirror status` for people.
+
+use wsl_mirror_core::abi::{Hook, Owner, PortRule, Protocol, Reason};
+
+use crate::agent::report::Report as Agent;
+use crate::host::firewall;
+use crate::host::networking::NetworkingMode;
+use crate::inspect::snapshot::{Delivery, Elsewhere, Loaded, Snapshot, Way};
+use crate::loader::state::Attachment;
+use crate::output::{self, BAD, GOOD, HEADING};
+
+/// The text, without the last line break.
+pub fn render(snapshot: &Snapshot) -> String {
+    let others = snapshot.elsewhere.iter().map(elsewhere);
+    let agent = snapshot.agent.as_ref().map(agent);
+    others.chain(own(snapshot)).chain(agent).collect::<Vec<_>>().join("\n")
+}
+
+fn elsewhere(other: &Elsewhere) -> String {
+    format!(
+        "{GOOD}steering{GOOD:#} {} (index {}) by {}, from another distribution (program {}): look at it there",
+        other.interface,
+        other.ifindex,
+        other.hook.name(),
+        other.program
+    )
+}
+
+/// What is loaded here; nothing if that is of no use, as another distribution steers.
+fn own(snapshot: &Snapshot) -> Option<String> {
+    match &snapshot.loaded {
+        None if !snapshot.elsewhere.is_empty() => None,
+        Some(own) if !own.attachment.is_alive() && snapshot.is_steering() => None,
+        None => Some(not_loaded(snapshot)),
+        Some(own) => Some(loaded(own)),
+    }
+}
+
+fn not_loaded(snapshot: &Snapshot) -> String {
+    let mut text = vec![format!("{BAD}not loaded{BAD:#}: `wsl-mirror load` loads it")];
+    if !snapshot.left_behind.is_empty() {
+        text.push("left behind by another distribution; `wsl-mirror unload` would:".to_owned());
+    }
+    text.extend(snapshot.left_behind.iter().map(|change| format!("  {change}")));
+    text.join("\n")
+}
+
+fn loaded(loaded: &Loaded) -> String {
+    let mut text = vec![attachment(loaded)];
+    if loaded.networking == Some(NetworkingMode::VirtioProxy) {
+        text.push(format!("mode     virtioproxy: {} has an address of its own", loaded.interface));
+    }
+    if let Some(program) = &loaded.program {
+        text.push(format!("program  {} id {} tag {:016x}", program.name, program.id, program.tag));
+    }
+    text.push(format!("mark     {:#x}", loaded.mark));
+    text.extend(delivery(&loaded.delivery));
+    text.push(format!("default  {}", loaded.default_policy.name()));
+    for (owner, policy) in &loaded.owners {
+        let user =
+            if owner.uid == Owner::ANY_UID { "any user".to_owned() } else { format!("user {}", owner.uid) };
+        text.push(format!("owner    {} ({user}): {}", owner.name(), policy.policy().name()));
+    }
+    text.push(format!("exempt   {} (`wsl-mirror exempt list`)", count(loaded.exempt_ports(), "port")));
+    text.extend(verdicts(loaded));
+    text.extend(ports(loaded));
+    text.join("\n")
+}
+
+fn attachment(loaded: &Loaded) -> String {
+    let (interface, index) = (&loaded.interface, loaded.ifindex);
+    let why = match loaded.attachment {
+        Attachment::Alive(_) => {
+            let hook = loaded.hook.map_or("unknown", Hook::name);
+            return format!("{GOOD}steering{GOOD:#} {interface} (index {index}) by {hook}");
+        }
+        Attachment::InterfaceGone if index == 0 => format!("there is no interface {interface} yet"),
+        Attachment::InterfaceGone => format!("there is no interface {interface} any more"),
+        Attachment::InterfaceMadeAnew => {
+            format!("{interface} was removed and made again (it was index {index})")
+        }
+        Attachment::Detached => format!("the program is not on {interface} any more"),
+    };
+    format!("{BAD}not steering{BAD:#}: {why}; `wsl-mirror load` attaches the program again")
+}
+
+/// The reasons that occurred.
+fn verdicts(loaded: &Loaded) -> Vec<String> {
+    let seen: Vec<_> = Reason::ALL.iter().filter(|reason| loaded.verdicts.get(**reason) != 0).collect();
+    if seen.is_empty() {
+        return Vec::new();
+    }
+    let rows = seen.into_iter().map(|reason| {
+        let packets = loaded.verdicts.get(*reason);
+        [reason.name().to_owned(), packets.to_string(), reason.describe().to_owned()]
+    });
+    vec![
+        format!("\n{HEADING}packets so far{HEADING:#}"),
+        output::table(["reason", "packets", "meaning"], &[1], rows),
+    ]
+}
+
+/// The ports on which something happened.
+fn ports(loaded: &Loaded) -> Vec<String> {
+    let rows: Vec<_> = loaded
+        .ports
+        .iter()
+        .filter_map(|(key, traffic)| {
+            Some([
+                format!("{}/{}", key.port, Protocol::from_number(key.protocol)?.name()),
+                traffic.steered_flows.to_string(),
+                traffic.steered_packets.to_string(),
+                traffic.passed_packets.to_string(),
+                traffic.failed_packets.to_string(),
+            ])
+        })
+        .collect();
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let headings = ["port", "flows steered", "packets steered", "passed", "failed"];
+    vec![format!("\n{HEADING}ports so far{HEADING:#}"), output::table(headings, &[1, 2, 3, 4], rows)]
+}
+
+fn delivery(delivery: &Delivery) -> Vec<String> {
+    let is_clear = delivery.obstacles.is_empty();
+    let mut text = vec![match (delivery.way, is_clear) {
+        (Way::Lo, true) => "delivery by lo where nothing else helps".to_owned(),
+        (Way::Lo, false) => format!(
+            "delivery {BAD}by lo, which loses packets{BAD:#}; once this is put right, or else to take the plain \
+             way, `wsl-mirror load`:"
+        ),
+        (Way::Plain, true) => {
+            "delivery plain: so says the configuration, or `wsl-mirror load` changes it".to_owned()
+        }
+        (Way::Plain, false) => "delivery plain: by lo packets would be lost:".to_owned(),
+    }];
+    text.extend(delivery.obstacles.iter().map(|obstacle| format!("         {obstacle}")));
+    let is_lost = delivery.way == Way::Plain || !is_clear;
+    text.extend(delivery.dropped.iter().map(|drop| dropped(drop, is_lost)));
+    text.extend(delivery.unread.iter().map(|unread| format!("         could not be read: {unread}")));
+    text
+}
+
+fn dropped(drop: &firewall::Drop, is_lost: bool) -> String {
+    let ports = match (*drop.ports.start(), *drop.ports.end()) {
+        (1, u16::MAX) => "every port".to_owned(),
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    };
+    let what = match (drop.rule, is_lost) {
+        // The user's will, and nothing that we have to find a way around.
+        (PortRule::Closed, _) => "closed to Windows".to_owned(),
+        (_, true) => format!("{BAD}out of reach{BAD:#}"),
+        (_, false) => "only by lo".to_owned(),
+    };
+    format!("         {what}: {ports}/{}, for {}", drop.protocol.name(), drop.by)
+}
+
+/// What the agent says of itself.
+fn agent(agent: &Agent) -> String {
+    let mut lines = vec![format!("agent    process {}: {}", agent.pid, agent.says)];
+    let not_in_force = agent.config_error.iter().map(|error| format!("{BAD}not in force{BAD:#}: {error}"));
+    let rest = not_in_force.chain(agent.warnings.iter().cloned());
+    lines.extend(rest.map(|line| format!("         {line}")));
+    lines.join("\n")
+}
+
+/// `1 port`, `2 ports`.
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::report::State;
+    use crate::inspect::snapshot::tests::loaded as loaded_snapshot;
+    use crate::loader::delivery::Objection;
+
+    /// The text without styles.
+    fn plain(snapshot: &Snapshot) -> String {
+        anstream::adapter::strip_str(&render(snapshot)).to_string()
+    }
+
+    fn with(change: impl FnOnce(&mut Loaded)) -> Snapshot {
+        let mut loaded = loaded_snapshot();
+        change(&mut loaded);
+        Snapshot { loaded: Some(loaded), ..Snapshot::default() }
+    }
+
+    #[test]
+    fn people_see_only_the_reasons_that_occurred() {
+        let expected = "\
+steering loopback0 (index 7) by tcx
+program  wsl_mirror id 42 tag 00000000000000ff
+mark     0x1000
+delivery by lo where nothing else helps
+default  steer
+owner    docker-proxy (user 0): steer
+exempt   2 ports (`wsl-mirror exempt list`)
+
+packets so far
+reason     packets  meaning
+";
+        let text = plain(&with(|_| {}));
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.contains("steer_new") && text.contains("8080/tcp"), "{text}");
+        assert!(!text.contains("pass_vlan"), "{text}");
+    }
+
+    #[test]
+    fn people_read_why_nothing_is_steered() {
+        for (attachment, index, why) in [
+            (Attachment::InterfaceGone, 0, "there is no interface loopback0 yet"),
+            (Attachment::InterfaceGone, 7, "there is no interface loopback0 any more"),
+            (Attachment::InterfaceMadeAnew, 7, "loopback0 was removed and made again (it was index 7)"),
+            (Attachment::Detached, 7, "the program is not on loopback0 any more"),
+        ] {
+            let text = plain(&with(|loaded| {
+                loaded.attachment = attachment;
+                loaded.ifindex = index;
+            }));
+            let first = text.lines().next().unwrap();
+            assert_eq!(first, format!("not steering: {why}; `wsl-mirror load` attaches the program again"));
+        }
+    }
+
+    #[test]
+    fn people_read_what_is_out_of_reach() {
+        let drop =
+            |ports, rule| firewall::Drop { protocol: Protocol::Tcp, ports, rule, by: "nft rule 7".into() };
+        let text = plain(&with(|loaded| {
+            loaded.networking = Some(NetworkingMode::VirtioProxy);
+            loaded.delivery = Delivery {
+                way: Way::Plain,
+                obstacles: vec![Objection::LoIsDown],
+                dropped: vec![
+                    drop(1..=u16::MAX, PortRule::Closed),
+                    drop(8080..=8081, PortRule::NotOnLo),
+                    drop(9..=9, PortRule::NotOnLo),
+                ],
+                unread: vec!["nftables: no".into()],
+            };
+        }));
+        for line in [
+            "mode     virtioproxy: loopback0 has an address of its own",
+            "delivery plain: by lo packets would be lost:",
+            "         lo is down (`ip link set lo up`)",
+            "         closed to Windows: every port/tcp, for nft rule 7",
+            "         out of reach: 8080-8081/tcp, for nft rule 7",
+            "         out of reach: 9/tcp, for nft rule 7",
+            "         could not be read: nftables: no",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n\n{text}");
+        }
+    }
+
+    #[test]
+    fn another_distribution_takes_the_place_of_not_loaded() {
+        let elsewhere =
+            Elsewhere { interface: "loopback0".into(), ifindex: 9, hook: Hook::ClsBpf, program: 42 };
+        let agent = Agent {
+            pid: 7,
+            state: State::Aside,
+            says: "standing aside".into(),
+            config_error: Some("bad".into()),
+            warnings: vec!["careful".into()],
+        };
+        let snapshot = Snapshot { elsewhere: vec![elsewhere], agent: Some(agent), ..Snapshot::default() };
+        assert_eq!(
+            plain(&snapshot),
+            "steering loopback0 (index 9) by cls_bpf, from another distribution (program 42): look at it there\n\
+             agent    process 7: standing aside\n         not in force: bad\n         careful"
+        );
+        assert_eq!(plain(&Snapshot::default()), "not loaded: `wsl-mirror load` loads it");
+    }
+}

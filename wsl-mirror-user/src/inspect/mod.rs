@@ -1,0 +1,3 @@
+//! What the machine looks like, read once.
+
+pub mod snapshot;

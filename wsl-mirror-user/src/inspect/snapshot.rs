@@ -1,0 +1,268 @@
+//! One look at the machine: what is loaded here and where it hangs, what others steer, what the agent reports.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use aya::programs::{ProgramInfo, loaded_programs};
+use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, Settings, Verdicts};
+
+use crate::agent::lock;
+use crate::agent::report::Report;
+use crate::host::firewall;
+use crate::host::interface;
+use crate::host::lock::{Access, Lock};
+use crate::host::networking::NetworkingMode;
+use crate::loader::delivery;
+use crate::loader::maps::{self, PortTraffic};
+use crate::loader::pins::Pins;
+use crate::loader::state::{self, Attachment};
+
+/// The machine at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What this distribution has loaded, if pins of ours are there.
+    pub loaded: Option<Loaded>,
+    /// What `unload` would do about a load whose distribution was terminated.
+    pub left_behind: Vec<delivery::Change>,
+    /// The programs of other distributions.
+    pub elsewhere: Vec<Elsewhere>,
+    /// The report of this distribution's agent, if it runs.
+    pub agent: Option<Report>,
+}
+
+/// A program of another distribution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The interface's name.
+    pub interface: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// How the program is attached.
+    pub hook: Hook,
+    /// The program's id.
+    pub program: u32,
+}
+
+/// What this distribution has loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Where the program hangs.
+    pub attachment: Attachment,
+    /// The interface's name.
+    pub interface: String,
+    /// Its index when the program was attached; 0 if it was not there.
+    pub ifindex: u32,
+    /// The interface's networking mode, as long as the program is attached.
+    pub networking: Option<NetworkingMode>,
+    /// How the program is attached; nothing if a newer release knows more ways.
+    pub hook: Option<Hook>,
+    /// What the kernel says about the program.
+    pub program: Option<Program>,
+    /// The bits that steered packets get.
+    pub mark: u32,
+    /// How steered packets get to their listener.
+    pub delivery: Delivery,
+    /// What ports get about which nothing is written.
+    pub default_policy: Policy,
+    /// What ports get by their owner.
+    pub owners: BTreeMap<Owner, OwnerPolicy>,
+    /// What is written about ports.
+    pub policies: BTreeMap<PortKey, PortPolicy>,
+    /// The packets of each reason.
+    pub verdicts: Verdicts,
+    /// What happened on each port.
+    pub ports: BTreeMap<PortKey, PortTraffic>,
+}
+
+/// A program, as the kernel lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its id.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// The hash of its instructions.
+    pub tag: u64,
+}
+
+/// How steered packets get to their listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Their way.
+    pub way: Way,
+    /// What stands in the way of delivery by `lo` now.
+    pub obstacles: Vec<delivery::Objection>,
+    /// Ports whose packets a rule drops before conntrack if they do not come in on `lo`.
+    pub dropped: Vec<firewall::Drop>,
+    /// What of the machine's packet filters could not be read.
+    pub unread: Vec<String>,
+}
+
+/// The way of steered packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As they came in.
+    Plain,
+    /// As if received on `lo`, on ports where nothing else helps.
+    Lo,
+}
+
+impl Snapshot {
+    /// Reads the machine, under the lock: a load is seen before or after, not half-way.
+    pub fn read(on_wait: fn(&str)) -> Result<Self> {
+        let _lock = Lock::take(Access::Shared, on_wait)?;
+        let pins = Pins::read()?;
+        let loaded = if pins.has("SETTINGS") { Some(Loaded::read(&pins)?) } else { None };
+        let elsewhere = elsewhere(&pins)?;
+        Ok(Self {
+            left_behind: match loaded {
+                None if elsewhere.is_empty() => delivery::teardown(&delivery::Machine::read()?),
+                _ => Vec::new(),
+            },
+            loaded,
+            elsewhere,
+            agent: lock::holder(),
+        })
+    }
+
+    /// Whether packets are steered, by whichever distribution.
+    pub fn is_steering(&self) -> bool {
+        match &self.loaded {
+            None => !self.elsewhere.is_empty(),
+            Some(loaded) => {
+                loaded.attachment.is_alive()
+                    || self.elsewhere.iter().any(|other| other.interface == loaded.interface)
+            }
+        }
+    }
+}
+
+impl Loaded {
+    fn read(pins: &Pins) -> Result<Self> {
+        pins.require_our_layout()?;
+        let settings = maps::SETTINGS.pinned()?.get()?;
+        let attachment = state::attachment(&settings, pins)?;
+        let counts_ports = pins.has("PORT_STATS") && pins.has("PORT_PACKETS");
+        Ok(Self {
+            interface: settings.interface_name().to_owned(),
+            ifindex: settings.ifindex,
+            networking: match attachment {
+                Attachment::Alive(_) => Some(NetworkingMode::of_interface(settings.ifindex)?),
+                _ => None,
+            },
+            hook: Hook::from_number(settings.hook),
+            program: match attachment {
+                Attachment::Alive(id) => Program::read(id),
+                _ => None,
+            },
+            mark: settings.mark,
+            delivery: Delivery::new(&settings, &state::delivery_state(&state::our_programs(pins)?)?),
+            default_policy: Policy::from_byte(u8::try_from(settings.default_policy).unwrap_or_default()),
+            // A load that was killed may have left some of the maps unpinned.
+            owners: if pins.has("OWNERS") { maps::OWNERS.pinned()?.all()? } else { BTreeMap::new() },
+            policies: if pins.has("PORT_POLICY") {
+                maps::PORT_POLICY.pinned()?.all()?
+            } else {
+                BTreeMap::new()
+            },
+            verdicts: if pins.has("VERDICTS") { maps::verdicts()? } else { Verdicts::default() },
+            ports: if counts_ports { maps::port_traffic()? } else { BTreeMap::new() },
+            attachment,
+        })
+    }
+
+    /// How many ports are exempt.
+    pub fn exempt_ports(&self) -> usize {
+        self.policies.values().filter(|policy| policy.effective() == Policy::Pass).count()
+    }
+}
+
+impl Delivery {
+    fn new(settings: &Settings, state: &delivery::State) -> Self {
+        let way = if settings.lo_ifindex == 0 { Way::Plain } else { Way::Lo };
+        let mut obstacles = state.obstacles(settings.mark);
+        if way == Way::Lo {
+            obstacles.extend(state.missing(settings.mark));
+        }
+        Self {
+            way,
+            obstacles,
+            dropped: state.firewall.drops(settings.interface_name()),
+            unread: state.firewall.unread.clone(),
+        }
+    }
+}
+
+impl Program {
+    /// What the kernel says about a program; it may have been replaced since its id was read.
+    fn read(id: u32) -> Option<Self> {
+        let info: ProgramInfo = loaded_programs().flatten().find(|info| info.id() == id)?;
+        Some(Self { id, name: info.name_as_str().unwrap_or_default().to_owned(), tag: info.tag() })
+    }
+}
+
+fn elsewhere(pins: &Pins) -> Result<Vec<Elsewhere>> {
+    let others = state::others(&state::our_programs(pins)?)?;
+    let named = others.into_iter().filter_map(|found| {
+        Some(Elsewhere {
+            interface: interface::name(found.ifindex)?,
+            ifindex: found.ifindex,
+            hook: found.hook,
+            program: found.program,
+        })
+    });
+    Ok(named.collect())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use wsl_mirror_core::abi::{Protocol, Reason};
+
+    use super::*;
+
+    /// What a load on `loopback0` comes to, after three flows to port 8080.
+    pub fn loaded() -> Loaded {
+        let mut verdicts = Verdicts::default();
+        *verdicts.counter(Reason::New) = 3;
+        let key = |port| PortKey::new(Protocol::Tcp, port);
+        let traffic =
+            PortTraffic { steered_flows: 3, steered_packets: 30, passed_packets: 1, failed_packets: 0 };
+        let exempt = PortPolicy { cli: Policy::Pass as u8, config: 0 };
+        let forced = PortPolicy { cli: Policy::Steer as u8, config: Policy::Pass as u8 };
+        Loaded {
+            attachment: Attachment::Alive(42),
+            interface: "loopback0".into(),
+            ifindex: 7,
+            networking: None,
+            hook: Some(Hook::Tcx),
+            program: Some(Program { id: 42, name: "wsl_mirror".into(), tag: 0xff }),
+            mark: 0x1000,
+            delivery: Delivery { way: Way::Lo, obstacles: vec![], dropped: vec![], unread: vec![] },
+            default_policy: Policy::Steer,
+            owners: BTreeMap::from([(Owner::new(b"docker-proxy", 0), OwnerPolicy::new(Policy::Steer))]),
+            policies: BTreeMap::from([(key(22), exempt), (key(23), exempt), (key(24), forced)]),
+            verdicts,
+            ports: BTreeMap::from([(key(8080), traffic)]),
+        }
+    }
+
+    #[test]
+    fn another_distribution_steers_the_same_interface_as_well() {
+        let elsewhere =
+            Elsewhere { interface: "loopback0".into(), ifindex: 9, hook: Hook::ClsBpf, program: 42 };
+        let detached = Loaded { attachment: Attachment::Detached, ..loaded() };
+        let snapshot = |loaded, elsewhere| Snapshot { loaded, elsewhere, ..Snapshot::default() };
+        assert!(!snapshot(None, vec![]).is_steering());
+        assert!(snapshot(None, vec![elsewhere.clone()]).is_steering());
+        assert!(snapshot(Some(loaded()), vec![]).is_steering());
+        assert!(!snapshot(Some(detached.clone()), vec![]).is_steering());
+        assert!(snapshot(Some(detached.clone()), vec![elsewhere.clone()]).is_steering());
+        let other = Elsewhere { interface: "other".into(), ..elsewhere };
+        assert!(!snapshot(Some(detached), vec![other]).is_steering());
+    }
+
+    #[test]
+    fn exempt_ports_are_those_that_pass_in_the_end() {
+        assert_eq!(loaded().exempt_ports(), 2);
+    }
+}

@@ -1,0 +1,94 @@
+//! Our maps: names, and types of keys and values.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::Result;
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, SkStorage};
+use rustix::mm::ProtFlags;
+use wsl_mirror_core::abi::{
+    Owner, OwnerPolicy, PORTS, PortDelivery, PortKey, PortPolicy, PortRule, PortStats, Settings, Verdicts,
+};
+
+use super::mapped::{Element, Mapped};
+use super::typed::{Definition, MapKey, Typed};
+
+/// `PORT_POLICY`, accessed.
+pub type PolicyMap = Typed<HashMap<MapData, PortKey, PortPolicy>>;
+/// `SOCKET_OWNER`, accessed.
+pub type SocketOwners = Typed<SkStorage<MapData, Owner>>;
+
+/// What the program goes by.
+pub const SETTINGS: Definition<Typed<Array<MapData, Settings>>> = Definition::new("SETTINGS");
+/// Policies of ports.
+pub const PORT_POLICY: Definition<PolicyMap> = Definition::new("PORT_POLICY");
+/// Policies of owners.
+pub const OWNERS: Definition<Typed<HashMap<MapData, Owner, OwnerPolicy>>> = Definition::new("OWNERS");
+/// The owners of sockets.
+pub const SOCKET_OWNER: Definition<SocketOwners> = Definition::new("SOCKET_OWNER");
+/// Counters by reason.
+pub const VERDICTS: Definition<Typed<PerCpuArray<MapData, Verdicts>>> = Definition::new("VERDICTS");
+/// Counters by port.
+pub const PORT_STATS: Definition<Typed<PerCpuHashMap<MapData, PortKey, PortStats>>> =
+    Definition::new("PORT_STATS");
+/// Packets of steered flows by port, beyond each flow's first.
+pub const PORT_PACKETS: Definition<Mapped<u64>> = Definition::new("PORT_PACKETS");
+/// Delivery by port: programs write one field of an element and we the other.
+pub const PORT_DELIVERY: Definition<Mapped<PortDelivery>> = Definition::new("PORT_DELIVERY");
+
+impl MapKey for PortKey {
+    fn describe(&self) -> String {
+        format!("port {}", self.port)
+    }
+
+    fn is_valid(&self) -> bool {
+        Self::is_valid(*self)
+    }
+}
+
+impl MapKey for Owner {
+    fn describe(&self) -> String {
+        self.name().to_owned()
+    }
+}
+
+impl PolicyMap {
+    /// The policy of a port.
+    pub fn policy(&self, key: PortKey) -> Result<PortPolicy> {
+        Ok(self.get(key)?.unwrap_or_default())
+    }
+
+    /// Replaces the policy of a port. A policy that says nothing takes no entry.
+    pub fn set_policy(&mut self, key: PortKey, policy: PortPolicy) -> Result<()> {
+        self.set(key, (policy != PortPolicy::default()).then_some(policy))
+    }
+}
+
+impl Element for u64 {
+    const PROTECTION: ProtFlags = ProtFlags::READ;
+}
+
+impl Element for PortDelivery {
+    const PROTECTION: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+}
+
+impl Mapped<PortDelivery> {
+    /// The rule of each port that has one.
+    pub fn rules(&self) -> BTreeMap<PortKey, PortRule> {
+        let rule = |key: PortKey| PortRule::from_number(self.field(key).load(Ordering::Relaxed));
+        (0..).take(PORTS).map(PortKey::at_index).filter_map(|key| Some((key, rule(key)?))).collect()
+    }
+
+    /// Writes the rule of a port.
+    pub fn set(&mut self, key: PortKey, rule: Option<PortRule>) {
+        self.field(key).store(rule.map_or(0, |rule| rule as u32), Ordering::Relaxed);
+    }
+
+    fn field(&self, key: PortKey) -> &AtomicU32 {
+        let element = self.element(key.index() as usize);
+        // SAFETY: of the element no reference is made, only a pointer to its field.
+        let field = unsafe { &raw mut (*element.as_ptr()).rule };
+        // SAFETY: an aligned u32 that lives as long as the mapping; others read it.
+        unsafe { AtomicU32::from_ptr(field) }
+    }
+}

@@ -1,0 +1,69 @@
+//! Counters, summed over the CPUs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use wsl_mirror_core::abi::{PORTS, PortKey, Reason, Verdicts};
+
+use super::definitions::{PORT_PACKETS, PORT_STATS, VERDICTS};
+use super::mapped::Mapped;
+
+/// Packets by reason.
+pub fn verdicts() -> Result<Verdicts> {
+    let values = VERDICTS.pinned()?.get()?;
+    let mut sum = Verdicts::default();
+    for value in values.iter() {
+        for reason in Reason::ALL {
+            *sum.counter(*reason) += value.get(*reason);
+        }
+    }
+    Ok(sum)
+}
+
+/// What happened on a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortTraffic {
+    /// Flows that were steered.
+    pub steered_flows: u64,
+    /// Their packets.
+    pub steered_packets: u64,
+    /// Packets that passed untouched.
+    pub passed_packets: u64,
+    /// Packets that passed because one of our calls failed.
+    pub failed_packets: u64,
+}
+
+/// Every port on which something happened.
+pub fn port_traffic() -> Result<BTreeMap<PortKey, PortTraffic>> {
+    let mut ports: BTreeMap<PortKey, PortTraffic> = BTreeMap::new();
+    for entry in PORT_STATS.pinned()?.iter() {
+        let (key, values) = entry?;
+        let port = ports.entry(key).or_default();
+        for value in values.iter() {
+            port.steered_flows += value.steered_flows;
+            port.steered_packets += value.steered_flows;
+            port.passed_packets += value.passed_packets;
+            port.failed_packets += value.failed_packets;
+        }
+    }
+    // All of them: a flow that was steered before the last unload goes on, and began in no map that is left.
+    for (index, packets) in (0..).zip(PORT_PACKETS.pinned()?.counters()) {
+        if packets != 0 {
+            ports.entry(PortKey::at_index(index)).or_default().steered_packets += packets;
+        }
+    }
+    Ok(ports)
+}
+
+impl Mapped<u64> {
+    /// Every counter, in order.
+    fn counters(&self) -> Vec<u64> {
+        let load = |index| {
+            // SAFETY: an aligned u64 that lives as long as the mapping; programs add to it, and nobody else writes.
+            let counter = unsafe { &*self.element(index).as_ptr().cast::<AtomicU64>() };
+            counter.load(Ordering::Relaxed)
+        };
+        (0..PORTS).map(load).collect()
+    }
+}

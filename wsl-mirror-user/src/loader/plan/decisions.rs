@@ -1,0 +1,252 @@
+//! What every plan decides first: hook, mark, delivery, `SETTINGS`. Fails where the machine forbids a plan.
+
+use anyhow::Result;
+use wsl_mirror_core::abi::{Hook, LAYOUT, Policy, Settings};
+
+use super::changes::{owner_changes, policy_changes, rule_changes};
+use crate::config::{Config, HookChoice};
+use crate::exit::{Exit, Failure};
+use crate::host::interface::NAME_MAX;
+use crate::loader::attachments::InterfaceAttachment;
+use crate::loader::state::State;
+use crate::loader::step::Step;
+use crate::loader::{clsact, delivery, marks};
+
+/// Which bits a mark may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    /// Only those that nobody else uses.
+    MustBeFree,
+    /// Those that are in force, too: flows carry them, and the attached program uses them.
+    MayBeKept,
+}
+
+/// What happens to the clsact qdisc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClsactChange {
+    /// Nothing.
+    Keep,
+    /// It is made.
+    Make,
+}
+
+/// What both plans have decided.
+pub struct Decisions {
+    pub hook: Hook,
+    pub clsact: ClsactChange,
+    pub settings: Settings,
+    pub delivery: delivery::Plan,
+}
+
+impl Decisions {
+    /// Fails where the machine or what is loaded forbids it.
+    pub fn new(state: &State, config: &Config, marks: Marks) -> Result<Self> {
+        let hook = choose_hook(state, config)?;
+        refuse_anothers_interface(state)?;
+        refuse_second_interface(state, hook)?;
+        if hook == Hook::ClsBpf
+            && let Some(direction) = state.interface.clsact.taken.first()
+        {
+            return Err(Failure::new(
+                Exit::Kernel,
+                format!(
+                    "somebody else has a tc filter where ours has to be on {name}, at priority {priority} of \
+                     {side}: look at it with `tc filter show dev {name} {side}`, and give it another priority",
+                    name = state.interface.name,
+                    priority = clsact::PRIORITY,
+                    side = direction.name()
+                ),
+            ));
+        }
+        let is_there = state.interface.index != 0;
+        let clsact = if is_there && hook == Hook::ClsBpf && !state.interface.clsact.exists {
+            ClsactChange::Make
+        } else {
+            ClsactChange::Keep
+        };
+        let mark = choose_mark(state, config, marks)?;
+        let delivery = if is_there {
+            delivery::plan(&state.delivery, config.delivery, mark)
+        } else {
+            // Nothing comes by `lo` now. What is there stays for the interface that comes back; for one that never
+            // comes, nothing is made.
+            let before = state.settings.map_or(0, |settings| settings.lo_ifindex);
+            delivery::Plan { lo_ifindex: before, ..delivery::Plan::default() }
+        };
+        let settings =
+            Settings { mark, lo_ifindex: delivery.lo_ifindex, ..settings(state, config, hook, clsact) };
+        Ok(Self { hook, clsact, settings, delivery })
+    }
+
+    /// The program that is attached there by the hook.
+    pub fn attached(&self, state: &State, on: InterfaceAttachment) -> Option<u32> {
+        match self.hook {
+            Hook::Tcx => linked_here(state, on),
+            Hook::ClsBpf => state.interface.clsact.our_programs.get(&on.direction).copied(),
+        }
+    }
+
+    /// What has to be written so that maps and machine are as they should be.
+    pub fn writes(&self, state: &State, config: &Config) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let changes = policy_changes(&state.policies, &config.exempt_keys());
+        if !changes.is_empty() {
+            steps.push(Step::WritePolicies(changes));
+        }
+        let changes = owner_changes(&state.owners, &config.owner_policies());
+        if !changes.is_empty() {
+            steps.push(Step::WriteOwners(changes));
+        }
+        steps.extend(rule_changes(state));
+        let before = &self.delivery.before;
+        steps.extend(before.iter().copied().map(Step::PrepareDelivery));
+        // A preparation that fails changes the settings.
+        if state.settings != Some(self.settings) || !before.is_empty() {
+            steps.push(Step::WriteSettings { old: state.settings, new: self.settings });
+        }
+        steps
+    }
+}
+
+/// Two programs on one interface would do everything twice, and each would remove what the other needs.
+fn refuse_anothers_interface(state: &State) -> Result<()> {
+    let Some(other) = state.steered_by_others else { return Ok(()) };
+    Err(Failure::new(
+        Exit::OtherDistribution,
+        format!(
+            "{} is steered already, by wsl-mirror of another distribution (program {}, {}): there is nothing to do \
+             here, and nothing was changed. To steer it from this one, run `wsl-mirror unload` there first",
+            state.interface.name,
+            other.program,
+            other.hook.name()
+        ),
+    ))
+}
+
+/// The bits of the mark: those of the configuration, or the first that nobody uses.
+fn choose_mark(state: &State, config: &Config, marks: Marks) -> Result<u32> {
+    let uses = state.delivery.marks();
+    let in_force = mark_in_force(state).filter(|_| marks == Marks::MayBeKept);
+    let Some(mark) = config.mark else {
+        // Of what could not be read nobody knows which bits it uses.
+        let is_good = |mark: &u32| state.delivery.firewall.has_gaps && marks::users(*mark, &uses).is_empty();
+        let chosen = in_force.filter(is_good).or_else(|| marks::first_free(&uses)).or(in_force);
+        return chosen.ok_or_else(|| {
+            let users = marks::names(&marks::users(u32::MAX, &uses));
+            Failure::new(
+                Exit::Config,
+                format!("every bit of skb->mark that could be ours is in use ({users}): name one in the configuration"),
+            )
+        });
+    };
+    let users = marks::users(mark, &uses);
+    if users.is_empty() || in_force == Some(mark) {
+        return Ok(mark);
+    }
+    Err(Failure::new(
+        Exit::Config,
+        format!(
+            "the configuration says mark = {mark:#x}, but on this machine that is in use, nothing was changed: {}. \
+             Name other bits, or say \"auto\"; a rule that is meant for steered packets needs a comment that begins \
+             with \"wsl-mirror\"",
+            marks::names(&users)
+        ),
+    ))
+}
+
+fn mark_in_force(state: &State) -> Option<u32> {
+    state
+        .settings
+        .filter(|settings| settings.layout == LAYOUT && settings.mark != 0)
+        .map(|settings| settings.mark)
+}
+
+/// A note about a mark that stays in force although somebody else has begun to use it.
+pub fn shared_mark(state: &State, config: &Config) -> Option<String> {
+    let uses = state.delivery.marks();
+    let mark = choose_mark(state, config, Marks::MayBeKept).ok()?;
+    let users = marks::users(mark, &uses);
+    (!users.is_empty()).then(|| {
+        format!(
+            "others use bits of our mark {mark:#x}, too: {}. It stays in force until the configuration names other bits \
+             (or, if it says \"auto\", until one is free)",
+            marks::names(&users)
+        )
+    })
+}
+
+/// The program that the pinned link holds on the interface that the configuration names. A link whose interface went away
+/// can still be opened; one of an older interface of the same name too.
+fn linked_here(state: &State, on: InterfaceAttachment) -> Option<u32> {
+    let on_interface = state.interface.tcx_programs.as_ref()?.get(&on.direction)?;
+    state.linked_programs.get(&on.direction).copied().filter(|linked| on_interface.contains(linked))
+}
+
+fn choose_hook(state: &State, config: &Config) -> Result<Hook> {
+    match (config.hook, state.interface.tcx_programs.is_some()) {
+        (HookChoice::Auto | HookChoice::Tcx, true) => Ok(Hook::Tcx),
+        (HookChoice::Auto, false) | (HookChoice::ClsBpf, _) => Ok(Hook::ClsBpf),
+        (HookChoice::Tcx, false) => Err(Failure::new(
+            Exit::Kernel,
+            "the configuration says hook = \"tcx\", but this kernel has no tcx (Linux 6.6 and later have it): \
+             say \"auto\" or \"cls_bpf\"",
+        )),
+    }
+}
+
+/// One set of pins steers one interface by one hook: to change either, unload first.
+fn refuse_second_interface(state: &State, hook: Hook) -> Result<()> {
+    let Some(settings) = state.settings.filter(|settings| settings.layout == LAYOUT) else { return Ok(()) };
+    if !state.steered_is_alive {
+        return Ok(());
+    }
+    let steered = settings.interface_name();
+    // By index: the interface may have been renamed.
+    if settings.ifindex != state.interface.index {
+        return Err(Failure::new(
+            Exit::OtherInterface,
+            format!(
+                "wsl-mirror steers {steered} already; to steer {} instead, run `wsl-mirror unload` first",
+                state.interface.name
+            ),
+        ));
+    }
+    match Hook::from_number(settings.hook) {
+        Some(current) if current != hook => Err(Failure::new(
+            Exit::OtherInterface,
+            format!(
+                "wsl-mirror is attached to {steered} by {} already; to attach it by {} instead, run \
+                 `wsl-mirror unload` first",
+                current.name(),
+                hook.name()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// `SETTINGS` without mark and delivery.
+pub fn settings(state: &State, config: &Config, hook: Hook, clsact: ClsactChange) -> Settings {
+    let mut interface = [0; NAME_MAX];
+    let name = state.interface.name.as_bytes();
+    let len = name.len().min(NAME_MAX - 1);
+    interface[..len].copy_from_slice(&name[..len]);
+    // Of an interface that is gone, what is known of it.
+    let before = state.settings.map_or(0, |settings| settings.ifindex);
+    let index = if state.interface.index == 0 { before } else { state.interface.index };
+    let made_before = state.settings.is_some_and(|settings| index != 0 && settings.clsact_ifindex == index);
+    Settings {
+        layout: LAYOUT,
+        mark: 0,
+        default_policy: Policy::from(config.default) as u32,
+        hook: hook as u32,
+        ifindex: index,
+        clsact_ifindex: if clsact == ClsactChange::Make || (hook == Hook::ClsBpf && made_before) {
+            index
+        } else {
+            0
+        },
+        interface,
+        lo_ifindex: 0,
+    }
+}
