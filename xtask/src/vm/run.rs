@@ -312,6 +312,15 @@ mod tests {
     }
 
     #[test]
+    fn the_test_of_the_refusal_is_there() {
+        let (binary, test) = REFUSAL;
+        let (module, name) = test.split_once("::").unwrap_or_else(|| panic!("{test}"));
+        let file = cargo::workspace().join(format!("tests/scenarios/{binary}/{module}.rs"));
+        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        assert!(text.contains(&format!("fn {name}(")), "{test}");
+    }
+
+    #[test]
     fn a_job_runs_its_binary_with_the_arguments_as_they_are() {
         let script = invocation(Path::new("/t/it's"), &["--exact".to_owned(), "a b".to_owned()]);
         assert_eq!(script, "exec '/t/it'\\''s' '--exact' 'a b'\n");
