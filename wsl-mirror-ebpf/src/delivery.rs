@@ -1,18 +1,17 @@
-//! Delivery by `lo`: packets and fragments that go on as if `lo` had received them.
+//! Delivery by `lo`: packets that go on as if `lo` had received them.
 
 use core::ptr;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_INGRESS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
-use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect};
-use wsl_mirror_core::abi::{FragmentKey, PortRule, Reason, Settings, SocketDelivery};
-use wsl_mirror_core::fragments::{self, Datagrams};
-use wsl_mirror_core::packet::{self, Packet};
+use wsl_mirror_core::abi::{PortRule, Reason, Settings, SocketDelivery};
+use wsl_mirror_core::packet::Packet;
 use wsl_mirror_core::verdict::Way;
 
+use crate::action::NEXT;
 use crate::counters::{count, port_key};
-use crate::ingress::{Ingress, NEXT};
-use crate::maps::{FRAGMENTS, PORT_DELIVERY, SOCKET_DELIVERY, settings};
+use crate::maps::{PORT_DELIVERY, SOCKET_DELIVERY};
 use crate::skb::Skb;
 
 /// Has a packet go on as if it had been received on `lo`: the program's return value, and the reason that it counts.
@@ -26,22 +25,6 @@ pub fn deliver(skb: &Skb, settings: &Settings, reason: Reason) -> (i32, Reason) 
     }
     // SAFETY: no pointers are handed over.
     (unsafe { bpf_redirect(settings.lo_ifindex, u64::from(BPF_F_INGRESS)) } as i32, reason)
-}
-
-/// Decides about a fragment without ports.
-#[inline(always)]
-pub fn later_fragment(skb: &mut Skb) -> i32 {
-    let (Some(settings), Some(datagram)) = (settings(), packet::fragment(skb)) else {
-        count(Reason::LaterFragment);
-        return NEXT;
-    };
-    let decision = fragments::later(datagram, &mut Ingress { skb, settings });
-    if !decision.by_lo {
-        count(decision.reason);
-        return NEXT;
-    }
-    skb.add_mark(settings.mark);
-    deliver(skb, settings, decision.reason).0
 }
 
 /// Which ways there are to the packet's destination port.
@@ -87,34 +70,4 @@ pub fn set_by_lo(socket: *mut bpf_sock) {
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: the socket is held; the value has the map's size. Whatever is there already says the same.
     unsafe { bpf_sk_storage_get(map, socket.cast(), (&raw mut first).cast(), create) };
-}
-
-impl Datagrams for Ingress<'_> {
-    #[inline(always)]
-    fn now(&mut self) -> u64 {
-        // SAFETY: no pointers are handed over.
-        unsafe { bpf_ktime_get_ns() }
-    }
-
-    #[inline(always)]
-    fn first_delivered_at(&mut self, datagram: FragmentKey) -> Option<u64> {
-        if self.settings.lo_ifindex == 0 {
-            return None;
-        }
-        // SAFETY: the element stays readable until the program ends (RCU), and an aligned u64 is read in one piece.
-        FRAGMENTS.get_ptr(datagram).map(|then| unsafe { *then })
-    }
-
-    #[inline(always)]
-    fn remember(&mut self, datagram: FragmentKey, now: u64) {
-        // No room: then the others take the plain way, and the datagram is judged by where the last one came in.
-        let _ = FRAGMENTS.insert(datagram, now, u64::from(BPF_ANY));
-    }
-
-    #[inline(always)]
-    fn forget(&mut self, datagram: FragmentKey) {
-        if self.settings.lo_ifindex != 0 {
-            let _ = FRAGMENTS.remove(datagram);
-        }
-    }
 }

@@ -5,22 +5,20 @@
 
 use core::mem;
 
-use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use wsl_mirror_core::abi::{Carrier, FlowState, Policy, Protocol, Reason, Settings, Verdict};
+use wsl_mirror_core::abi::{Protocol, Reason, Verdict};
 use wsl_mirror_core::fragments;
 use wsl_mirror_core::packet::{self, MAX_HEADERS, Packet, Role};
-use wsl_mirror_core::verdict::{Conntrack, Decision, Kernel, KnownFlow, Listener, Way, decide};
+use wsl_mirror_core::verdict::{Decision, decide};
 
-use crate::counters::{count, count_established, count_port, port_key};
-use crate::maps::{FLOWS, PORT_POLICY, settings};
+use crate::action::NEXT;
+use crate::counters::{count, count_established, count_port};
+use crate::delivery;
+use crate::kernel::Ingress;
+use crate::maps::settings;
 use crate::skb::Skb;
-use crate::{conntrack, delivery, sockets};
-
-/// `TCX_NEXT`; for `cls_bpf` `TC_ACT_UNSPEC`, which has the same value and meaning.
-pub const NEXT: i32 = -1;
 
 /// A packet came in on `loopback0`.
 #[classifier]
@@ -38,7 +36,7 @@ pub fn wsl_mirror(ctx: TcContext) -> i32 {
         parsed => parsed,
     };
     match parsed {
-        Err(Reason::LaterFragment) => delivery::later_fragment(&mut skb),
+        Err(Reason::LaterFragment) => later_fragment(&mut skb),
         Err(reason) => {
             count(reason);
             NEXT
@@ -65,6 +63,22 @@ fn opaque_packet(packet: Packet, skb: &Skb) -> Packet {
         first_fragment: if same >> 16 == 0 { None } else { packet.first_fragment },
         ..packet
     }
+}
+
+/// Decides about a fragment without ports.
+#[inline(always)]
+fn later_fragment(skb: &mut Skb) -> i32 {
+    let (Some(settings), Some(datagram)) = (settings(), packet::fragment(skb)) else {
+        count(Reason::LaterFragment);
+        return NEXT;
+    };
+    let decision = fragments::later(datagram, &mut Ingress { skb, settings });
+    if !decision.by_lo {
+        count(decision.reason);
+        return NEXT;
+    }
+    skb.add_mark(settings.mark);
+    delivery::deliver(skb, settings, decision.reason).0
 }
 
 #[inline(always)]
@@ -105,91 +119,4 @@ fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
         );
     }
     action
-}
-
-/// The kernel around one packet, for [`decide`] and [`fragments`].
-pub struct Ingress<'a> {
-    pub skb: &'a mut Skb,
-    pub settings: &'a Settings,
-}
-
-impl Kernel for Ingress<'_> {
-    #[inline(always)]
-    fn conntrack(&mut self, packet: &Packet) -> Conntrack {
-        conntrack::find(self.skb, packet)
-    }
-
-    #[inline(always)]
-    fn known_flow(&mut self, packet: &Packet) -> KnownFlow {
-        let Some(flow) = FLOWS.get_ptr(packet.flow()) else { return KnownFlow::NONE };
-        // SAFETY: the element stays readable until the program ends (RCU). A concurrent writer may change it: an
-        // aligned u32 is read in one piece, and no field depends on another.
-        let flow = unsafe { &*flow };
-        KnownFlow {
-            carrier: Carrier::from_number(flow.carrier),
-            by_lo: flow.by_lo == 1,
-            sequence: flow.sequence,
-        }
-    }
-
-    #[inline(always)]
-    fn port_policy(&mut self, packet: &Packet) -> Policy {
-        let Some(policy) = PORT_POLICY.get_ptr(port_key(packet)) else { return Policy::Unset };
-        // SAFETY: as above; each field is one byte.
-        unsafe { *policy }.effective()
-    }
-
-    #[inline(always)]
-    fn default_policy(&mut self) -> Policy {
-        Policy::from_byte(self.settings.default_policy as u8)
-    }
-
-    #[inline(always)]
-    fn listener(&mut self, packet: &Packet) -> Option<Listener> {
-        sockets::listener(self.skb, packet)
-    }
-
-    #[inline(always)]
-    fn way(&mut self, packet: &Packet) -> Way {
-        delivery::way(self.settings, packet)
-    }
-
-    #[inline(always)]
-    fn has_connection(&mut self, packet: &Packet) -> bool {
-        sockets::has_connection(self.skb, packet)
-    }
-
-    #[inline(always)]
-    fn expire(&mut self, packet: &Packet) -> Result<(), ()> {
-        conntrack::expire(self.skb, packet)
-    }
-
-    #[inline(always)]
-    fn create(&mut self, packet: &Packet) -> Result<(), Reason> {
-        conntrack::create(self.skb, packet)
-    }
-
-    #[inline(always)]
-    fn remember(&mut self, packet: &Packet, flow: FlowState) -> Result<(), ()> {
-        if flow.by_lo == 1 {
-            delivery::set_seen(packet);
-        }
-        FLOWS.insert(packet.flow(), flow, u64::from(BPF_ANY)).map_err(|_| ())
-    }
-
-    #[inline(always)]
-    fn learn(&mut self, packet: &Packet) {
-        sockets::learn(self.skb, packet);
-    }
-
-    #[inline(always)]
-    fn opaque(&self, number: u64) -> u64 {
-        self.skb.opaque(number)
-    }
-
-    #[inline(always)]
-    fn forget(&mut self, packet: &Packet) {
-        // Most flows have no record.
-        let _ = FLOWS.remove(packet.flow());
-    }
 }

@@ -18,6 +18,7 @@
     reason = "a checked conversion costs a branch, and ends in a panic that no program has"
 )]
 
+mod action;
 mod bind;
 mod conntrack;
 mod counters;
@@ -25,6 +26,7 @@ mod delivery;
 mod getsockname;
 mod ingress;
 mod instructions;
+mod kernel;
 mod maps;
 mod skb;
 mod sockets;

@@ -6,7 +6,7 @@
 //! - [`fragments`]: the same for fragments without ports.
 //! - [`kfuncs`]: the conntrack functions that the program calls, and how the loader finds the calls.
 //!
-//! Nothing in here touches the kernel: the program (`ingress.rs`) implements [`packet::Frame`], [`verdict::Kernel`] and
+//! Nothing in here touches the kernel: the program (`kernel.rs`) implements [`packet::Frame`], [`verdict::Kernel`] and
 //! [`fragments::Datagrams`] over its context, the tests implement them over byte slices and a made-up world.
 #![no_std]
 

@@ -1,4 +1,4 @@
-//! Conntrack's entry of a flow.
+//! Conntrack's answer, and what its entry of a flow means.
 
 use crate::abi::Reason;
 use crate::packet::{Packet, Role};
@@ -25,6 +25,17 @@ pub mod tcp_state {
     pub const TIME_WAIT: u8 = 7;
     /// Reset, or past the last ACK. A new SYN restarts the flow.
     pub const CLOSE: u8 = 8;
+}
+
+/// An answer of conntrack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conntrack {
+    /// The flow has no entry.
+    Missing,
+    /// The flow has this entry.
+    Found(Entry),
+    /// The lookup itself failed.
+    Failed,
 }
 
 /// What conntrack knows about a flow.

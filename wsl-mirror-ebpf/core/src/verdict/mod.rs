@@ -1,108 +1,31 @@
 //! The verdict: one pure function, compiled into the program and into the host's tests.
 //!
 //! - [`decide`]: the order of the steps, and the first of them: what the conntrack entry says.
+//! - `kernel`: what the verdict asks of the kernel.
 //! - `entry`: what conntrack's entry of a flow means.
+//! - `listener`, `known_flow`: the socket that would receive a flow, and the flow's record.
 //! - `request`: what is left to the port's policy, and the policy itself.
 //! - `way`: the plain way, and delivery by `lo`.
+//! - `decision`: what becomes of a packet.
 
+mod decision;
 mod entry;
+mod kernel;
+mod known_flow;
+mod listener;
 mod request;
 mod way;
 
-pub use entry::{Entry, status, tcp_state};
+pub use decision::Decision;
+pub use entry::{Conntrack, Entry, status, tcp_state};
+pub use kernel::Kernel;
+pub use known_flow::KnownFlow;
+pub use listener::Listener;
 use request::{Admission, Answer, Request, admit};
 pub use way::Way;
 
-use crate::abi::{Carrier, FlowState, Policy, Reason};
+use crate::abi::{Carrier, FlowState, Reason};
 use crate::packet::{Packet, Role};
-
-/// An answer of conntrack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conntrack {
-    /// The flow has no entry.
-    Missing,
-    /// The flow has this entry.
-    Found(Entry),
-    /// The lookup itself failed.
-    Failed,
-}
-
-/// The socket that would receive a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// The policy of its owner (`OWNERS`).
-    pub owner: Policy,
-    /// Its flows are delivered by `lo`, since a rule was seen to eat the others.
-    pub by_lo: bool,
-}
-
-/// The record of a flow (`FLOWS`), as far as it can be trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KnownFlow {
-    /// Who carries the flow; `None` without a record.
-    pub carrier: Option<Carrier>,
-    /// The flow is delivered by `lo`.
-    pub by_lo: bool,
-    /// TCP sequence number of the first SYN, of a flow within Linux.
-    pub sequence: u32,
-}
-
-impl KnownFlow {
-    /// No record. Every field has a value: the verifier refuses a program that may read what was never written.
-    pub const NONE: Self = Self { carrier: None, by_lo: false, sequence: 0 };
-}
-
-/// What becomes of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// Why.
-    pub reason: Reason,
-    /// Whether the packet is delivered by `lo`.
-    pub by_lo: bool,
-}
-
-impl Decision {
-    /// The packet goes the plain way.
-    #[must_use]
-    #[inline(always)]
-    pub const fn plain(reason: Reason) -> Self {
-        Self { reason, by_lo: false }
-    }
-}
-
-/// What the program asks of the kernel and does to it. Each call may fail; none may hold anything on return.
-#[expect(clippy::result_unit_err, reason = "of a call that failed, the verdict needs to know only that")]
-pub trait Kernel {
-    /// Finds the packet's conntrack entry.
-    fn conntrack(&mut self, packet: &Packet) -> Conntrack;
-    /// Reads the record of the packet's flow.
-    fn known_flow(&mut self, packet: &Packet) -> KnownFlow;
-    /// The user's policy of the packet's destination port.
-    fn port_policy(&mut self, packet: &Packet) -> Policy;
-    /// The policy of ports that neither the user's nor an owner's policy covers.
-    fn default_policy(&mut self) -> Policy;
-    /// The socket that would receive a flow that this packet begins: for TCP one in LISTEN, for UDP a bound one.
-    fn listener(&mut self, packet: &Packet) -> Option<Listener>;
-    /// Whether a TCP socket with exactly this packet's addresses and ports exists.
-    fn has_connection(&mut self, packet: &Packet) -> bool;
-    /// Which ways there are to the packet's destination port.
-    fn way(&mut self, packet: &Packet) -> Way;
-    /// Removes the packet's conntrack entry if it still is of no use ([`Entry::replaceable`]).
-    fn expire(&mut self, packet: &Packet) -> Result<(), ()>;
-    /// Makes a conntrack entry for the flow whose destination NAT is already done, to where it goes anyway.
-    fn create(&mut self, packet: &Packet) -> Result<(), Reason>;
-    /// Records the packet's flow; for a flow that is delivered by `lo` also that its port has such flows.
-    fn remember(&mut self, packet: &Packet, flow: FlowState) -> Result<(), ()>;
-    /// Has the packet's listener remember that its flows are to be delivered by `lo`.
-    fn learn(&mut self, packet: &Packet);
-    /// Drops the record of the packet's flow.
-    fn forget(&mut self, packet: &Packet);
-    /// The same number, hidden from the kernel's verifier: else the verifier follows all later code once for each
-    /// value that it knows the number can have.
-    fn opaque(&self, number: u64) -> u64 {
-        number
-    }
-}
 
 /// Decides about a packet, and makes its flow's conntrack entry if it is to be steered.
 ///

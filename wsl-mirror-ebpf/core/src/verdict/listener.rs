@@ -1,0 +1,12 @@
+//! The listener of a flow.
+
+use crate::abi::Policy;
+
+/// The socket that would receive a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// The policy of its owner (`OWNERS`).
+    pub owner: Policy,
+    /// Its flows are delivered by `lo`, since a rule was seen to eat the others.
+    pub by_lo: bool,
+}
