@@ -9,9 +9,8 @@ use std::{
 };
 
 use crate::{
-    Machine, Rejected,
-    environment::is_inherited,
-    home,
+    candidates::{Candidates, Rejected},
+    environment::{home, is_inherited},
     version::{RustcVersion, Version},
 };
 
@@ -61,8 +60,9 @@ pub fn oldest() -> Version {
     Version::parse(env!("CARGO_PKG_RUST_VERSION")).unwrap_or(Version { major: 1, minor: 0 })
 }
 
-/// Fills in the compilers: the override alone if there is one, else rustup's toolchains, then `/usr`.
-pub(crate) fn read(machine: &mut Machine) {
+/// Looks for compilers: the override alone if there is one, else rustup's toolchains, then `/usr`.
+pub(crate) fn read() -> Candidates<Compiler> {
+    let mut found = Candidates::none();
     if let Some(cargo) = env::var_os(CARGO_OVERRIDE).filter(|value| !value.is_empty()) {
         let cargo = PathBuf::from(cargo);
         let rustc = cargo.with_file_name("rustc");
@@ -72,13 +72,13 @@ pub(crate) fn read(machine: &mut Machine) {
             Err(Rejected { path: cargo, reason: "is no file".to_owned() })
         };
         match probed {
-            Ok(compiler) => machine.compilers.push(compiler),
-            Err(rejected) => machine.rejected_compilers.push(Rejected {
+            Ok(compiler) => found.usable.push(compiler),
+            Err(rejected) => found.rejected.push(Rejected {
                 reason: format!("is named by {CARGO_OVERRIDE} and {}", rejected.reason),
                 ..rejected
             }),
         }
-        return;
+        return found;
     }
     let mut sysroots = rustup_toolchains();
     sysroots.sort_by_key(|path| rank(path.file_name().unwrap_or_default()));
@@ -90,11 +90,12 @@ pub(crate) fn read(machine: &mut Machine) {
     }
     for sysroot in sysroots {
         match look(&sysroot) {
-            Ok(compiler) => machine.compilers.push(compiler),
-            Err(rejected) if rejected.path.exists() => machine.rejected_compilers.push(rejected),
+            Ok(compiler) => found.usable.push(compiler),
+            Err(rejected) if rejected.path.exists() => found.rejected.push(rejected),
             Err(_) => {}
         }
     }
+    found
 }
 
 /// Toolchains that rustup knows, without asking it: the proxy takes longer than everything else here.

@@ -1,4 +1,6 @@
-//! What the inner cargo may inherit from the cargo that runs the build script.
+//! The environment: what the inner cargo may inherit from the cargo that runs the build script, and the user's home.
+
+use std::{env, path::PathBuf};
 
 /// Whether an environment variable is passed on to the inner cargo.
 ///
@@ -35,6 +37,11 @@ pub fn is_inherited(name: &str) -> bool {
     let of_cargo = name == "CARGO" || name.starts_with("CARGO_");
     let of_rust = ["RUSTC", "RUSTDOC", "RUSTUP_", "RUSTFLAGS", "CLIPPY_", "DEP_"];
     !of_cargo && !of_rust.iter().any(|prefix| name.starts_with(prefix)) && !BUILD_SCRIPT.contains(&name)
+}
+
+/// The user's home, or nothing: then nothing is looked for in it.
+pub(crate) fn home() -> Option<PathBuf> {
+    env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from)
 }
 
 #[cfg(test)]

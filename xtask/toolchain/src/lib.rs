@@ -7,13 +7,16 @@
 //! Reading the machine ([`Machine::read`]) and choosing from what was read ([`choose`]) are apart, so that
 //! the choice can be tested with machines that are not this one.
 
+mod candidates;
 mod compiler;
 mod environment;
 mod linker;
 mod version;
 
-use std::{env, ffi::OsString, fmt, path::PathBuf, process::Command};
+use std::{ffi::OsString, fmt, process::Command};
 
+use candidates::Candidates;
+pub use candidates::Rejected;
 pub use compiler::{CARGO_OVERRIDE, Compiler, oldest};
 pub use environment::is_inherited;
 pub use linker::{LINKER_OVERRIDE, LINKER_RELEASE, Linker, tools_dir};
@@ -87,20 +90,10 @@ impl Machine {
     /// Looks at the places named in the module documentation. Only compilers with sources of `core` are
     /// run, so that this takes milliseconds on a machine with many toolchains.
     pub fn read() -> Self {
-        let mut machine = Self::default();
-        compiler::read(&mut machine);
-        linker::read(&mut machine);
-        machine
+        let Candidates { usable: compilers, rejected: rejected_compilers } = compiler::read();
+        let Candidates { usable: linkers, rejected: rejected_linkers } = linker::read();
+        Self { compilers, rejected_compilers, linkers, rejected_linkers }
     }
-}
-
-/// Something that was looked at and cannot be used, with the reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejected {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Why it was not taken; completes the sentence "it …".
-    pub reason: String,
 }
 
 /// The first compiler, in order of preference, for which there is a linker.
@@ -176,13 +169,10 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// The user's home, or nothing: then nothing is looked for in it.
-fn home() -> Option<PathBuf> {
-    env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn compiler(name: &str, llvm: u32) -> Compiler {

@@ -8,7 +8,9 @@ use std::{
 };
 
 use crate::{
-    Compiler, Machine, Rejected, home,
+    candidates::{Candidates, Rejected},
+    compiler::Compiler,
+    environment::home,
     version::{Version, llvm_of_linker},
 };
 
@@ -57,18 +59,19 @@ pub(crate) fn install_command(llvm: u32) -> String {
     )
 }
 
-/// Fills in the linkers: the override alone if there is one, else ours, then `PATH`, then cargo's.
+/// Looks for linkers: the override alone if there is one, else ours, then `PATH`, then cargo's.
 ///
 /// Ours first, because `setup` only ever installed it when no other would do.
-pub(crate) fn read(machine: &mut Machine) {
+pub(crate) fn read() -> Candidates<Linker> {
+    let mut found = Candidates::none();
     if let Some(path) = env::var_os(LINKER_OVERRIDE).filter(|value| !value.is_empty()).map(PathBuf::from) {
         if is_executable(&path) {
-            machine.linkers.push(Linker { path, llvm: None });
+            found.usable.push(Linker { path, llvm: None });
         } else {
             let reason = format!("is named by {LINKER_OVERRIDE} and is no executable file");
-            machine.rejected_linkers.push(Rejected { path, reason });
+            found.rejected.push(Rejected { path, reason });
         }
-        return;
+        return found;
     }
     let ours = tools_dir().map(|tools| tools.join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
@@ -82,10 +85,11 @@ pub(crate) fn read(machine: &mut Machine) {
         }
         seen.push(path.clone());
         match probe(&path) {
-            Ok(llvm) => machine.linkers.push(Linker { path, llvm: Some(llvm) }),
-            Err(reason) => machine.rejected_linkers.push(Rejected { path, reason }),
+            Ok(llvm) => found.usable.push(Linker { path, llvm: Some(llvm) }),
+            Err(reason) => found.rejected.push(Rejected { path, reason }),
         }
     }
+    found
 }
 
 fn is_executable(path: &Path) -> bool {
