@@ -2,10 +2,10 @@
 
 mod bench;
 mod demo;
+mod output;
 mod shell;
 mod status;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::ExitCode;
 
@@ -34,15 +34,4 @@ fn main() -> ExitCode {
         eprintln!("xtask: {error:#}");
         ExitCode::Failed
     })
-}
-
-/// Writes to standard output; styles are left out unless that is a terminal that wants them. A reader that
-/// went away is no failure: the verdict is in the exit code.
-fn print(text: &str) -> Result<()> {
-    use std::io::Write as _;
-
-    match writeln!(anstream::stdout(), "{text}") {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => Ok(done?),
-    }
 }

@@ -8,7 +8,7 @@ use wsl_mirror_lab::{Container, Docker, DockerOptions, Lab, SCRATCH, Service};
 
 use xtask::{ExitCode, progress::step};
 
-use crate::print;
+use crate::output::print;
 
 /// Open a shell in the guest, with Docker and a published port
 #[derive(Args)]

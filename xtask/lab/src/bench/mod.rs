@@ -22,7 +22,7 @@ use xtask::{
     table::{self, Cell, GOOD, HEADING, WRONG},
 };
 
-use crate::print;
+use crate::output::print;
 
 /// Measure what wsl-mirror costs, and compare with the limits
 #[derive(Args)]

@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: who reaches whom without wsl-mirror, with it, with an exemption, and afterwards.
 
+mod outcome;
 mod probe;
 mod promise;
 
@@ -7,7 +8,8 @@ use std::{net::Ipv4Addr, time::Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use probe::{Outcome, call_all};
+use outcome::Outcome;
+use probe::call_all;
 use promise::{CALLS, Call, Promised, Stage, Target};
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, Service, loopback,
@@ -20,7 +22,7 @@ use xtask::{
     table::{self, BAD, Cell, GOOD, WRONG},
 };
 
-use crate::{print, status::Status};
+use crate::{output::print, status::Status};
 
 /// Show what wsl-mirror does, with a real Docker in a model of mirrored mode
 #[derive(Args)]

@@ -1,46 +1,13 @@
-//! One call, and what came of it.
+//! The calls, all at once.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Instant};
 
 use wsl_mirror_lab::{Lab, Running, loopback, tcp, udp};
 
-use super::promise::{CALLS, Call, Caller, Target};
-
-/// What came of a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// The right answer, and how long it took from the first packet on.
-    Answered(Duration),
-    /// Nothing, for longer than a retransmission takes.
-    Hung,
-    /// Nobody is there.
-    Refused,
-    /// Whatever else.
-    Other(String),
-}
-
-impl From<tcp::Failure> for Outcome {
-    fn from(failure: tcp::Failure) -> Self {
-        match failure {
-            tcp::Failure::ConnectTimedOut | tcp::Failure::Stalled { .. } => Self::Hung,
-            tcp::Failure::Refused => Self::Refused,
-            other => Self::Other(other.to_string()),
-        }
-    }
-}
-
-impl From<udp::Failure> for Outcome {
-    fn from(failure: udp::Failure) -> Self {
-        match failure {
-            udp::Failure::TimedOut => Self::Hung,
-            udp::Failure::Refused => Self::Refused,
-            other => Self::Other(other.to_string()),
-        }
-    }
-}
+use super::{
+    outcome::Outcome,
+    promise::{CALLS, Call, Caller, Target},
+};
 
 /// All calls at once: those that hang do so together.
 pub(super) fn call_all(lab: &Lab) -> Vec<Outcome> {

@@ -1,6 +1,6 @@
 //! What is promised: every call, and what shall come of it at every stage. The one place that says so.
 
-use super::probe::Outcome;
+use super::outcome::Outcome;
 
 /// What is done to the machine between two rounds of calls; the columns of the table, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
