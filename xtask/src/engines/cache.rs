@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use wsl_mirror_toolchain::tools_dir;
 
-use super::{Suite, recipe::recipe};
+use super::{recipe::recipe, suite::Suite};
 
 /// Names the folder.
 pub(crate) const OVERRIDE: &str = "WSL_MIRROR_ENGINES";

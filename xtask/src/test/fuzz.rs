@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Count, Group, Rerun, Verdict, filters, heading};
+use super::{
+    libtest::{Count, filters},
+    report::{Group, Verdict, heading},
+    rerun::Rerun,
+};
 use crate::build::cargo;
 
 /// Where the targets are, from the root of the repository.

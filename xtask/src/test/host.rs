@@ -5,7 +5,10 @@ use std::{
     time::Instant,
 };
 
-use super::{Group, Rerun, Verdict, heading};
+use super::{
+    report::{Group, Verdict, heading},
+    rerun::Rerun,
+};
 use crate::build::cargo;
 
 /// The packages whose tests need no root and touch nothing outside of their process.

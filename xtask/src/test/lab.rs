@@ -4,7 +4,12 @@ use std::{env, path::Path, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::{Extent, Group, Test, Verdict, heading, tests};
+use super::{
+    cargo_test::tests,
+    options::Test,
+    report::{Group, Verdict, heading},
+    suite::Extent,
+};
 use crate::{
     build::{self, cargo},
     dist, engines, vm,

@@ -1,23 +1,22 @@
 //! `cargo xtask test`: which suites run, one after the other, and what they came to.
 
+mod cargo_test;
 mod fuzz;
 mod host;
 mod lab;
 mod libtest;
+mod options;
 mod report;
 mod rerun;
 mod suite;
 
 use std::{
     env,
-    io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
-use clap::Args;
+use anyhow::{Result, bail};
 
 use crate::{
     build::{self, Profile},
@@ -27,42 +26,14 @@ use crate::{
     setup::{self, Needs, Outcome},
     vm::{self, Effort, Selection},
 };
+use cargo_test::tests;
 pub(crate) use libtest::{Count, Failure, Results, filters};
+pub(crate) use options::Test;
+use report::heading;
 pub(crate) use report::{Group, Verdict, conclude};
 pub(crate) use rerun::{Rerun, word};
 pub(crate) use suite::Extent;
 use suite::Suite;
-
-/// Run the tests: host, lab, engines and one virtual machine, or the suites that are named
-///
-/// The lab needs root, for network namespaces and BPF. A failing run ends with the failures, each with the command that
-/// runs it alone. Then come a table and a line of the form `N passed, N failed`. A group that broke before its tests
-/// could run counts as one failure.
-#[derive(Args)]
-pub(crate) struct Test {
-    /// What to run; without it host, lab, engines and vm
-    #[arg(value_name = "SUITE")]
-    suites: Vec<Suite>,
-    /// Every test of these suites; without a suite, of every suite
-    ///
-    /// The matrix of engines has every release of Docker and Podman then, in every way. They are Debian's packages, in
-    /// folders below `XDG_CACHE_HOME` or in the one that `WSL_MIRROR_ENGINES` names; mmdebstrap makes those that are
-    /// missing, some 40 seconds for each of three releases on two cores. And vm runs all of the lab's tests on 6.1 and
-    /// 6.12, as `cargo xtask vm` does.
-    #[arg(long)]
-    all: bool,
-    /// Many more rounds of what may go wrong once in a while
-    #[arg(long)]
-    soak: bool,
-    /// Write the matrix of engines into docs/engines.md
-    #[arg(long, requires = "all", conflicts_with = "filter")]
-    write: bool,
-    /// For the test binaries: a filter, `--exact`, `--nocapture`, `--ignored`
-    ///
-    /// With a filter, a run leaves out format and lints, and vm runs what the filter names instead of its usual tests.
-    #[arg(last = true)]
-    filter: Vec<String>,
-}
 
 impl Test {
     pub(crate) fn exec(self) -> Result<ExitCode> {
@@ -90,16 +61,6 @@ impl Test {
             }
         }
         Run { options: &self, extent, groups: Vec::new(), tables: Vec::new() }.all(&suites)
-    }
-
-    /// The command that repeats a suite of this run.
-    fn rerun(&self, suite: &str) -> Rerun {
-        let soak = if self.soak { " --soak" } else { "" };
-        Rerun::tests(&format!("cargo xtask test {suite}{soak}")).with(&self.filter)
-    }
-
-    fn has_filter(&self) -> bool {
-        !filters(&self.filter).is_empty()
     }
 }
 
@@ -208,34 +169,4 @@ impl Run<'_> {
             }
         }
     }
-}
-
-/// Runs tests with these arguments for their binaries, passes their output on, and counts.
-fn tests(name: &str, command: &mut Command, arguments: &[String], rerun: Rerun) -> Result<Group> {
-    let started = Instant::now();
-    // Without it, the first binary that fails hides the results of the others.
-    command.arg("--no-fail-fast");
-    if !arguments.is_empty() {
-        command.arg("--").args(arguments);
-    }
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("{name}: starting cargo test"))?;
-    let output = child.stdout.take().context("the tests' output is piped")?;
-    let results = libtest::stream(output, std::io::stdout())
-        .with_context(|| format!("{name}: reading the tests' output"))?;
-    let status = child.wait().with_context(|| format!("{name}: waiting for cargo test"))?;
-    Ok(Group {
-        count: results.count,
-        failures: results.failures,
-        ..Group::without_tests(name, Verdict::of(status.success()), started.elapsed(), rerun)
-    })
-}
-
-fn heading(name: &str) {
-    println!("\n=== {name} ===");
-    // Before the output of a child, which does not go through our buffer.
-    let _ = std::io::stdout().flush();
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt::{self, Write as _},
+    io::Write as _,
     time::Duration,
 };
 
@@ -87,6 +88,13 @@ impl fmt::Display for Verdict {
             Self::Findings => "findings",
         })
     }
+}
+
+/// Begins the output of a group.
+pub(super) fn heading(name: &str) {
+    println!("\n=== {name} ===");
+    // Before the output of a child, which does not go through our buffer.
+    let _ = std::io::stdout().flush();
 }
 
 /// Prints the end of a run, and returns its exit code: the failures with the commands that repeat them, the table of

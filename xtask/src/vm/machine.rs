@@ -10,10 +10,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::console;
 use crate::setup;
+
+/// Whether machines run on hosts like this one.
+pub(crate) fn possible() -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("virtual machines are made for x86_64 hosts only, and this is {}", std::env::consts::ARCH);
+    }
+    Ok(())
+}
 
 /// How a machine's CPUs are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

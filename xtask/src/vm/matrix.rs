@@ -1,6 +1,6 @@
 //! The results of all kernels as one table.
 
-use super::Kernel;
+use super::kernels::Kernel;
 use crate::{
     table,
     test::{Count, Group, Verdict},

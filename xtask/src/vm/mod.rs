@@ -23,12 +23,12 @@ use crate::{
     build::{self, Profile},
     exit_code::ExitCode,
     setup::{self, Needs, Outcome},
-    test,
+    test::conclude,
 };
 pub(crate) use choice::{Choice, MOST_DIFFERENT};
 pub(crate) use initramfs::quoted;
-use kernels::Kernel;
 pub(crate) use kernels::{Selection, get as kernels};
+pub(crate) use machine::possible;
 pub(crate) use matrix::matrix;
 pub(crate) use run::{Effort, SOAK, build_tests, run};
 
@@ -93,14 +93,6 @@ impl Vm {
         let effort = Effort { soak: self.soak, choice: Choice::All, arguments: &self.filter };
         let groups = run(&kernels, &built, &effort)?;
         print!("\n{}", matrix(&kernels, &groups));
-        Ok(test::conclude(&groups, &self.filter))
+        Ok(conclude(&groups, &self.filter))
     }
-}
-
-/// Whether machines run on hosts like this one.
-pub(crate) fn possible() -> Result<()> {
-    if std::env::consts::ARCH != "x86_64" {
-        bail!("virtual machines are made for x86_64 hosts only, and this is {}", std::env::consts::ARCH);
-    }
-    Ok(())
 }

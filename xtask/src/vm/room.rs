@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Kernel, initramfs,
-    machine::{self, Accelerator, End, Machine},
-    possible,
+    initramfs,
+    kernels::Kernel,
+    machine::{self, Accelerator, End, Machine, possible},
 };
 use crate::setup;
 

@@ -15,10 +15,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Kernel,
     choice::{self, Choice},
     initramfs::quoted,
-    kernels::Expectation,
+    kernels::{Expectation, Kernel},
     machine::{self, Accelerator, End},
     room::{Room, slowness},
 };

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, path::Path, process::Stdio};
 
 use anyhow::Result;
 
-use super::{Kernel, initramfs::quoted, machine::End, room::Room, run::environment};
+use super::{initramfs::quoted, kernels::Kernel, machine::End, room::Room, run::environment};
 
 /// Runs `program` in a machine, with this terminal as its own.
 pub(super) fn shell(kernel: &Kernel, product: &Path, program: &Path) -> Result<bool> {

@@ -13,22 +13,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Known, cache};
+use super::{cache, configuration::configuration, known::Known};
 use crate::{
     debian::{self, KEYRING},
     progress,
     setup::{self, Needs, Outcome},
 };
 
-const WSL_LIKE: &str = include_str!("wsl-like.config");
-const DEBUG: &str = include_str!("debug.config");
 const HINT: &str = "kernels are built from Debian's packages, so on a Debian machine; elsewhere, copy a cache of \
                     kernels and name it in WSL_MIRROR_KERNELS";
-
-/// The configuration of a kernel beyond `tinyconfig`.
-pub(super) fn configuration(known: &Known) -> String {
-    if known.debug { format!("{WSL_LIKE}\n{DEBUG}") } else { WSL_LIKE.to_owned() }
-}
 
 /// Builds the kernel into the cache, and returns where it is.
 ///
@@ -218,15 +211,5 @@ mod tests {
         let ours = "# why\nCONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=y\nCONFIG_E=n\n";
         let made = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=m\n";
         assert_eq!(unlike_ours(ours, made, |symbol| symbol != "D"), ["B=y", "C=n"]);
-    }
-
-    #[test]
-    fn the_configurations_set_no_symbol_twice() {
-        let text = format!("{WSL_LIKE}\n{DEBUG}");
-        let mut seen = HashSet::new();
-        for line in text.lines().filter(|line| line.starts_with("CONFIG_")) {
-            let (name, _) = line.split_once('=').unwrap_or_else(|| panic!("no value: {line}"));
-            assert!(seen.insert(name.to_owned()), "{name} twice");
-        }
     }
 }

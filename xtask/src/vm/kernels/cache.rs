@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use wsl_mirror_toolchain::tools_dir;
 
-use super::{KNOWN, Known, build};
+use super::{
+    configuration::configuration,
+    known::{KNOWN, Known},
+};
 
 /// Names the folder.
 const OVERRIDE: &str = "WSL_MIRROR_KERNELS";
@@ -48,7 +51,7 @@ pub(super) fn writable() -> Result<PathBuf> {
 
 /// The image of a kernel that the project knows, if xtask would build the same today.
 pub(super) fn find(known: &Known) -> Option<PathBuf> {
-    let configuration = build::configuration(known);
+    let configuration = configuration(known);
     folders().iter().find_map(|folder| {
         let image = folder.join(format!("{PREFIX}{}", known.name));
         (image.is_file() && is_current(&image, &configuration)).then_some(image)
