@@ -6,8 +6,9 @@ use wsl_mirror_toolchain::Version;
 
 use super::{
     host::Host,
-    plan::LINKER_LLVMS,
-    state::{Tool, program},
+    llvm::{LINKER_LLVMS, llvm_package},
+    needs::Tool,
+    programs::program,
 };
 
 /// Compilers, of which Debian has two sets: `rustc-web`, new enough to build browsers, in its stable
@@ -167,11 +168,6 @@ fn refusal(success: bool, said: &str, complained: &str) -> Option<String> {
     }
     let error = complained.lines().rev().find_map(|line| line.strip_prefix("E: "));
     (!success).then(|| format!("apt refuses it: {}", error.unwrap_or("nothing").trim_end_matches('.')))
-}
-
-/// The package that has the headers and libraries of an LLVM.
-pub(super) fn llvm_package(llvm: u32) -> String {
-    format!("llvm-{llvm}-dev")
 }
 
 #[cfg(test)]

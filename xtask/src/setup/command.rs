@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 
-use super::{Needs, Outcome};
+use super::{Outcome, needs::Needs};
 use crate::exit_code::ExitCode;
 
 /// Install what building and testing need, where that is possible

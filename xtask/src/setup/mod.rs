@@ -8,9 +8,13 @@
 
 mod apt;
 mod command;
+mod elf;
 mod host;
+mod llvm;
+mod needs;
 mod perform;
 mod plan;
+mod programs;
 mod state;
 mod unpacked;
 
@@ -19,27 +23,11 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 pub(crate) use command::Setup;
 use host::Host;
+pub(crate) use needs::Needs;
 use plan::{Plan, Step, plan};
+pub(crate) use programs::{busybox, environment, equip, program};
 use state::State;
-pub(crate) use state::{busybox, environment, equip, program};
 use wsl_mirror_toolchain::Toolchain;
-
-/// What a task needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Needs {
-    /// A toolchain for the object.
-    Build,
-    /// That, and the programs that the lab runs.
-    Lab,
-    /// That, and qemu.
-    Vm,
-    /// What fuzz targets are linked with.
-    Fuzz,
-    /// What puts other releases' engines into folders.
-    Engines,
-    /// A toolchain for C and what else the kernel's build runs.
-    Kernels,
-}
 
 /// How it came out.
 pub(crate) enum Outcome {

@@ -1,17 +1,16 @@
 //! From what is missing to what is done about it. Nothing here looks at the machine.
 
-use std::{fmt, ops::RangeInclusive};
+use std::fmt;
 
 use wsl_mirror_toolchain::{Compiler, LINKER_RELEASE, Missing, oldest};
 
 use super::{
-    apt::{Apt, OWN, WEB, llvm_package},
-    state::{BUSYBOX, State},
+    apt::{Apt, OWN, WEB},
+    llvm::{LINKER_LLVMS, llvm_package},
+    needs::BUSYBOX,
+    state::State,
     unpacked::{self, Package},
 };
-
-/// The LLVMs that our release of bpf-linker can be linked with; each is a feature of its crate.
-pub(super) const LINKER_LLVMS: RangeInclusive<u32> = 21..=23;
 
 /// One thing that setup does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,7 +233,7 @@ mod tests {
     use super::{
         super::{
             apt::Package,
-            state::{ENGINES, LAB, Tool},
+            needs::{ENGINES, LAB, Tool},
         },
         *,
     };

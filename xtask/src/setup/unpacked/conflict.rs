@@ -13,11 +13,14 @@ use super::{
     super::{
         apt::Apt,
         host::Host,
+        needs::{Tool, VM},
         perform::perform,
         plan::{Plan, Step, plan},
-        state::{State, Tool, VM, program},
+        programs::program,
+        state::State,
     },
-    PACKAGES, bins, of,
+    bins,
+    packages::{PACKAGES, of},
 };
 
 const QEMU: Tool = VM[0];

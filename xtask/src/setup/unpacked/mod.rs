@@ -5,151 +5,34 @@
 //! how the folder was made: another recipe makes it anew.
 
 mod make;
+mod packages;
+mod recipe;
 mod wrapper;
 
 #[cfg(test)]
 mod conflict;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use super::state::Tool;
+use super::needs::Tool;
 pub(super) use make::make;
-
-/// A package whose programs run out of a folder.
-///
-/// Not here are Docker, which consists of programs that call each other by their paths, compilers and headers.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Package {
-    pub(super) name: &'static str,
-    programs: &'static [Program],
-}
-
-/// How a program runs out of a folder. `{root}`, `{lib}` and `{bin}` stand for the folders of the files, of the
-/// architecture's libraries and of the wrappers.
-#[derive(Debug, PartialEq, Eq)]
-struct Program {
-    name: &'static str,
-    /// The file's name, where it is another.
-    file: Option<&'static str>,
-    /// Arguments in front of the user's.
-    arguments: &'static [&'static str],
-    environment: &'static [(&'static str, &'static str)],
-    /// Folders of libraries besides the usual.
-    libraries: &'static [&'static str],
-}
-
-impl Program {
-    const fn plain(name: &'static str) -> Self {
-        Self { name, file: None, arguments: &[], environment: &[], libraries: &[] }
-    }
-
-    /// One of the names of iptables' program. Its links are made by scripts that only an installation runs.
-    const fn iptables(name: &'static str, arguments: &'static [&'static str]) -> Self {
-        Self {
-            file: Some("xtables-nft-multi"),
-            arguments,
-            environment: &[("XTABLES_LIBDIR", "{lib}/xtables")],
-            ..Self::plain(name)
-        }
-    }
-}
-
-const M4: Program = Program::plain("m4");
-
-const PACKAGES: [Package; 16] = [
-    Package {
-        name: "qemu-system-x86",
-        programs: &[Program {
-            arguments: &[
-                "-L",
-                "{root}/usr/share/qemu",
-                "-L",
-                "{root}/usr/share/seabios",
-                "-L",
-                "{root}/usr/lib/ipxe/qemu",
-            ],
-            environment: &[("QEMU_MODULE_DIR", "{lib}/qemu")],
-            ..Program::plain("qemu-system-x86_64")
-        }],
-    },
-    Package { name: "busybox-static", programs: &[Program::plain("busybox")] },
-    Package {
-        name: "iptables",
-        programs: &[
-            Program::iptables("iptables", &["iptables"]),
-            Program::iptables("iptables-save", &["iptables-save"]),
-            Program::iptables("iptables-restore", &["iptables-restore"]),
-            Program::iptables("ip6tables", &["ip6tables"]),
-            Program::iptables("ip6tables-save", &["ip6tables-save"]),
-            Program::iptables("ip6tables-restore", &["ip6tables-restore"]),
-        ],
-    },
-    Package { name: "nftables", programs: &[Program::plain("nft")] },
-    Package { name: "conntrack", programs: &[Program::plain("conntrack")] },
-    Package { name: "bpftool", programs: &[Program::plain("bpftool")] },
-    Package { name: "strace", programs: &[Program::plain("strace")] },
-    Package {
-        name: "iproute2",
-        programs: &[
-            Program::plain("ip"),
-            Program { environment: &[("TC_LIB_DIR", "{root}/usr/lib/tc")], ..Program::plain("tc") },
-        ],
-    },
-    Package { name: "procps", programs: &[Program::plain("sysctl")] },
-    Package { name: "mmdebstrap", programs: &[Program::plain("mmdebstrap")] },
-    Package { name: "make", programs: &[Program::plain("make")] },
-    Package {
-        name: "flex",
-        programs: &[Program { environment: &[("M4", "{bin}/m4")], ..Program::plain("flex") }, M4],
-    },
-    Package {
-        name: "bison",
-        programs: &[
-            Program {
-                environment: &[("M4", "{bin}/m4"), ("BISON_PKGDATADIR", "{root}/usr/share/bison")],
-                ..Program::plain("bison")
-            },
-            M4,
-        ],
-    },
-    Package { name: "bc", programs: &[Program::plain("bc")] },
-    Package { name: "xz-utils", programs: &[Program::plain("xz")] },
-    Package { name: "dwarves", programs: &[Program::plain("pahole")] },
-];
-
-/// The package of this name, if its programs run out of a folder.
-pub(super) fn of(name: &str) -> Option<&'static Package> {
-    PACKAGES.iter().find(|package| package.name == name)
-}
+use packages::PACKAGES;
+pub(super) use packages::{Package, of};
+use recipe::is_current;
 
 /// The folders of wrappers that are there and made as this set-up makes them.
 pub(super) fn bins(folder: &Path) -> Vec<PathBuf> {
-    let current = PACKAGES.iter().filter(|package| package.is_current(folder));
+    let current = PACKAGES.iter().filter(|package| is_current(package, folder));
     current.map(|package| folder.join(package.name).join("bin")).collect()
 }
 
 /// The programs in these folders, of packages that bring a tool.
 pub(super) fn programs(folder: &Path, tools: &[Tool]) -> Vec<PathBuf> {
     let packages = PACKAGES.iter().filter(|package| {
-        tools.iter().any(|tool| tool.package == package.name) && package.is_current(folder)
+        tools.iter().any(|tool| tool.package == package.name) && is_current(package, folder)
     });
     let programs = packages.flat_map(|package| {
         package.programs.iter().map(|program| folder.join(package.name).join("bin").join(program.name))
     });
     programs.collect()
-}
-
-impl Package {
-    /// All that the folder's content depends on besides the day.
-    fn recipe(&self, folder: &Path) -> String {
-        format!("{}\n{self:?}\n{}\n{}", folder.display(), make::UNPACK, wrapper::FORMAT)
-    }
-
-    fn is_current(&self, folder: &Path) -> bool {
-        let made = fs::read_to_string(folder.join(self.name).join("recipe"));
-        made.is_ok_and(|made| made == self.recipe(folder))
-    }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{super::state::is_static, Program};
+use super::{super::elf::is_static, packages::Program};
 
 /// Part of the recipe: to be counted up when wrappers are written in another way.
 pub(super) const FORMAT: u32 = 1;

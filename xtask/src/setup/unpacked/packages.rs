@@ -1,0 +1,108 @@
+//! The packages whose programs run out of folders, and how these programs do.
+
+/// A package whose programs run out of a folder.
+///
+/// Not here are Docker, which consists of programs that call each other by their paths, compilers and headers.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Package {
+    pub(crate) name: &'static str,
+    pub(super) programs: &'static [Program],
+}
+
+/// How a program runs out of a folder. `{root}`, `{lib}` and `{bin}` stand for the folders of the files, of the
+/// architecture's libraries and of the wrappers.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    pub(super) name: &'static str,
+    /// The file's name, where it is another.
+    pub(super) file: Option<&'static str>,
+    /// Arguments in front of the user's.
+    pub(super) arguments: &'static [&'static str],
+    pub(super) environment: &'static [(&'static str, &'static str)],
+    /// Folders of libraries besides the usual.
+    pub(super) libraries: &'static [&'static str],
+}
+
+impl Program {
+    const fn plain(name: &'static str) -> Self {
+        Self { name, file: None, arguments: &[], environment: &[], libraries: &[] }
+    }
+
+    /// One of the names of iptables' program. Its links are made by scripts that only an installation runs.
+    const fn iptables(name: &'static str, arguments: &'static [&'static str]) -> Self {
+        Self {
+            file: Some("xtables-nft-multi"),
+            arguments,
+            environment: &[("XTABLES_LIBDIR", "{lib}/xtables")],
+            ..Self::plain(name)
+        }
+    }
+}
+
+const M4: Program = Program::plain("m4");
+
+pub(super) const PACKAGES: [Package; 16] = [
+    Package {
+        name: "qemu-system-x86",
+        programs: &[Program {
+            arguments: &[
+                "-L",
+                "{root}/usr/share/qemu",
+                "-L",
+                "{root}/usr/share/seabios",
+                "-L",
+                "{root}/usr/lib/ipxe/qemu",
+            ],
+            environment: &[("QEMU_MODULE_DIR", "{lib}/qemu")],
+            ..Program::plain("qemu-system-x86_64")
+        }],
+    },
+    Package { name: "busybox-static", programs: &[Program::plain("busybox")] },
+    Package {
+        name: "iptables",
+        programs: &[
+            Program::iptables("iptables", &["iptables"]),
+            Program::iptables("iptables-save", &["iptables-save"]),
+            Program::iptables("iptables-restore", &["iptables-restore"]),
+            Program::iptables("ip6tables", &["ip6tables"]),
+            Program::iptables("ip6tables-save", &["ip6tables-save"]),
+            Program::iptables("ip6tables-restore", &["ip6tables-restore"]),
+        ],
+    },
+    Package { name: "nftables", programs: &[Program::plain("nft")] },
+    Package { name: "conntrack", programs: &[Program::plain("conntrack")] },
+    Package { name: "bpftool", programs: &[Program::plain("bpftool")] },
+    Package { name: "strace", programs: &[Program::plain("strace")] },
+    Package {
+        name: "iproute2",
+        programs: &[
+            Program::plain("ip"),
+            Program { environment: &[("TC_LIB_DIR", "{root}/usr/lib/tc")], ..Program::plain("tc") },
+        ],
+    },
+    Package { name: "procps", programs: &[Program::plain("sysctl")] },
+    Package { name: "mmdebstrap", programs: &[Program::plain("mmdebstrap")] },
+    Package { name: "make", programs: &[Program::plain("make")] },
+    Package {
+        name: "flex",
+        programs: &[Program { environment: &[("M4", "{bin}/m4")], ..Program::plain("flex") }, M4],
+    },
+    Package {
+        name: "bison",
+        programs: &[
+            Program {
+                environment: &[("M4", "{bin}/m4"), ("BISON_PKGDATADIR", "{root}/usr/share/bison")],
+                ..Program::plain("bison")
+            },
+            M4,
+        ],
+    },
+    Package { name: "bc", programs: &[Program::plain("bc")] },
+    Package { name: "xz-utils", programs: &[Program::plain("xz")] },
+    Package { name: "dwarves", programs: &[Program::plain("pahole")] },
+];
+
+/// The package of this name, if its programs run out of a folder.
+pub(crate) fn of(name: &str) -> Option<&'static Package> {
+    PACKAGES.iter().find(|package| package.name == name)
+}
