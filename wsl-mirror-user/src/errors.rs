@@ -24,6 +24,20 @@ impl Errors {
         self.0.is_empty()
     }
 
+    /// How many steps failed.
+    pub const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The first error in words, and how many more there are; for failures that are no reason to stop.
+    pub fn first(&self) -> Option<String> {
+        let first = self.0.first()?;
+        Some(match self.len() - 1 {
+            0 => format!("{first:#}"),
+            others => format!("{first:#} (and {others} more like that)"),
+        })
+    }
+
     /// Fails if a step failed. A single error stands for itself; several share the first one's exit code and a headline:
     /// `failed` completes "3 things …".
     pub fn into_result(mut self, failed: &str) -> Result<()> {

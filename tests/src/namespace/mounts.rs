@@ -1,9 +1,11 @@
 //! The guest's mounts: what a WSL distribution has to itself, and a place for everything that shall vanish.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     os::unix::fs::{PermissionsExt as _, symlink},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
@@ -58,15 +60,15 @@ impl Mounts {
         for directory in ["/etc", "/var"] {
             overlay(directory)?;
         }
-        let unpacked = env::var_os(UNPACKED).unwrap_or_default();
+        let unpacked = unpacked(&env::var_os(UNPACKED).unwrap_or_default());
         if self.wslinfo || !unpacked.is_empty() {
             overlay("/usr")?;
         }
         if self.wslinfo {
             install_helper(Path::new("/usr/bin/wslinfo"))?;
         }
-        for program in env::split_paths(&unpacked) {
-            link_into_usr_bin(&program)?;
+        for program in &unpacked {
+            link_into_usr_bin(program)?;
         }
         Ok(())
     }
@@ -101,6 +103,11 @@ pub(crate) fn install_helper(path: &Path) -> Result<()> {
         .with_context(|| format!("writing {}", path.display()))
 }
 
+/// The programs of a list. An empty list, which `split_paths` takes for one empty path, has none.
+fn unpacked(list: &OsStr) -> Vec<PathBuf> {
+    env::split_paths(list).filter(|path| !path.as_os_str().is_empty()).collect()
+}
+
 /// A busybox of that name is dynamic, or it would not have been unpacked.
 fn link_into_usr_bin(program: &Path) -> Result<()> {
     let name = program.file_name().context("an unpacked program without a name")?;
@@ -125,4 +132,15 @@ fn overlay(directory: &str) -> Result<()> {
     let options = std::ffi::CString::new(options).context("a path with a NUL byte")?;
     mount("overlay", directory, "overlay", MountFlags::empty(), Some(options.as_c_str()))
         .with_context(|| format!("mounting an overlay on {directory}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_list_has_no_unpacked_programs() {
+        assert!(unpacked(OsStr::new("")).is_empty());
+        assert_eq!(unpacked(OsStr::new("/cache/nft:/cache/iptables")).len(), 2);
+    }
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use wsl_mirror_core::abi::{Owner, OwnerPolicy};
 
 use super::maps::SocketOwners;
+use crate::errors::Errors;
 use crate::host::sockets::{self, Holder};
 
 /// Tags the listeners that carry no tag yet. The programs on the cgroup are attached by now: they tag sockets that are bound
@@ -18,31 +19,31 @@ pub fn tag_sockets(
     owners: &BTreeMap<Owner, OwnerPolicy>,
     known: &mut HashSet<u32>,
 ) -> Option<String> {
-    let (served, mut failures) = sockets::served();
+    let (served, unread) = sockets::served();
+    let mut failures = Errors::default();
+    failures.extend(unread);
     let now: HashSet<u32> = served.into_iter().map(|socket| socket.inode).collect();
     known.retain(|inode| now.contains(inode));
     let holders = sockets::holders(&now.difference(known).copied().collect());
-    failures.extend(tag_new(holders, known, |inode, holders| {
+    tag_new(holders, known, &mut failures, |inode, holders| {
         let Some(server) = sockets::server(holders, owners) else { return Ok(false) };
         let Some(socket) = sockets::borrow(server, inode)? else { return Ok(false) };
         map.tag_if_new(&socket, server.owner)?;
         Ok(true)
-    }));
-    untagged_note(&failures)
+    });
+    let first = failures.first()?;
+    Some(format!("of some sockets it is not known who serves them, until they are bound again: {first}"))
 }
 
-/// Tags the listeners whose holders were found, and gives the failures. Only listeners with a tag become known: the next
+/// Tags the listeners whose holders were found, and adds the failures. Only listeners with a tag become known: the next
 /// call tries the others again.
 fn tag_new(
     holders: Result<HashMap<u32, Vec<Holder>>>,
     known: &mut HashSet<u32>,
+    failures: &mut Errors,
     mut tag: impl FnMut(u32, &[Holder]) -> Result<bool>,
-) -> Vec<anyhow::Error> {
-    let holders = match holders {
-        Ok(holders) => holders,
-        Err(error) => return vec![error],
-    };
-    let mut failures = Vec::new();
+) {
+    let Some(holders) = failures.keep(holders) else { return };
     // In order, so that the same failures give the same note.
     for (inode, holders) in BTreeMap::from_iter(holders) {
         match tag(inode, &holders) {
@@ -51,18 +52,6 @@ fn tag_new(
             Err(error) => failures.push(error),
         }
     }
-    failures
-}
-
-fn untagged_note(failures: &[anyhow::Error]) -> Option<String> {
-    let first = failures.first()?;
-    let others = match failures.len() - 1 {
-        0 => String::new(),
-        others => format!(" (and {others} more like that)"),
-    };
-    Some(format!(
-        "of some sockets it is not known who serves them, until they are bound again: {first:#}{others}"
-    ))
 }
 
 #[cfg(test)]
@@ -74,14 +63,16 @@ mod tests {
         let holder = Holder { pid: 1, fd: 3, started: 1, owner: Owner::new(b"proxy", 0) };
         let all = || Ok([1, 2, 3].map(|inode| (inode, vec![holder.clone()])).into());
         let mut known = HashSet::from([9]);
-        let failures = tag_new(all(), &mut known, |inode, _| match inode {
+        let mut failures = Errors::default();
+        tag_new(all(), &mut known, &mut failures, |inode, _| match inode {
             1 => Ok(true),
             2 => Ok(false),
             _ => anyhow::bail!("not allowed"),
         });
         assert_eq!(failures.len(), 1);
         assert_eq!(known, HashSet::from([1, 9]), "its holder let go of 2, and 3 could not be borrowed");
-        let failures = tag_new(Err(anyhow::anyhow!("no /proc")), &mut known, |_, _| Ok(true));
+        let mut failures = Errors::default();
+        tag_new(Err(anyhow::anyhow!("no /proc")), &mut known, &mut failures, |_, _| Ok(true));
         assert_eq!((failures.len(), known.len()), (1, 2), "nobody could be found");
     }
 }

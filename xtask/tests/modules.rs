@@ -1,7 +1,8 @@
-//! No circle among the product's files, and no import that runs upwards.
+//! No circle among the files of a crate, and in the product no import that runs upwards.
 //!
-//! An import is a path that leads from one file to another: in a `use`, in an expression, in a macro's arguments. A
-//! parent that only declares `mod child;` imports nothing. Code below `#[cfg(test)]` is left out.
+//! An import is a path that leads from one file to another: in a `use`, in an expression, in a macro's arguments. It
+//! leads to the file that defines the item, past `pub use`. A parent that declares `mod child;` or only re-exports what
+//! a child defines imports nothing. Code below `#[cfg(test)]` is left out.
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it fails")]
 
@@ -12,7 +13,22 @@ use std::{fmt, fs};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, UseTree};
 
-/// Files and folders of `src`, the lowest layer first. A file imports from its own layer and from those below.
+/// The product, from the root of the repository.
+const PRODUCT: &str = "wsl-mirror-user";
+
+/// The other crates, likewise.
+const OTHERS: [&str; 7] = [
+    "tests",
+    "tests/packets",
+    "wsl-mirror-ebpf",
+    "wsl-mirror-ebpf/core",
+    "xtask",
+    "xtask/lab",
+    "xtask/toolchain",
+];
+
+/// Files and folders of the product's `src`, the lowest layer first. A file imports from its own layer and from those
+/// below.
 const LAYERS: [&[&str]; 7] = [
     &["errors", "exit", "notes", "output", "policy", "wait"],
     &["host"],
@@ -56,19 +72,29 @@ impl Graph {
     fn of(files: &BTreeMap<PathBuf, String>) -> Self {
         let modules: BTreeMap<ModulePath, PathBuf> =
             files.keys().map(|file| (module_path(file), file.clone())).collect();
+        let parsed: BTreeMap<&PathBuf, syn::File> = files
+            .iter()
+            .map(|(file, text)| {
+                let syntax =
+                    syn::parse_file(text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+                (file, syntax)
+            })
+            .collect();
+        let names: BTreeMap<ModulePath, Names> =
+            parsed.iter().map(|(file, syntax)| (module_path(file), Names::of(syntax))).collect();
         let mut graph = Self::default();
-        for (file, text) in files {
-            let syntax = syn::parse_file(text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-            let mut imports = Imports::new(module_path(file), &modules);
-            imports.visit_file(&syntax);
-            imports.found.remove(file);
-            graph.0.insert(file.clone(), imports.found);
+        for (file, syntax) in &parsed {
+            let mut imports = Imports::new(module_path(file), &modules, &names);
+            imports.visit_file(syntax);
+            imports.found.remove(*file);
+            graph.0.insert((*file).clone(), imports.found);
         }
         graph
     }
 
+    /// Circles, and what disagrees with [`LAYERS`].
     fn faults(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
+        let mut faults: Vec<_> = self.circles().into_iter().map(Fault::Circle).collect();
         for (from, imports) in &self.0 {
             let Some(rank) = layer(from) else {
                 faults.push(Fault::NoLayer(from.clone()));
@@ -77,7 +103,6 @@ impl Graph {
             let upward = imports.iter().filter(|to| layer(to).is_some_and(|other| other > rank));
             faults.extend(upward.map(|to| Fault::Upward { from: from.clone(), to: to.clone() }));
         }
-        faults.extend(self.circles().into_iter().map(Fault::Circle));
         faults
     }
 
@@ -135,22 +160,83 @@ fn module_path(file: &Path) -> ModulePath {
     path
 }
 
+/// The names that a file gives to others.
+#[derive(Debug, Default)]
+struct Names {
+    defined: BTreeSet<String>,
+    /// By name, the path that it is re-exported from.
+    reexported: BTreeMap<String, Vec<String>>,
+    /// Paths of which everything is re-exported.
+    globs: Vec<Vec<String>>,
+}
+
+impl Names {
+    fn of(file: &syn::File) -> Self {
+        let mut names = Self::default();
+        for item in &file.items {
+            match item {
+                Item::Const(item) => drop(names.defined.insert(item.ident.to_string())),
+                Item::Enum(item) => drop(names.defined.insert(item.ident.to_string())),
+                Item::Fn(item) => drop(names.defined.insert(item.sig.ident.to_string())),
+                Item::Static(item) => drop(names.defined.insert(item.ident.to_string())),
+                Item::Struct(item) => drop(names.defined.insert(item.ident.to_string())),
+                Item::Trait(item) => drop(names.defined.insert(item.ident.to_string())),
+                Item::Type(item) => drop(names.defined.insert(item.ident.to_string())),
+                Item::Use(item) if is_reexport(item) => names.reexport(&[], &item.tree),
+                // What a macro defines is not known.
+                _ => {}
+            }
+        }
+        names
+    }
+
+    fn reexport(&mut self, before: &[String], tree: &UseTree) {
+        let longer = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        match tree {
+            UseTree::Path(part) => self.reexport(&longer(&part.ident), &part.tree),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| self.reexport(before, tree)),
+            UseTree::Glob(_) => self.globs.push(before.to_vec()),
+            UseTree::Name(name) => {
+                self.reexported.insert(name.ident.to_string(), longer(&name.ident));
+            }
+            UseTree::Rename(name) => {
+                self.reexported.insert(name.rename.to_string(), longer(&name.ident));
+            }
+        }
+    }
+}
+
+fn is_reexport(item: &syn::ItemUse) -> bool {
+    !matches!(item.vis, syn::Visibility::Inherited)
+}
+
 /// Finds the files that one file imports from.
 struct Imports<'a> {
     /// The module that is being visited: the file's, or one inside it.
     module: ModulePath,
     modules: &'a BTreeMap<ModulePath, PathBuf>,
+    names: &'a BTreeMap<ModulePath, Names>,
     found: BTreeSet<PathBuf>,
 }
 
 impl<'a> Imports<'a> {
-    const fn new(module: ModulePath, modules: &'a BTreeMap<ModulePath, PathBuf>) -> Self {
-        Self { module, modules, found: BTreeSet::new() }
+    const fn new(
+        module: ModulePath,
+        modules: &'a BTreeMap<ModulePath, PathBuf>,
+        names: &'a BTreeMap<ModulePath, Names>,
+    ) -> Self {
+        Self { module, modules, names, found: BTreeSet::new() }
     }
 
     fn add(&mut self, segments: &[String]) {
-        let Some((first, rest)) = segments.split_first() else { return };
-        let mut path = self.module.clone();
+        let file = self.definition(&self.module, segments);
+        self.found.extend(file.and_then(|path| self.modules.get(&path)).cloned());
+    }
+
+    /// The module of the file that defines what a path means in `module`; nothing if that is no file of the crate.
+    fn definition(&self, module: &ModulePath, segments: &[String]) -> Option<ModulePath> {
+        let (first, rest) = segments.split_first()?;
+        let mut path = module.clone();
         let mut rest = rest;
         match first.as_str() {
             "crate" => path.clear(),
@@ -168,16 +254,26 @@ impl<'a> Imports<'a> {
                 path.push(child.to_owned());
                 if !self.modules.contains_key(&path) {
                     // An item, or another crate.
-                    return;
+                    return None;
                 }
             }
         }
         path.extend(rest.iter().cloned());
         // The longest beginning that is a file; behind that come items, or modules inside the file.
+        let mut item = None;
         while !self.modules.contains_key(&path) && !path.is_empty() {
-            path.pop();
+            item = path.pop();
         }
-        self.found.extend(self.modules.get(&path).cloned());
+        let names = self.names.get(&path)?;
+        let Some(item) = item.filter(|item| !names.defined.contains(item)) else { return Some(path) };
+        if let Some(from) = names.reexported.get(&item) {
+            return self.definition(&path, from);
+        }
+        let from_glob = names.globs.iter().find_map(|glob| {
+            let target = self.definition(&path, glob)?;
+            self.names.get(&target)?.defined.contains(&item).then_some(target)
+        });
+        Some(from_glob.unwrap_or(path))
     }
 
     fn add_tree(&mut self, before: &[String], tree: &UseTree) {
@@ -231,7 +327,9 @@ impl<'ast> Visit<'ast> for Imports<'_> {
     }
 
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
-        self.add_tree(&[], &item.tree);
+        if !is_reexport(item) {
+            self.add_tree(&[], &item.tree);
+        }
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
@@ -254,9 +352,9 @@ impl<'ast> Visit<'ast> for Imports<'_> {
     }
 }
 
-/// The files of `src`, without those that are modules of tests.
-fn sources() -> BTreeMap<PathBuf, String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+/// The files of a crate's `src`, without those that are modules of tests.
+fn sources(package: &str) -> BTreeMap<PathBuf, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(package).join("src");
     let mut files = BTreeMap::new();
     let mut folders = vec![source.clone()];
     while let Some(folder) = folders.pop() {
@@ -268,27 +366,42 @@ fn sources() -> BTreeMap<PathBuf, String> {
                 && !path.ends_with("tests.rs")
             {
                 let below = path.strip_prefix(&source).unwrap().to_owned();
-                // It says only `wsl_mirror::main()`.
-                if below != Path::new("main.rs") {
-                    files.insert(below, fs::read_to_string(&path).unwrap());
-                }
+                files.insert(below, fs::read_to_string(&path).unwrap());
             }
         }
+    }
+    // Beside a library, the program only calls it.
+    if files.contains_key(Path::new("lib.rs")) {
+        files.remove(Path::new("main.rs"));
     }
     files
 }
 
+fn lines(faults: &[Fault]) -> Vec<String> {
+    faults.iter().map(ToString::to_string).collect()
+}
+
 #[test]
-fn imports_run_downwards_and_in_no_circle() {
-    let files = sources();
+fn the_products_imports_run_downwards_and_in_no_circle() {
+    let files = sources(PRODUCT);
     assert!(files.len() > 50, "only {} files", files.len());
-    let faults: Vec<_> = Graph::of(&files).faults().iter().map(ToString::to_string).collect();
+    let faults = lines(&Graph::of(&files).faults());
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn no_other_crate_has_a_circle_among_its_files() {
+    let mut found = Vec::new();
+    for package in OTHERS {
+        let circles: Vec<_> = Graph::of(&sources(package)).circles().into_iter().map(Fault::Circle).collect();
+        found.extend(lines(&circles).into_iter().map(|circle| format!("{package}: {circle}")));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 fn faults(files: &[(&str, &str)]) -> Vec<String> {
     let files = files.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect();
-    Graph::of(&files).faults().iter().map(ToString::to_string).collect()
+    lines(&Graph::of(&files).faults())
 }
 
 #[test]
@@ -313,6 +426,17 @@ fn a_child_that_uses_the_parent_that_uses_it_is_a_circle() {
     assert_eq!(found, ["circle: host/child.rs -> host/mod.rs -> host/child.rs"]);
     let declares = "mod child; pub struct Shared;";
     assert!(faults(&[("host/mod.rs", declares), ("host/child.rs", "use super::Shared;")]).is_empty());
+}
+
+#[test]
+fn a_reexport_leads_to_the_file_that_defines_the_item() {
+    let facade = [("host/mod.rs", "pub use a::{f as g};"), ("host/a.rs", "pub fn f() {}")];
+    let user = ("host/b.rs", "use super::g;");
+    assert!(faults(&[facade[0], facade[1], user]).is_empty());
+    let circle = [facade[0], ("host/a.rs", "pub fn f() { super::b::h() }"), user];
+    assert_eq!(faults(&circle), ["circle: host/a.rs -> host/b.rs -> host/a.rs"]);
+    let glob = [("host/mod.rs", "pub use a::*;"), circle[1], ("host/b.rs", "use super::f;")];
+    assert_eq!(faults(&glob), ["circle: host/a.rs -> host/b.rs -> host/a.rs"]);
 }
 
 #[test]
