@@ -41,6 +41,8 @@ pub(super) fn perform(host: &Host, step: &Step) -> Result<()> {
                 "toolchain",
                 "install",
                 "nightly",
+                // rustup itself stays in the user's version.
+                "--no-self-update",
                 "--profile",
                 "minimal",
                 "--component",
