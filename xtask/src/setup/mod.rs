@@ -21,6 +21,7 @@ mod unpacked;
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
+use apt::Lists;
 pub(crate) use command::Setup;
 use host::Host;
 pub(crate) use needs::Needs;
@@ -46,10 +47,10 @@ const ROUNDS: usize = 6;
 /// When a step fails. What cannot be installed from here is no error but [`Outcome::Missing`].
 pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
     let host = Host::this();
-    let mut apt_updated = false;
+    let mut lists = Lists::Found;
     let mut done: Vec<Step> = Vec::new();
     for _ in 0..ROUNDS {
-        let state = State::read(&host, needs, apt_updated);
+        let state = State::read(&host, needs, lists);
         if let (Ok(toolchain), []) = (&state.toolchain, &*state.missing_tools) {
             return Ok(Outcome::Ready(Box::new(toolchain.clone())));
         }
@@ -67,16 +68,17 @@ pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
             match perform::perform(&host, &step) {
                 Ok(()) => {}
                 // The lists of packages may be older than what the mirror has.
-                Err(error) if matches!(step, Step::Install { .. }) && !apt_updated => {
+                Err(error) if matches!(step, Step::Install { .. }) && lists == Lists::Found => {
                     eprintln!("setup: {error:#}\nsetup: trying again with new package lists");
-                    apt_updated = true;
+                    lists = Lists::Updated;
                     perform::perform(&host, &Step::UpdateLists)?;
                     break;
                 }
                 Err(error) => return Err(error),
             }
-            apt_updated |= step == Step::UpdateLists;
-            if step != Step::UpdateLists {
+            if step == Step::UpdateLists {
+                lists = Lists::Updated;
+            } else {
                 done.push(step);
             }
         }
@@ -86,7 +88,7 @@ pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
 
 /// What would be done, in words.
 pub(crate) fn describe(needs: Needs) -> String {
-    let state = State::read(&Host::this(), needs, false);
+    let state = State::read(&Host::this(), needs, Lists::Found);
     let Plan { steps, by_hand } = plan(&state);
     if steps.is_empty() && by_hand.is_empty() {
         return "Nothing is missing.\n".to_owned();

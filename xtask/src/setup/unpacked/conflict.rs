@@ -11,7 +11,7 @@ use wsl_mirror_toolchain::{Compiler, Linker, Toolchain, Version};
 
 use super::{
     super::{
-        apt::Apt,
+        apt::{Apt, Lists},
         host::Host,
         needs::{Tool, VM},
         perform::perform,
@@ -109,7 +109,7 @@ impl Machine {
     }
 
     /// What set-up finds here while these tools are missing.
-    fn state(&self, missing: &[Tool], updated: bool) -> State {
+    fn state(&self, missing: &[Tool], lists: Lists) -> State {
         let compiler = Compiler {
             cargo: "/usr/bin/cargo".into(),
             rustc: "/usr/bin/rustc".into(),
@@ -117,11 +117,12 @@ impl Machine {
             llvm: Version { major: 22, minor: 1 },
         };
         let linker = Linker { path: "/bpf-linker".into(), llvm: None };
+        let toolchain = Ok(Toolchain { compiler, linker });
         State {
-            toolchain: Ok(Toolchain { compiler, linker }),
+            apt: Apt::read(&self.host, &toolchain, missing, lists),
+            toolchain,
             missing_tools: missing.to_vec(),
             root: true,
-            apt: Apt::read(&self.host, missing, updated),
             rustup: false,
             binstall: false,
             llvm_dev: Vec::new(),
@@ -164,11 +165,11 @@ fn qemu_is_unpacked_beside_a_conflicting_package() {
     machine.archive_qemu();
     let status = fs::read(machine.folder.join("status")).unwrap();
 
-    let steps = plan(&machine.state(&[QEMU], false)).steps;
+    let steps = plan(&machine.state(&[QEMU], Lists::Found)).steps;
     assert_eq!(steps, [Step::UpdateLists], "apt has no lists yet");
     perform(&machine.host, &steps[0]).unwrap();
 
-    let steps = plan(&machine.state(&[QEMU], true)).steps;
+    let steps = plan(&machine.state(&[QEMU], Lists::Updated)).steps;
     let [Step::Unpack { package, .. }] = steps.as_slice() else { panic!("{steps:?}") };
     assert_eq!(package.name, "qemu-system-x86");
     assert_eq!(
@@ -189,7 +190,7 @@ fn qemu_is_unpacked_beside_a_conflicting_package() {
     assert!(left == status, "the installed packages have changed");
 
     // The second time there is nothing to do.
-    assert_eq!(plan(&machine.state(&[], true)), Plan::default());
+    assert_eq!(plan(&machine.state(&[], Lists::Updated)), Plan::default());
     let made = bin.metadata().unwrap().modified().unwrap();
     perform(&machine.host, &steps[0]).unwrap();
     assert_eq!(bin.metadata().unwrap().modified().unwrap(), made, "it was made again");
