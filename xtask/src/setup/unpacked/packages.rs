@@ -28,14 +28,22 @@ impl Program {
         Self { name, file: None, arguments: &[], environment: &[], libraries: &[] }
     }
 
-    /// One of the names of iptables' program. Its links are made by scripts that only an installation runs.
-    const fn iptables(name: &'static str, arguments: &'static [&'static str]) -> Self {
+    /// One of the applets of an iptables program. Only an installation makes the links of these names.
+    const fn applet(name: &'static str, applet: &'static [&'static str], file: &'static str) -> Self {
         Self {
-            file: Some("xtables-nft-multi"),
-            arguments,
+            file: Some(file),
+            arguments: applet,
             environment: &[("XTABLES_LIBDIR", "{lib}/xtables")],
             ..Self::plain(name)
         }
+    }
+
+    const fn nft(name: &'static str, applet: &'static [&'static str]) -> Self {
+        Self::applet(name, applet, "xtables-nft-multi")
+    }
+
+    const fn legacy(name: &'static str, applet: &'static [&'static str]) -> Self {
+        Self::applet(name, applet, "xtables-legacy-multi")
     }
 }
 
@@ -61,12 +69,24 @@ pub(super) const PACKAGES: [Package; 16] = [
     Package {
         name: "iptables",
         programs: &[
-            Program::iptables("iptables", &["iptables"]),
-            Program::iptables("iptables-save", &["iptables-save"]),
-            Program::iptables("iptables-restore", &["iptables-restore"]),
-            Program::iptables("ip6tables", &["ip6tables"]),
-            Program::iptables("ip6tables-save", &["ip6tables-save"]),
-            Program::iptables("ip6tables-restore", &["ip6tables-restore"]),
+            Program::nft("iptables", &["iptables"]),
+            Program::nft("iptables-save", &["iptables-save"]),
+            Program::nft("iptables-restore", &["iptables-restore"]),
+            Program::nft("ip6tables", &["ip6tables"]),
+            Program::nft("ip6tables-save", &["ip6tables-save"]),
+            Program::nft("ip6tables-restore", &["ip6tables-restore"]),
+            Program::nft("iptables-nft", &["iptables"]),
+            Program::nft("iptables-nft-save", &["iptables-save"]),
+            Program::nft("iptables-nft-restore", &["iptables-restore"]),
+            Program::nft("ip6tables-nft", &["ip6tables"]),
+            Program::nft("ip6tables-nft-save", &["ip6tables-save"]),
+            Program::nft("ip6tables-nft-restore", &["ip6tables-restore"]),
+            Program::legacy("iptables-legacy", &["iptables"]),
+            Program::legacy("iptables-legacy-save", &["iptables-save"]),
+            Program::legacy("iptables-legacy-restore", &["iptables-restore"]),
+            Program::legacy("ip6tables-legacy", &["ip6tables"]),
+            Program::legacy("ip6tables-legacy-save", &["ip6tables-save"]),
+            Program::legacy("ip6tables-legacy-restore", &["ip6tables-restore"]),
         ],
     },
     Package { name: "nftables", programs: &[Program::plain("nft")] },
