@@ -65,25 +65,32 @@ pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
             bail!("setup: `{again}` was done, and what it is there for is still missing");
         }
         for step in steps {
+            if step == Step::UpdateLists {
+                update_lists(&host);
+                lists = Lists::Updated;
+                continue;
+            }
             match perform::perform(&host, &step) {
-                Ok(()) => {}
+                Ok(()) => done.push(step),
                 // The lists of packages may be older than what the mirror has.
                 Err(error) if matches!(step, Step::Install { .. }) && lists == Lists::Found => {
                     eprintln!("setup: {error:#}\nsetup: trying again with new package lists");
+                    update_lists(&host);
                     lists = Lists::Updated;
-                    perform::perform(&host, &Step::UpdateLists)?;
                     break;
                 }
                 Err(error) => return Err(error),
             }
-            if step == Step::UpdateLists {
-                lists = Lists::Updated;
-            } else {
-                done.push(step);
-            }
         }
     }
     bail!("setup: something is still missing after {ROUNDS} rounds; `cargo xtask setup --dry-run` shows what")
+}
+
+/// Updates apt's lists. After a failure set-up goes on with the old ones: a single unreachable source fails the command.
+fn update_lists(host: &Host) {
+    if let Err(error) = perform::perform(host, &Step::UpdateLists) {
+        eprintln!("setup: {error:#}\nsetup: going on with the package lists that are there");
+    }
 }
 
 /// What would be done, in words.
@@ -100,7 +107,10 @@ pub(crate) fn describe(needs: Needs) -> String {
             let _ = writeln!(text, "  {step}");
         }
         if steps.contains(&Step::UpdateLists) {
-            text.push_str("  then look again, and install what the new lists have\n");
+            text.push_str(
+                "  then look again, install what the new lists have,\n  \
+                 and unpack into the cache what apt cannot install beside the machine's packages\n",
+            );
         }
     }
     if by_hand.is_empty() && state.toolchain.as_ref().is_err_and(|missing| missing.compiler.is_none()) {

@@ -18,6 +18,7 @@ use super::{
         plan::{Plan, Step, plan},
         programs::program,
         state::State,
+        update_lists,
     },
     bins,
     packages::{PACKAGES, of},
@@ -196,6 +197,25 @@ fn qemu_is_unpacked_beside_a_conflicting_package() {
     assert_eq!(bin.metadata().unwrap().modified().unwrap(), made, "it was made again");
 }
 
+// A source that does not answer ended set-up before it unpacked anything.
+#[test]
+fn old_lists_serve_when_an_update_fails() {
+    if !is_debian() {
+        return;
+    }
+    let machine = Machine::new("update");
+    machine.archive_qemu();
+    update_lists(&machine.host);
+    let sources = machine.folder.join("sources.list");
+    let gone = format!("deb [trusted=yes] file:{}/gone ./\n", machine.folder.display());
+    fs::write(&sources, fs::read_to_string(&sources).unwrap() + &gone).unwrap();
+    assert!(perform(&machine.host, &Step::UpdateLists).is_err());
+    update_lists(&machine.host);
+    let steps = plan(&machine.state(&[QEMU], Lists::Updated)).steps;
+    assert!(matches!(steps.as_slice(), [Step::Unpack { .. }]), "{steps:?}");
+    perform(&machine.host, &steps[0]).unwrap();
+}
+
 #[test]
 fn a_folder_of_another_recipe_is_made_again() {
     if !is_debian() {
@@ -216,10 +236,17 @@ fn a_folder_of_another_recipe_is_made_again() {
 }
 
 /// What each program is run with to see that it finds its libraries and files.
-const TRIALS: [(&str, &str); 19] = [
+const TRIALS: [(&str, &str); 26] = [
     ("iptables", "--version"),
     ("ip6tables", "--version"),
     ("iptables-save", "--version"),
+    ("iptables-nft", "--version"),
+    ("iptables-legacy", "--version"),
+    ("ip6tables-nft", "--version"),
+    ("ip6tables-legacy", "--version"),
+    ("iptables-nft-save", "--version"),
+    ("iptables-legacy-save", "--version"),
+    ("iptables-restore", "--version"),
     ("nft", "--version"),
     ("qemu-system-x86_64", "--version"),
     ("busybox", "true"),
