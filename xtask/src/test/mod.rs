@@ -135,8 +135,9 @@ impl Run<'_> {
         heading("vm");
         let started = Instant::now();
         let options = self.options;
-        let group =
-            |verdict| vec![Group::without_tests("vm", verdict, started.elapsed(), options.rerun("vm"))];
+        let folder = env::var(vm::KERNELS).ok();
+        let rerun = options.rerun("vm").with_variable(vm::KERNELS, folder.as_deref());
+        let group = |verdict| vec![Group::without_tests("vm", verdict, started.elapsed(), rerun.clone())];
         let (selection, choice) = match self.extent {
             Extent::Full => (Selection::Default, vm::Choice::All),
             Extent::Usual => {
