@@ -38,11 +38,24 @@ pub(crate) struct Test {
 impl Test {
     /// The command that repeats a suite of this run.
     pub(super) fn rerun(&self, suite: &str) -> Rerun {
+        let all = if self.all { " --all" } else { "" };
         let soak = if self.soak { " --soak" } else { "" };
-        Rerun::tests(&format!("cargo xtask test {suite}{soak}")).with(&self.filter)
+        Rerun::tests(&format!("cargo xtask test {suite}{all}{soak}")).with(&self.filter)
     }
 
     pub(super) fn has_filter(&self) -> bool {
         !filters(&self.filter).is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rerun_has_the_switches_of_its_run() {
+        let options = |all, soak| Test { suites: Vec::new(), all, soak, write: false, filter: Vec::new() };
+        assert_eq!(options(false, false).rerun("vm").group(), "cargo xtask test vm");
+        assert_eq!(options(true, true).rerun("vm").one("a"), "cargo xtask test vm --all --soak -- --exact a");
     }
 }
