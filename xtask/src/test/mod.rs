@@ -83,7 +83,9 @@ impl Run<'_> {
         // Once, and before the tests: a lab that ran an older binary would prove nothing.
         let product = (checks || suites.iter().any(needs_product)).then(|| self.product()).flatten();
         for suite in suites {
-            self.suite(*suite, product.as_deref())?;
+            let started = Instant::now();
+            let result = self.suite(*suite, product.as_deref());
+            self.conclude_suite(*suite, result, started.elapsed());
         }
         for table in &self.tables {
             print!("\n{table}");
@@ -102,6 +104,15 @@ impl Run<'_> {
         let verdict = Verdict::of(product.is_ok());
         self.groups.push(Group::without_tests("release build", verdict, started.elapsed(), rerun));
         product.ok()
+    }
+
+    /// An error before or after the tests is one failure more, and takes nothing from the results of other suites.
+    fn conclude_suite(&mut self, suite: Suite, result: Result<()>, time: Duration) {
+        if let Err(error) = result {
+            eprintln!("xtask: {error:#}");
+            let rerun = self.options.rerun(suite.name());
+            self.groups.push(Group::without_tests(suite.name(), Verdict::Failed, time, rerun));
+        }
     }
 
     fn suite(&mut self, suite: Suite, product: Option<&Path>) -> Result<()> {
@@ -169,5 +180,27 @@ impl Run<'_> {
                 self.groups.extend(group(Verdict::Failed));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Test {
+        Test { suites: Vec::new(), all: false, soak: false, write: false, filter: Vec::new() }
+    }
+
+    // The error ended the run without the results of other suites.
+    #[test]
+    fn an_error_of_a_suite_is_a_failed_group() {
+        let options = options();
+        let mut run =
+            Run { options: &options, extent: Extent::Usual, groups: Vec::new(), tables: Vec::new() };
+        run.conclude_suite(Suite::Lab, Ok(()), Duration::ZERO);
+        run.conclude_suite(Suite::Engines, Err(anyhow::anyhow!("no mirror")), Duration::ZERO);
+        let [group] = run.groups.as_slice() else { panic!("{:?}", run.groups) };
+        assert_eq!((group.name.as_str(), group.verdict), ("engines", Verdict::Failed));
+        assert_eq!(group.rerun.group(), "cargo xtask test engines");
     }
 }
