@@ -55,19 +55,42 @@ impl Test {
                 needs.push(suite.needs());
             }
         }
+        let mut machines = Machines::Equipped;
         for needs in needs {
-            if matches!(setup::ensure(needs)?, Outcome::Missing) {
+            let outcome = setup::ensure(needs);
+            if matches!(outcome, Ok(Outcome::Ready(_))) {
+                continue;
+            }
+            if needs != Needs::Vm || !self.may_leave_machines_out() {
+                outcome?;
                 return Ok(ExitCode::Missing);
             }
+            if let Err(error) = outcome {
+                eprintln!("xtask: {error:#}");
+            }
+            machines = Machines::NotHere;
         }
-        Run { options: &self, extent, groups: Vec::new(), tables: Vec::new() }.all(&suites)
+        Run { options: &self, extent, machines, groups: Vec::new(), tables: Vec::new() }.all(&suites)
     }
+
+    /// The user did not name the suite, and the results of the others stand without it.
+    fn may_leave_machines_out(&self) -> bool {
+        !self.suites.contains(&Suite::Vm) && env::var_os("CI").is_none()
+    }
+}
+
+/// Whether set-up has what virtual machines need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Machines {
+    Equipped,
+    NotHere,
 }
 
 /// A run, as it goes on.
 struct Run<'a> {
     options: &'a Test,
     extent: Extent,
+    machines: Machines,
     groups: Vec<Group>,
     /// The tables of suites that have one of their own.
     tables: Vec<String>,
@@ -130,6 +153,12 @@ impl Run<'_> {
                 self.groups.push(group);
                 self.tables.push(engines::table(&rows));
             }
+            (Suite::Vm, _) if self.machines == Machines::NotHere => {
+                heading("vm");
+                println!("no virtual machines here: set-up could not install what they need");
+                let rerun = options.rerun("vm");
+                self.groups.push(Group::without_tests("vm", Verdict::NotHere, Duration::ZERO, rerun));
+            }
             (Suite::Vm, Some(product)) => self.machines(product),
             (Suite::Dist, Some(product)) => self.groups.push(lab::dist(options, product)?),
             (Suite::Lab | Suite::Engines | Suite::Vm | Suite::Dist, None) => {
@@ -157,8 +186,7 @@ impl Run<'_> {
         };
         let kernels = match vm::possible().and_then(|()| vm::kernels(&selection)) {
             Ok(kernels) => kernels,
-            // The user did not name this suite, and the results of the others stand without it.
-            Err(error) if !options.suites.contains(&Suite::Vm) && env::var_os("CI").is_none() => {
+            Err(error) if options.may_leave_machines_out() => {
                 println!("no virtual machines here: {error:#}");
                 self.groups.extend(group(Verdict::NotHere));
                 return;
@@ -189,6 +217,22 @@ mod tests {
 
     fn options() -> Test {
         Test { suites: Vec::new(), all: false, soak: false, write: false, filter: Vec::new() }
+    }
+
+    fn run(options: &Test, machines: Machines) -> Run<'_> {
+        Run { options, extent: Extent::Usual, machines, groups: Vec::new(), tables: Vec::new() }
+    }
+
+    // A machine without qemu ran no test at all.
+    #[test]
+    fn a_run_without_qemu_leaves_the_machines_out() {
+        let options = options();
+        let mut run = run(&options, Machines::NotHere);
+        run.suite(Suite::Vm, None).unwrap();
+        let verdicts: Vec<_> = run.groups.iter().map(|group| group.verdict).collect();
+        assert_eq!(verdicts, [Verdict::NotHere]);
+        let named = Test { suites: vec![Suite::Vm], ..options };
+        assert!(!named.may_leave_machines_out());
     }
 
     // The error ended the run without the results of other suites.
