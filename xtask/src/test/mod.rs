@@ -143,8 +143,12 @@ impl Run<'_> {
         match (suite, product) {
             (Suite::Host, _) => {
                 heading("unit tests");
-                let group = tests("unit tests", &mut host::tests(), &options.filter, options.rerun("host"))?;
+                let group =
+                    tests("unit tests", &mut host::unit_tests(), &options.filter, options.rerun("host"))?;
                 self.groups.push(group);
+                if self.extent == Extent::Full {
+                    self.groups.push(host::unpacked_packages(options)?);
+                }
             }
             (Suite::Fuzz, _) => self.groups.extend(fuzz::run(&options.filter, &options.rerun("fuzz"))),
             (Suite::Lab, Some(product)) => self.groups.push(lab::run(options, product)?),
@@ -239,8 +243,7 @@ mod tests {
     #[test]
     fn an_error_of_a_suite_is_a_failed_group() {
         let options = options();
-        let mut run =
-            Run { options: &options, extent: Extent::Usual, groups: Vec::new(), tables: Vec::new() };
+        let mut run = run(&options, Machines::Equipped);
         run.conclude_suite(Suite::Lab, Ok(()), Duration::ZERO);
         run.conclude_suite(Suite::Engines, Err(anyhow::anyhow!("no mirror")), Duration::ZERO);
         let [group] = run.groups.as_slice() else { panic!("{:?}", run.groups) };
