@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use wsl_mirror_toolchain::{Missing, Toolchain, Version, oldest};
 
 use super::{
-    host::Host,
     llvm::{LINKER_LLVMS, has_llvm_dev, llvm_package},
+    machine::Machine,
     needs::Tool,
     programs::program,
 };
@@ -16,9 +16,9 @@ use super::{
 pub(super) const WEB: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 pub(super) const OWN: [&str; 3] = ["rustc", "cargo", "rust-src"];
 
-/// One package.
+/// The versions of a package that apt knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Package {
+pub(super) struct Versions {
     pub(super) installed: Option<String>,
     pub(super) candidate: Option<String>,
 }
@@ -37,7 +37,7 @@ pub(super) enum Lists {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Apt {
     /// The packages that it has heard of, by name.
-    pub(super) packages: BTreeMap<String, Package>,
+    pub(super) packages: BTreeMap<String, Versions>,
     /// Needed packages that it cannot install beside what is there, and why not.
     pub(super) refused: BTreeMap<String, String>,
     pub(super) lists: Lists,
@@ -46,14 +46,14 @@ pub(super) struct Apt {
 impl Apt {
     /// `None` where there is no apt, or where it does not answer.
     pub(super) fn read(
-        host: &Host,
+        machine: &Machine,
         toolchain: &Result<Toolchain, Missing>,
         missing: &[Tool],
         lists: Lists,
     ) -> Option<Self> {
         program("apt-get")?;
         let llvm = LINKER_LLVMS.map(llvm_package);
-        let output = host
+        let output = machine
             .command("apt-cache")
             .arg("policy")
             .args(WEB.iter().chain(&OWN).chain(&["rustup"]))
@@ -69,7 +69,7 @@ impl Apt {
         let packages = parse(&String::from_utf8_lossy(&output.stdout));
         let mut apt = Self { packages, refused: BTreeMap::new(), lists };
         let needs = apt.needs(toolchain, missing);
-        apt.refused = refusals(&needs, |packages| simulate(host, packages));
+        apt.refused = refusals(&needs, |packages| simulate(machine, packages));
         Some(apt)
     }
 
@@ -180,8 +180,8 @@ impl Apt {
 }
 
 /// Reads `apt-cache policy`: a name at the start of a line, what is installed and what would be below it.
-fn parse(text: &str) -> BTreeMap<String, Package> {
-    let mut packages = BTreeMap::<String, Package>::new();
+fn parse(text: &str) -> BTreeMap<String, Versions> {
+    let mut packages = BTreeMap::<String, Versions>::new();
     let mut name = None;
     for line in text.lines() {
         if let Some(new) = line.strip_suffix(':').filter(|new| !new.starts_with(' ')) {
@@ -228,21 +228,21 @@ fn refusals(needs: &[Need], simulate: impl Fn(&[&str]) -> Option<String>) -> BTr
 }
 
 /// Why apt would not install these packages; `None` where it would.
-fn simulate(host: &Host, packages: &[&str]) -> Option<String> {
+fn simulate(machine: &Machine, packages: &[&str]) -> Option<String> {
     let output =
-        host.command("apt-get").args(["install", "--simulate"]).args(INSTALL).args(packages).output();
+        machine.command("apt-get").args(["install", "--simulate"]).args(INSTALL).args(packages).output();
     match output {
-        Ok(output) => refusal(
-            output.status.success(),
-            &String::from_utf8_lossy(&output.stdout),
-            &String::from_utf8_lossy(&output.stderr),
-        ),
+        Ok(output) => {
+            let reason = takes_away(&String::from_utf8_lossy(&output.stdout));
+            let error = || last_error(&String::from_utf8_lossy(&output.stderr));
+            reason.or_else(|| (!output.status.success()).then(error))
+        }
         Err(error) => Some(format!("apt-get does not start: {error}")),
     }
 }
 
 /// Reads what `apt-get install --simulate` said: what it would take away is listed below a heading.
-fn refusal(success: bool, said: &str, complained: &str) -> Option<String> {
+fn takes_away(said: &str) -> Option<String> {
     for (heading, verb) in [("REMOVED:", "remove"), ("DOWNGRADED:", "downgrade")] {
         let mut lines = said.lines().skip_while(|line| !line.ends_with(heading));
         if lines.next().is_some() {
@@ -250,8 +250,13 @@ fn refusal(success: bool, said: &str, complained: &str) -> Option<String> {
             return Some(format!("apt would have to {verb} {}", names.collect::<Vec<_>>().join(" ")));
         }
     }
+    None
+}
+
+/// The error that a failed `apt-get` ends with.
+fn last_error(complained: &str) -> String {
     let error = complained.lines().rev().find_map(|line| line.strip_prefix("E: "));
-    (!success).then(|| format!("apt refuses it: {}", error.unwrap_or("nothing").trim_end_matches('.')))
+    format!("apt refuses it: {}", error.unwrap_or("nothing").trim_end_matches('.'))
 }
 
 #[cfg(test)]
@@ -300,15 +305,12 @@ mod tests {
         let said = "The following additional packages will be installed:\n  seabios\n\
                     The following packages will be REMOVED:\n  qemu-utils other\n\
                     The following NEW packages will be installed:\n  qemu-system-x86 seabios\n";
-        let error = "E: Packages need to be removed but remove is disabled.\n";
-        let reason = Some("apt would have to remove qemu-utils other".to_owned());
-        assert_eq!(refusal(false, said, error), reason);
-        assert_eq!(refusal(true, said, ""), reason, "whatever its exit code");
+        assert_eq!(takes_away(said).as_deref(), Some("apt would have to remove qemu-utils other"));
         let said = "The following packages will be DOWNGRADED:\n  libc6\n0 upgraded\n";
-        assert_eq!(refusal(true, said, ""), Some("apt would have to downgrade libc6".to_owned()));
-        let error = "E: Unable to correct problems, you have held broken packages.\n";
+        assert_eq!(takes_away(said).as_deref(), Some("apt would have to downgrade libc6"));
+        assert_eq!(takes_away("Inst seabios (1.16.2-1)\n"), None);
+        let error = "W: old lists\nE: Unable to correct problems, you have held broken packages.\n";
         let reason = "apt refuses it: Unable to correct problems, you have held broken packages";
-        assert_eq!(refusal(false, "", error), Some(reason.to_owned()));
-        assert_eq!(refusal(true, "Inst seabios (1.16.2-1)\n", "W: old lists\n"), None);
+        assert_eq!(last_error(error), reason);
     }
 }

@@ -9,8 +9,8 @@
 mod apt;
 mod command;
 mod elf;
-mod host;
 mod llvm;
+mod machine;
 mod needs;
 mod perform;
 mod plan;
@@ -23,7 +23,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 use apt::Lists;
 pub(crate) use command::Setup;
-use host::Host;
+use machine::Machine;
 pub(crate) use needs::Needs;
 use plan::{Plan, Step, plan};
 pub(crate) use programs::{busybox, environment, equip, program};
@@ -46,11 +46,11 @@ const ROUNDS: usize = 6;
 /// # Errors
 /// When a step fails. What cannot be installed from here is no error but [`Outcome::Missing`].
 pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
-    let host = Host::this();
+    let machine = Machine::this();
     let mut lists = Lists::Found;
     let mut done: Vec<Step> = Vec::new();
     for _ in 0..ROUNDS {
-        let state = State::read(&host, needs, lists);
+        let state = State::read(&machine, needs, lists);
         if let (Ok(toolchain), []) = (&state.toolchain, &*state.missing_tools) {
             return Ok(Outcome::Ready(Box::new(toolchain.clone())));
         }
@@ -66,16 +66,16 @@ pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
         }
         for step in steps {
             if step == Step::UpdateLists {
-                update_lists(&host);
+                update_lists(&machine);
                 lists = Lists::Updated;
                 continue;
             }
-            match perform::perform(&host, &step) {
+            match perform::perform(&machine, &step) {
                 Ok(()) => done.push(step),
                 // The lists of packages may be older than what the mirror has.
                 Err(error) if matches!(step, Step::Install { .. }) && lists == Lists::Found => {
                     eprintln!("setup: {error:#}\nsetup: trying again with new package lists");
-                    update_lists(&host);
+                    update_lists(&machine);
                     lists = Lists::Updated;
                     break;
                 }
@@ -87,15 +87,15 @@ pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
 }
 
 /// Updates apt's lists. After a failure set-up goes on with the old ones: a single unreachable source fails the command.
-fn update_lists(host: &Host) {
-    if let Err(error) = perform::perform(host, &Step::UpdateLists) {
+fn update_lists(machine: &Machine) {
+    if let Err(error) = perform::perform(machine, &Step::UpdateLists) {
         eprintln!("setup: {error:#}\nsetup: going on with the package lists that are there");
     }
 }
 
 /// What would be done, in words.
 pub(crate) fn describe(needs: Needs) -> String {
-    let state = State::read(&Host::this(), needs, Lists::Found);
+    let state = State::read(&Machine::this(), needs, Lists::Found);
     let Plan { steps, by_hand } = plan(&state);
     if steps.is_empty() && by_hand.is_empty() {
         return "Nothing is missing.\n".to_owned();

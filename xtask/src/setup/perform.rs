@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 use anyhow::{Context as _, Result};
 use wsl_mirror_toolchain::{LINKER_RELEASE, tools_dir};
 
-use super::{apt, host::Host, plan::Step, unpacked};
+use super::{apt, machine::Machine, plan::Step, unpacked};
 use crate::progress;
 
 /// Installs packages; new daemons neither start nor become enabled.
@@ -20,11 +20,11 @@ fn services(packages: &[String]) -> &'static str {
 }
 
 /// Does one step, with its output in the log.
-pub(super) fn perform(host: &Host, step: &Step) -> Result<()> {
+pub(super) fn perform(machine: &Machine, step: &Step) -> Result<()> {
     let mut command = match step {
-        Step::UpdateLists => apt(host, &["apt-get", "update"]),
+        Step::UpdateLists => apt(machine, &["apt-get", "update"]),
         Step::Install { packages } => {
-            let mut command = apt(host, &["sh", "-c", INSTALL, "install.sh", "", services(packages)]);
+            let mut command = apt(machine, &["sh", "-c", INSTALL, "install.sh", "", services(packages)]);
             command.args(apt::INSTALL).args([
                 "-o",
                 "DPkg::Lock::Timeout=120",
@@ -34,7 +34,7 @@ pub(super) fn perform(host: &Host, step: &Step) -> Result<()> {
             command.args(packages);
             command
         }
-        Step::Unpack { package, .. } => return unpacked::make(host, package, &step.to_string()),
+        Step::Unpack { package, .. } => return unpacked::make(machine, package, &step.to_string()),
         Step::Rustup => {
             let mut command = Command::new("rustup");
             command.args([
@@ -71,7 +71,7 @@ pub(super) fn perform(host: &Host, step: &Step) -> Result<()> {
             command
         }
     };
-    progress::command("setup", &step.to_string(), &mut command, &host.log())?;
+    progress::command("setup", &step.to_string(), &mut command, &machine.log())?;
     if matches!(step, Step::Install { packages } if !services(packages).is_empty()) {
         eprintln!(
             "setup: Docker's daemon was neither started nor enabled; the lab starts its own. \
@@ -81,8 +81,8 @@ pub(super) fn perform(host: &Host, step: &Step) -> Result<()> {
     Ok(())
 }
 
-fn apt(host: &Host, words: &[&str]) -> Command {
-    let mut command = host.command(words[0]);
+fn apt(machine: &Machine, words: &[&str]) -> Command {
+    let mut command = machine.command(words[0]);
     // needrestart, where it is installed, asks which services to restart, or restarts them.
     command.args(&words[1..]).env("NEEDRESTART_MODE", "l").env("APT_LISTCHANGES_FRONTEND", "none");
     command
@@ -103,9 +103,9 @@ mod tests {
     use super::*;
 
     /// A machine in a folder. Its apt-get is a script that fills the folder as docker.io does.
-    struct Machine(PathBuf);
+    struct Fixture(PathBuf);
 
-    impl Machine {
+    impl Fixture {
         fn new(name: &str) -> Self {
             let root = env::temp_dir().join(format!("wsl-mirror-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&root);
@@ -115,8 +115,8 @@ mod tests {
                 fs::create_dir_all(root.join(folder)).unwrap();
             }
             fs::create_dir_all(root.join("etc/systemd/system/multi-user.target.wants")).unwrap();
-            let machine = Self(root);
-            machine.script(
+            let fixture = Self(root);
+            fixture.script(
                 "apt-get",
                 "test -x \"$ROOT/usr/sbin/policy-rc.d\" || exit 9\ncd \"$ROOT\"\n\
                  touch etc/init.d/docker lib/systemd/system/docker.service lib/systemd/system/containerd.service\n\
@@ -124,8 +124,8 @@ mod tests {
                  ln -sf /lib/systemd/system/$unit.service etc/systemd/system/multi-user.target.wants/\n\
                  done\nexit ${STATUS-0}\n",
             );
-            machine.script("update-rc.d", "echo \"$@\" >>\"$ROOT/rc\"\n");
-            machine
+            fixture.script("update-rc.d", "echo \"$@\" >>\"$ROOT/rc\"\n");
+            fixture
         }
 
         fn script(&self, name: &str, text: &str) {
@@ -151,7 +151,7 @@ mod tests {
         }
     }
 
-    impl Drop for Machine {
+    impl Drop for Fixture {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
@@ -162,36 +162,36 @@ mod tests {
 
     #[test]
     fn new_daemons_are_disabled() {
-        let machine = Machine::new("new-daemons");
-        assert_eq!(machine.install(&["docker.io"], "0"), Some(0));
-        assert!(!machine.has(DOCKER) && !machine.has(CONTAINERD));
-        assert_eq!(fs::read_to_string(machine.0.join("rc")).unwrap(), "docker disable\n");
+        let fixture = Fixture::new("new-daemons");
+        assert_eq!(fixture.install(&["docker.io"], "0"), Some(0));
+        assert!(!fixture.has(DOCKER) && !fixture.has(CONTAINERD));
+        assert_eq!(fs::read_to_string(fixture.0.join("rc")).unwrap(), "docker disable\n");
     }
 
     #[test]
     fn new_daemons_are_disabled_after_a_failure() {
-        let machine = Machine::new("failed-install");
-        assert_eq!(machine.install(&["docker.io"], "100"), Some(100));
-        assert!(!machine.has(DOCKER) && !machine.has(CONTAINERD));
+        let fixture = Fixture::new("failed-install");
+        assert_eq!(fixture.install(&["docker.io"], "100"), Some(100));
+        assert!(!fixture.has(DOCKER) && !fixture.has(CONTAINERD));
     }
 
     // Links of a Docker from elsewhere were deleted.
     #[test]
     fn units_of_the_user_stay_enabled() {
         for unit in ["etc/systemd/system/docker.service", "usr/local/lib/systemd/system/docker.service"] {
-            let machine = Machine::new("users-units");
-            fs::write(machine.0.join(unit), "").unwrap();
-            symlink(Path::new("/").join(unit), machine.0.join(DOCKER)).unwrap();
-            assert_eq!(machine.install(&["docker.io"], "0"), Some(0));
-            assert!(machine.has(unit) && machine.has(DOCKER), "{unit}");
-            assert!(!machine.has(CONTAINERD), "{unit}");
+            let fixture = Fixture::new("users-units");
+            fs::write(fixture.0.join(unit), "").unwrap();
+            symlink(Path::new("/").join(unit), fixture.0.join(DOCKER)).unwrap();
+            assert_eq!(fixture.install(&["docker.io"], "0"), Some(0));
+            assert!(fixture.has(unit) && fixture.has(DOCKER), "{unit}");
+            assert!(!fixture.has(CONTAINERD), "{unit}");
         }
     }
 
     #[test]
     fn other_packages_disable_nothing() {
-        let machine = Machine::new("other-packages");
-        assert_eq!(machine.install(&["strace"], "0"), Some(0));
-        assert!(machine.has(DOCKER) && machine.has(CONTAINERD) && !machine.has("rc"));
+        let fixture = Fixture::new("other-packages");
+        assert_eq!(fixture.install(&["strace"], "0"), Some(0));
+        assert!(fixture.has(DOCKER) && fixture.has(CONTAINERD) && !fixture.has("rc"));
     }
 }

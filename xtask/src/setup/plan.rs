@@ -9,7 +9,7 @@ use super::{
     llvm::{LINKER_LLVMS, llvm_package},
     needs::BUSYBOX,
     state::State,
-    unpacked::{self, Package},
+    unpacked::{self, Bundle},
 };
 
 /// One thing that setup does.
@@ -20,7 +20,7 @@ pub(super) enum Step {
     /// `apt-get install`, beside what is there: nothing is removed or downgraded.
     Install { packages: Vec<String> },
     /// A package that apt cannot install, and why not: unpacked into the cache.
-    Unpack { package: &'static Package, reason: String },
+    Unpack { package: &'static Bundle, reason: String },
     /// A nightly with rust-src from rustup.
     Rustup,
     /// bpf-linker, linked with the distribution's LLVM.
@@ -161,7 +161,7 @@ impl Round<'_> {
                     self.plan.by_hand.push(format!("install {} ({package}): {reason}", tool.program));
                 }
                 (None, _) if known => {
-                    if !self.packages.iter().any(|wanted| wanted == package) {
+                    if !self.packages.iter().any(|known| known == package) {
                         self.packages.push(package.to_owned());
                     }
                 }
@@ -202,7 +202,7 @@ mod tests {
 
     use super::{
         super::{
-            apt::{Apt, OWN, Package, WEB},
+            apt::{Apt, OWN, Versions, WEB},
             needs::{ENGINES, LAB, Tool},
         },
         *,
@@ -222,7 +222,7 @@ mod tests {
     }
 
     fn apt<const N: usize>(candidates: [(&str, &str); N]) -> Apt {
-        let package = |version: &str| Package { installed: None, candidate: Some(version.to_owned()) };
+        let package = |version: &str| Versions { installed: None, candidate: Some(version.to_owned()) };
         Apt {
             packages: candidates
                 .into_iter()
@@ -347,7 +347,7 @@ mod tests {
         let mut trixie = bookworm();
         trixie
             .packages
-            .insert("docker-cli".to_owned(), Package { installed: None, candidate: Some("26".to_owned()) });
+            .insert("docker-cli".to_owned(), Versions { installed: None, candidate: Some("26".to_owned()) });
         assert_eq!(
             plan(&State { apt: Some(trixie), ..state }).steps[0],
             installs(&["docker.io", "docker-cli"])
@@ -377,9 +377,9 @@ mod tests {
         let state = State { missing_tools: tools(&["iptables", "busybox"]), ..debian(packages.clone()) };
         assert_eq!(plan(&state).steps, [Step::UpdateLists], "new lists may fit");
         let state = State { apt: Some(Apt { lists: Lists::Updated, ..packages.clone() }), ..state };
-        let mut wanted = WEB.to_vec();
-        wanted.push("iptables");
-        assert_eq!(plan(&state).steps, [installs(&wanted), unpacks("busybox-static")]);
+        let mut packages_of_apt = WEB.to_vec();
+        packages_of_apt.push("iptables");
+        assert_eq!(plan(&state).steps, [installs(&packages_of_apt), unpacks("busybox-static")]);
     }
 
     #[test]
@@ -418,7 +418,7 @@ mod tests {
             "{refused:?}"
         );
         assert_eq!(plan(&State { binstall: true, ..state.clone() }).steps, [Step::FetchLinker]);
-        let next = Package { installed: None, candidate: Some("1:23.1".to_owned()) };
+        let next = Versions { installed: None, candidate: Some("1:23.1".to_owned()) };
         packages.packages.insert("llvm-23-dev".to_owned(), next);
         let build = Step::BuildLinker { compiler: compiler(), llvm: 23 };
         let state = State { apt: Some(packages), ..state };

@@ -6,8 +6,8 @@ use wsl_mirror_toolchain::{CARGO_OVERRIDE, LINKER_OVERRIDE, Missing, Toolchain};
 
 use super::{
     apt::{Apt, Lists},
-    host::Host,
     llvm::{LINKER_LLVMS, has_llvm_dev},
+    machine::Machine,
     needs::{Needs, Tool},
     programs::{has, program},
 };
@@ -31,11 +31,11 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn read(host: &Host, needs: Needs, lists: Lists) -> Self {
+    pub(super) fn read(machine: &Machine, needs: Needs, lists: Lists) -> Self {
         let toolchain = wsl_mirror_toolchain::find();
-        let missing_tools: Vec<Tool> = needs.tools().filter(|tool| !has(host, *tool)).collect();
+        let missing_tools: Vec<Tool> = needs.tools().filter(|tool| !has(machine, *tool)).collect();
         let complete = toolchain.is_ok() && missing_tools.is_empty();
-        let apt = if complete { None } else { Apt::read(host, &toolchain, &missing_tools, lists) };
+        let apt = if complete { None } else { Apt::read(machine, &toolchain, &missing_tools, lists) };
         Self {
             toolchain,
             missing_tools,

@@ -152,7 +152,7 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
     groups.sort_by_key(|group| {
         kernels.iter().position(|kernel| group.name.starts_with(&format!("{} ", kernel.name)))
     });
-    room.leave(groups.iter().all(|group| group.verdict == Verdict::Ok));
+    room.leave(Verdict::of(groups.iter().all(|group| group.verdict == Verdict::Ok)));
     Ok(groups)
 }
 

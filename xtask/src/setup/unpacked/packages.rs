@@ -4,7 +4,7 @@
 ///
 /// Not here are Docker, which consists of programs that call each other by their paths, compilers and headers.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Package {
+pub(crate) struct Bundle {
     pub(crate) name: &'static str,
     pub(super) programs: &'static [Program],
 }
@@ -49,8 +49,8 @@ impl Program {
 
 const M4: Program = Program::plain("m4");
 
-pub(super) const PACKAGES: [Package; 16] = [
-    Package {
+pub(super) const PACKAGES: [Bundle; 16] = [
+    Bundle {
         name: "qemu-system-x86",
         programs: &[Program {
             arguments: &[
@@ -65,8 +65,8 @@ pub(super) const PACKAGES: [Package; 16] = [
             ..Program::plain("qemu-system-x86_64")
         }],
     },
-    Package { name: "busybox-static", programs: &[Program::plain("busybox")] },
-    Package {
+    Bundle { name: "busybox-static", programs: &[Program::plain("busybox")] },
+    Bundle {
         name: "iptables",
         programs: &[
             Program::nft("iptables", &["iptables"]),
@@ -89,25 +89,25 @@ pub(super) const PACKAGES: [Package; 16] = [
             Program::legacy("ip6tables-legacy-restore", &["ip6tables-restore"]),
         ],
     },
-    Package { name: "nftables", programs: &[Program::plain("nft")] },
-    Package { name: "conntrack", programs: &[Program::plain("conntrack")] },
-    Package { name: "bpftool", programs: &[Program::plain("bpftool")] },
-    Package { name: "strace", programs: &[Program::plain("strace")] },
-    Package {
+    Bundle { name: "nftables", programs: &[Program::plain("nft")] },
+    Bundle { name: "conntrack", programs: &[Program::plain("conntrack")] },
+    Bundle { name: "bpftool", programs: &[Program::plain("bpftool")] },
+    Bundle { name: "strace", programs: &[Program::plain("strace")] },
+    Bundle {
         name: "iproute2",
         programs: &[
             Program::plain("ip"),
             Program { environment: &[("TC_LIB_DIR", "{root}/usr/lib/tc")], ..Program::plain("tc") },
         ],
     },
-    Package { name: "procps", programs: &[Program::plain("sysctl")] },
-    Package { name: "mmdebstrap", programs: &[Program::plain("mmdebstrap")] },
-    Package { name: "make", programs: &[Program::plain("make")] },
-    Package {
+    Bundle { name: "procps", programs: &[Program::plain("sysctl")] },
+    Bundle { name: "mmdebstrap", programs: &[Program::plain("mmdebstrap")] },
+    Bundle { name: "make", programs: &[Program::plain("make")] },
+    Bundle {
         name: "flex",
         programs: &[Program { environment: &[("M4", "{bin}/m4")], ..Program::plain("flex") }, M4],
     },
-    Package {
+    Bundle {
         name: "bison",
         programs: &[
             Program {
@@ -117,12 +117,12 @@ pub(super) const PACKAGES: [Package; 16] = [
             M4,
         ],
     },
-    Package { name: "bc", programs: &[Program::plain("bc")] },
-    Package { name: "xz-utils", programs: &[Program::plain("xz")] },
-    Package { name: "dwarves", programs: &[Program::plain("pahole")] },
+    Bundle { name: "bc", programs: &[Program::plain("bc")] },
+    Bundle { name: "xz-utils", programs: &[Program::plain("xz")] },
+    Bundle { name: "dwarves", programs: &[Program::plain("pahole")] },
 ];
 
 /// The package of this name, if its programs run out of a folder.
-pub(crate) fn of(name: &str) -> Option<&'static Package> {
+pub(crate) fn of(name: &str) -> Option<&'static Bundle> {
     PACKAGES.iter().find(|package| package.name == name)
 }
