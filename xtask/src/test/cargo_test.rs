@@ -33,6 +33,6 @@ pub(super) fn tests(name: &str, command: &mut Command, arguments: &[String], rer
     Ok(Group {
         count: results.count,
         failures: results.failures,
-        ..Group::without_tests(name, Verdict::of(status.success()), started.elapsed(), rerun)
+        ..Group::without_tests(name, Verdict::from(status), started.elapsed(), rerun)
     })
 }

@@ -106,7 +106,7 @@ fn fuzz(cargo_fuzz: &Path, folder: &Path, corpus: &Path, target: &str, rerun: &R
         .stdin(Stdio::null())
         .status()
         .with_context(|| format!("starting {}", cargo_fuzz.display()))?;
-    let verdict = Verdict::of(status.success());
+    let verdict = Verdict::from(status);
     let count =
         Count { passed: u32::from(status.success()), failed: u32::from(!status.success()), ignored: 0 };
     let rerun = Rerun::Command(rerun.one(target));

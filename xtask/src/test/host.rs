@@ -75,7 +75,11 @@ fn check(name: &str, arguments: &[&str]) -> Group {
                     "{version}: not the release ({LINTED_WITH}) that this repository is kept clean with"
                 );
             }
-            if clean || ours { Verdict::of(clean) } else { Verdict::Findings }
+            match (clean, ours) {
+                (true, _) => Verdict::Ok,
+                (false, true) => Verdict::Failed,
+                (false, false) => Verdict::Findings,
+            }
         }
     };
     let rerun = Rerun::Command(format!("cargo {}", arguments.join(" ")));

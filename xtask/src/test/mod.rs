@@ -124,7 +124,7 @@ impl Run<'_> {
             eprintln!("xtask: {error:#}");
         }
         let rerun = Rerun::Command("cargo xtask build".to_owned());
-        let verdict = Verdict::of(product.is_ok());
+        let verdict = product.as_ref().map_or(Verdict::Failed, |_| Verdict::Ok);
         self.groups.push(Group::without_tests("release build", verdict, started.elapsed(), rerun));
         product.ok()
     }

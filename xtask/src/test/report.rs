@@ -3,6 +3,7 @@
 use std::{
     fmt::{self, Write as _},
     io::Write as _,
+    process::ExitStatus,
     time::Duration,
 };
 
@@ -72,9 +73,9 @@ pub(crate) enum Verdict {
     Findings,
 }
 
-impl Verdict {
-    pub(crate) fn of(success: bool) -> Self {
-        if success { Self::Ok } else { Self::Failed }
+impl From<ExitStatus> for Verdict {
+    fn from(status: ExitStatus) -> Self {
+        if status.success() { Self::Ok } else { Self::Failed }
     }
 }
 

@@ -152,7 +152,8 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
     groups.sort_by_key(|group| {
         kernels.iter().position(|kernel| group.name.starts_with(&format!("{} ", kernel.name)))
     });
-    room.leave(Verdict::of(groups.iter().all(|group| group.verdict == Verdict::Ok)));
+    let bad = groups.iter().map(|group| group.verdict).find(|verdict| *verdict != Verdict::Ok);
+    room.leave(bad.unwrap_or(Verdict::Ok));
     Ok(groups)
 }
 
