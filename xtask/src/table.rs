@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
+use comfy_table::{CellAlignment, Table, presets};
 
 /// What works.
 pub const GOOD: Style = AnsiColor::Green.on_default().bold();
@@ -24,10 +25,6 @@ impl Cell {
     /// A text in this style.
     pub fn new(text: impl Into<String>, style: Style) -> Self {
         Self { text: text.into(), style }
-    }
-
-    fn width(&self) -> usize {
-        self.text.chars().count()
     }
 }
 
@@ -61,33 +58,40 @@ pub(crate) fn plain_rows(heading: &[String], rows: &[Vec<String>], right: usize)
     let cells = |row: &[String]| -> Vec<Cell> { row.iter().map(|text| text.as_str().into()).collect() };
     let mut lines = vec![cells(heading)];
     lines.extend(rows.iter().map(|row| cells(row)));
-    let rule = widths(&lines).into_iter().map(|width| "─".repeat(width).into()).collect();
-    lines.insert(1, rule);
+    let widths = table(&lines, right).column_max_content_widths();
+    lines.insert(1, widths.into_iter().map(|width| "─".repeat(width.into()).into()).collect());
     lay_out(&lines, right)
 }
 
-fn widths(lines: &[Vec<Cell>]) -> Vec<usize> {
-    let columns = lines.first().map_or(0, Vec::len);
-    let width = |column: usize| lines.iter().map(|line| line[column].width()).max().unwrap_or(0);
-    (0..columns).map(width).collect()
+fn table(lines: &[Vec<Cell>], right: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    for line in lines {
+        table.add_row(line.iter().map(|cell| cell.text.as_str()));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if index >= right {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
 }
 
+/// Colours the cells after the layout, which would count their escapes as width.
 fn lay_out(lines: &[Vec<Cell>], right: usize) -> String {
-    let widths = widths(lines);
     let mut text = String::new();
-    for line in lines {
+    for (cells, line) in lines.iter().zip(table(lines, right).lines()) {
         let mut row = String::new();
-        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
-            let gap = if column == 0 { "" } else { "  " };
-            let pad = " ".repeat(width - cell.width());
-            let Cell { text, style } = cell;
+        let mut rest = line.as_str();
+        for Cell { text, style } in cells.iter().filter(|cell| !cell.text.is_empty()) {
+            // Only blanks stand before the cell.
+            let Some((blanks, behind)) = rest.split_once(text.as_str()) else { break };
             // Writing to a String does not fail.
-            let _ = if column < right {
-                write!(row, "{gap}{style}{text}{style:#}{pad}")
-            } else {
-                write!(row, "{gap}{pad}{style}{text}{style:#}")
-            };
+            let _ = write!(row, "{blanks}{style}{text}{style:#}");
+            rest = behind;
         }
+        row.push_str(rest.trim_end());
         text.push_str(row.trim_end());
         text.push('\n');
     }

@@ -9,8 +9,8 @@
 mod apt;
 mod command;
 mod elf;
-mod host;
 mod llvm;
+mod machine;
 mod needs;
 mod perform;
 mod plan;
@@ -21,8 +21,9 @@ mod unpacked;
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
+use apt::Lists;
 pub(crate) use command::Setup;
-use host::Host;
+use machine::Machine;
 pub(crate) use needs::Needs;
 use plan::{Plan, Step, plan};
 pub(crate) use programs::{busybox, environment, equip, program};
@@ -45,11 +46,11 @@ const ROUNDS: usize = 6;
 /// # Errors
 /// When a step fails. What cannot be installed from here is no error but [`Outcome::Missing`].
 pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
-    let host = Host::this();
-    let mut apt_updated = false;
+    let machine = Machine::this();
+    let mut lists = Lists::Found;
     let mut done: Vec<Step> = Vec::new();
     for _ in 0..ROUNDS {
-        let state = State::read(&host, needs, apt_updated);
+        let state = State::read(&machine, needs, lists);
         if let (Ok(toolchain), []) = (&state.toolchain, &*state.missing_tools) {
             return Ok(Outcome::Ready(Box::new(toolchain.clone())));
         }
@@ -64,29 +65,37 @@ pub(crate) fn ensure(needs: Needs) -> Result<Outcome> {
             bail!("setup: `{again}` was done, and what it is there for is still missing");
         }
         for step in steps {
-            match perform::perform(&host, &step) {
-                Ok(()) => {}
+            if step == Step::UpdateLists {
+                update_lists(&machine);
+                lists = Lists::Updated;
+                continue;
+            }
+            match perform::perform(&machine, &step) {
+                Ok(()) => done.push(step),
                 // The lists of packages may be older than what the mirror has.
-                Err(error) if matches!(step, Step::Install { .. }) && !apt_updated => {
+                Err(error) if matches!(step, Step::Install { .. }) && lists == Lists::Found => {
                     eprintln!("setup: {error:#}\nsetup: trying again with new package lists");
-                    apt_updated = true;
-                    perform::perform(&host, &Step::UpdateLists)?;
+                    update_lists(&machine);
+                    lists = Lists::Updated;
                     break;
                 }
                 Err(error) => return Err(error),
-            }
-            apt_updated |= step == Step::UpdateLists;
-            if step != Step::UpdateLists {
-                done.push(step);
             }
         }
     }
     bail!("setup: something is still missing after {ROUNDS} rounds; `cargo xtask setup --dry-run` shows what")
 }
 
+/// Updates apt's lists. After a failure set-up goes on with the old ones: a single unreachable source fails the command.
+fn update_lists(machine: &Machine) {
+    if let Err(error) = perform::perform(machine, &Step::UpdateLists) {
+        eprintln!("setup: {error:#}\nsetup: going on with the package lists that are there");
+    }
+}
+
 /// What would be done, in words.
 pub(crate) fn describe(needs: Needs) -> String {
-    let state = State::read(&Host::this(), needs, false);
+    let state = State::read(&Machine::this(), needs, Lists::Found);
     let Plan { steps, by_hand } = plan(&state);
     if steps.is_empty() && by_hand.is_empty() {
         return "Nothing is missing.\n".to_owned();
@@ -98,7 +107,10 @@ pub(crate) fn describe(needs: Needs) -> String {
             let _ = writeln!(text, "  {step}");
         }
         if steps.contains(&Step::UpdateLists) {
-            text.push_str("  then look again, and install what the new lists have\n");
+            text.push_str(
+                "  then look again, install what the new lists have,\n  \
+                 and unpack into the cache what apt cannot install beside the machine's packages\n",
+            );
         }
     }
     if by_hand.is_empty() && state.toolchain.as_ref().is_err_and(|missing| missing.compiler.is_none()) {

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use wsl_mirror_toolchain::{Compiler, LINKER_RELEASE, Missing, oldest};
+use wsl_mirror_toolchain::{Compiler, LINKER_RELEASE, Missing};
 
 use super::{
-    apt::{Apt, OWN, WEB},
+    apt::Lists,
     llvm::{LINKER_LLVMS, llvm_package},
     needs::BUSYBOX,
     state::State,
-    unpacked::{self, Package},
+    unpacked::{self, Bundle},
 };
 
 /// One thing that setup does.
@@ -20,7 +20,7 @@ pub(super) enum Step {
     /// `apt-get install`, beside what is there: nothing is removed or downgraded.
     Install { packages: Vec<String> },
     /// A package that apt cannot install, and why not: unpacked into the cache.
-    Unpack { package: &'static Package, reason: String },
+    Unpack { package: &'static Bundle, reason: String },
     /// A nightly with rust-src from rustup.
     Rustup,
     /// bpf-linker, linked with the distribution's LLVM.
@@ -83,7 +83,7 @@ struct Round<'a> {
 impl Round<'_> {
     fn compiler(&mut self, missing: &Missing) {
         let from_apt = match &self.state.apt {
-            Some(apt) => compiler_packages(apt),
+            Some(apt) => apt.compiler(),
             None => Err("this is no Debian".to_owned()),
         };
         match from_apt {
@@ -108,8 +108,10 @@ impl Round<'_> {
             self.plan.steps.push(build(llvm));
             return;
         }
-        let from_apt =
-            self.state.apt.as_ref().and_then(|apt| enough().find(|llvm| apt.available(&llvm_package(*llvm))));
+        let apt = self.state.apt.as_ref();
+        let packages = || enough().filter(|llvm| apt.is_some_and(|apt| apt.available(&llvm_package(*llvm))));
+        let refusal = |llvm: u32| apt?.refused.get(&llvm_package(llvm));
+        let from_apt = packages().find(|llvm| refusal(*llvm).is_none());
         match from_apt {
             Some(llvm) if self.state.root => {
                 self.packages.push(llvm_package(llvm));
@@ -118,7 +120,11 @@ impl Round<'_> {
             _ if self.state.binstall => self.plan.steps.push(Step::FetchLinker),
             Some(llvm) => self.packages.push(llvm_package(llvm)),
             None if self.may_update() => self.unknown = true,
-            None => self.plan.by_hand.push(missing.by_hand()),
+            None => {
+                let reasons = packages().filter_map(|llvm| Some((llvm_package(llvm), refusal(llvm)?)));
+                let reasons = reasons.map(|(package, reason)| format!("{package}: {reason}\n"));
+                self.plan.by_hand.push(reasons.collect::<String>() + &missing.by_hand());
+            }
         }
     }
 
@@ -155,7 +161,7 @@ impl Round<'_> {
                     self.plan.by_hand.push(format!("install {} ({package}): {reason}", tool.program));
                 }
                 (None, _) if known => {
-                    if !self.packages.iter().any(|wanted| wanted == package) {
+                    if !self.packages.iter().any(|known| known == package) {
                         self.packages.push(package.to_owned());
                     }
                 }
@@ -169,7 +175,7 @@ impl Round<'_> {
     }
 
     fn may_update(&self) -> bool {
-        self.state.root && self.state.apt.as_ref().is_some_and(|apt| !apt.updated)
+        self.state.root && self.state.apt.as_ref().is_some_and(|apt| apt.lists == Lists::Found)
     }
 
     fn finish(self) -> Plan {
@@ -190,49 +196,13 @@ impl Round<'_> {
     }
 }
 
-/// The packages that bring a compiler, or why none of apt's do. Debian's two sets exclude each other and
-/// rustup's package, and a user's compiler is not ours to remove.
-fn compiler_packages(apt: &Apt) -> Result<Vec<&'static str>, String> {
-    let new_enough = |name: &str| apt.upstream(name).is_some_and(|version| version >= oldest());
-    // Those of the three that are there already, and as new as the others will be, need no mention.
-    let to_install = |set: [&'static str; 3]| set.into_iter().filter(|name| !apt.is_current(name)).collect();
-    if apt.installed("rustup") {
-        return Err("Debian's rustup is installed, which excludes Debian's rustc; \
-                    use `rustup toolchain install nightly --component rust-src`"
-            .to_owned());
-    }
-    let own_installed = ["rustc", "cargo"].into_iter().filter(|name| apt.installed(name)).collect::<Vec<_>>();
-    if own_installed.is_empty() && new_enough("rustc-web") {
-        return Ok(to_install(WEB));
-    }
-    if !apt.installed("rustc-web") && new_enough("rustc") {
-        return Ok(to_install(OWN));
-    }
-    Err(if own_installed.is_empty() {
-        format!(
-            "apt has no Rust {}; Debian 12 and 13 have it in their security updates, as rustc-web",
-            oldest()
-        )
-    } else if new_enough("rustc-web") {
-        let own = own_installed.join(" and ");
-        format!(
-            "this release's {own}, older than {}, excludes rustc-web; \
-             `apt-get remove {}` if you do not need it, and run setup again",
-            oldest(),
-            own_installed.join(" ")
-        )
-    } else {
-        format!("the {} of this release is older than {}", own_installed.join(" and "), oldest())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use wsl_mirror_toolchain::{Linker, Toolchain, Version};
 
     use super::{
         super::{
-            apt::Package,
+            apt::{Apt, OWN, Versions, WEB},
             needs::{ENGINES, LAB, Tool},
         },
         *,
@@ -252,7 +222,7 @@ mod tests {
     }
 
     fn apt<const N: usize>(candidates: [(&str, &str); N]) -> Apt {
-        let package = |version: &str| Package { installed: None, candidate: Some(version.to_owned()) };
+        let package = |version: &str| Versions { installed: None, candidate: Some(version.to_owned()) };
         Apt {
             packages: candidates
                 .into_iter()
@@ -325,7 +295,7 @@ mod tests {
     fn a_machine_with_empty_lists_updates_them_once() {
         let state = debian(Apt::default());
         assert_eq!(plan(&state), Plan { steps: vec![Step::UpdateLists], by_hand: Vec::new() });
-        let plan = plan(&debian(Apt { updated: true, ..Apt::default() }));
+        let plan = plan(&debian(Apt { lists: Lists::Updated, ..Apt::default() }));
         assert_eq!(plan.steps, []);
         assert!(plan.by_hand[0].contains("security updates"), "{plan:?}");
     }
@@ -334,7 +304,7 @@ mod tests {
     fn a_compiler_of_the_users_is_not_removed() {
         let mut packages = bookworm();
         install(&mut packages, "rustc", "1.63.0+dfsg1-2");
-        let plan = plan(&debian(Apt { updated: true, ..packages }));
+        let plan = plan(&debian(Apt { lists: Lists::Updated, ..packages }));
         assert_eq!(plan.steps, []);
         assert!(plan.by_hand[0].contains("excludes rustc-web; `apt-get remove rustc`"), "{plan:?}");
     }
@@ -349,7 +319,7 @@ mod tests {
 
     #[test]
     fn rustup_helps_where_apt_cannot() {
-        let trixie = Apt { updated: true, ..apt([("rustc", "1.85.0+dfsg3-1")]) };
+        let trixie = Apt { lists: Lists::Updated, ..apt([("rustc", "1.85.0+dfsg3-1")]) };
         let state = State { rustup: true, ..debian(trixie) };
         assert_eq!(plan(&state).steps, [Step::Rustup]);
         let user = State { rustup: true, root: false, ..debian(bookworm()) };
@@ -377,7 +347,7 @@ mod tests {
         let mut trixie = bookworm();
         trixie
             .packages
-            .insert("docker-cli".to_owned(), Package { installed: None, candidate: Some("26".to_owned()) });
+            .insert("docker-cli".to_owned(), Versions { installed: None, candidate: Some("26".to_owned()) });
         assert_eq!(
             plan(&State { apt: Some(trixie), ..state }).steps[0],
             installs(&["docker.io", "docker-cli"])
@@ -406,10 +376,10 @@ mod tests {
         refuse(&mut packages, "busybox-static");
         let state = State { missing_tools: tools(&["iptables", "busybox"]), ..debian(packages.clone()) };
         assert_eq!(plan(&state).steps, [Step::UpdateLists], "new lists may fit");
-        let state = State { apt: Some(Apt { updated: true, ..packages.clone() }), ..state };
-        let mut wanted = WEB.to_vec();
-        wanted.push("iptables");
-        assert_eq!(plan(&state).steps, [installs(&wanted), unpacks("busybox-static")]);
+        let state = State { apt: Some(Apt { lists: Lists::Updated, ..packages.clone() }), ..state };
+        let mut packages_of_apt = WEB.to_vec();
+        packages_of_apt.push("iptables");
+        assert_eq!(plan(&state).steps, [installs(&packages_of_apt), unpacks("busybox-static")]);
     }
 
     #[test]
@@ -422,9 +392,42 @@ mod tests {
         assert_eq!(plan(&state).steps, [build, unpacks("iproute2")]);
     }
 
+    // One conflict made apt refuse everything else of the same command.
+    #[test]
+    fn refused_compilers_come_from_rustup_or_a_person() {
+        let mut packages = Apt { lists: Lists::Updated, ..bookworm() };
+        refuse(&mut packages, "cargo-web");
+        let state = State { missing_tools: tools(&["iptables"]), ..debian(packages.clone()) };
+        let refused = plan(&state);
+        assert_eq!(refused.steps, [installs(&["iptables"])]);
+        assert!(refused.by_hand[0].contains("cargo-web: apt would have to remove another"), "{refused:?}");
+        assert_eq!(plan(&State { rustup: true, ..state }).steps, [installs(&["iptables"]), Step::Rustup]);
+        packages.lists = Lists::Found;
+        assert_eq!(plan(&debian(packages)).steps, [Step::UpdateLists], "new lists may fit");
+    }
+
+    #[test]
+    fn refused_llvms_leave_the_next_one_or_binstall() {
+        let mut packages = Apt { lists: Lists::Updated, ..bookworm() };
+        refuse(&mut packages, "llvm-22-dev");
+        let state = State { toolchain: Err(without(Some(compiler()))), ..debian(packages.clone()) };
+        let refused = plan(&state);
+        assert_eq!(refused.steps, []);
+        assert!(
+            refused.by_hand[0].starts_with("llvm-22-dev: apt would have to remove another\n"),
+            "{refused:?}"
+        );
+        assert_eq!(plan(&State { binstall: true, ..state.clone() }).steps, [Step::FetchLinker]);
+        let next = Versions { installed: None, candidate: Some("1:23.1".to_owned()) };
+        packages.packages.insert("llvm-23-dev".to_owned(), next);
+        let build = Step::BuildLinker { compiler: compiler(), llvm: 23 };
+        let state = State { apt: Some(packages), ..state };
+        assert_eq!(plan(&state).steps, [installs(&["llvm-23-dev"]), build]);
+    }
+
     #[test]
     fn refused_engines_are_left_to_a_person() {
-        let mut packages = Apt { updated: true, ..bookworm() };
+        let mut packages = Apt { lists: Lists::Updated, ..bookworm() };
         refuse(&mut packages, "docker.io");
         let plan = plan(&State { missing_tools: tools(&["dockerd"]), ..debian(packages) });
         assert_eq!(plan.by_hand, ["install dockerd (docker.io): apt would have to remove another"]);

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     elf::is_static,
-    host::Host,
+    machine::Machine,
     needs::{BUSYBOX, LAB, Tool},
     unpacked,
 };
@@ -19,35 +19,35 @@ use super::{
 const HEADERS: [&str; 4] =
     ["/usr/include", "/usr/local/include", "/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu"];
 
-pub(super) fn has(host: &Host, tool: Tool) -> bool {
+pub(super) fn has(machine: &Machine, tool: Tool) -> bool {
     if let Some(header) = tool.program.strip_prefix('<').and_then(|rest| rest.strip_suffix('>')) {
         return HEADERS.iter().any(|folder| Path::new(folder).join(header).exists());
     }
-    candidates(host, tool.program).any(|path| tool != BUSYBOX || is_static(&path))
+    candidates(machine, tool.program).any(|path| tool != BUSYBOX || is_static(&path))
 }
 
 /// The programs of this name: on PATH, in the system's folders, which are not on every user's PATH, and unpacked.
-fn candidates(host: &Host, name: &str) -> impl Iterator<Item = PathBuf> {
+fn candidates(machine: &Machine, name: &str) -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
-    let folders: Vec<_> = env::split_paths(&path).chain(system).chain(unpacked_folders(host)).collect();
+    let folders: Vec<_> = env::split_paths(&path).chain(system).chain(unpacked_folders(machine)).collect();
     folders.into_iter().map(move |folder| folder.join(name)).filter(|path| {
         path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     })
 }
 
-fn unpacked_folders(host: &Host) -> Vec<PathBuf> {
-    host.unpacked.as_deref().map(unpacked::bins).unwrap_or_default()
+fn unpacked_folders(machine: &Machine) -> Vec<PathBuf> {
+    machine.unpacked.as_deref().map(unpacked::bins).unwrap_or_default()
 }
 
 /// Looks for a program.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
-    candidates(&Host::this(), name).next()
+    candidates(&Machine::this(), name).next()
 }
 
 /// The static busybox.
 pub(crate) fn busybox() -> Option<PathBuf> {
-    candidates(&Host::this(), BUSYBOX.program).find(|path| is_static(path))
+    candidates(&Machine::this(), BUSYBOX.program).find(|path| is_static(path))
 }
 
 /// Names unpacked programs to the lab, whose guests have them in /usr/bin.
@@ -56,9 +56,9 @@ const UNPACKED: &str = "WSL_MIRROR_UNPACKED";
 /// What has a program and its children find unpacked programs: `path` with their folders behind it, as the machine's own
 /// come first, and the list for the lab. Names and values of variables.
 pub(crate) fn environment(path: &OsStr) -> Vec<(&'static str, OsString)> {
-    let host = Host::this();
-    let folders = unpacked_folders(&host);
-    let programs = host.unpacked.iter().flat_map(|folder| unpacked::programs(folder, &LAB));
+    let machine = Machine::this();
+    let folders = unpacked_folders(&machine);
+    let programs = machine.unpacked.iter().flat_map(|folder| unpacked::programs(folder, &LAB));
     let in_use = programs.filter(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let chosen = if name == BUSYBOX.program { busybox() } else { program(&name) };

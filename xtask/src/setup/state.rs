@@ -5,9 +5,9 @@ use std::{env, fs, os::unix::fs::MetadataExt as _};
 use wsl_mirror_toolchain::{CARGO_OVERRIDE, LINKER_OVERRIDE, Missing, Toolchain};
 
 use super::{
-    apt::Apt,
-    host::Host,
+    apt::{Apt, Lists},
     llvm::{LINKER_LLVMS, has_llvm_dev},
+    machine::Machine,
     needs::{Needs, Tool},
     programs::{has, program},
 };
@@ -31,11 +31,11 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn read(host: &Host, needs: Needs, apt_updated: bool) -> Self {
+    pub(super) fn read(machine: &Machine, needs: Needs, lists: Lists) -> Self {
         let toolchain = wsl_mirror_toolchain::find();
-        let missing_tools: Vec<Tool> = needs.tools().filter(|tool| !has(host, *tool)).collect();
+        let missing_tools: Vec<Tool> = needs.tools().filter(|tool| !has(machine, *tool)).collect();
         let complete = toolchain.is_ok() && missing_tools.is_empty();
-        let apt = if complete { None } else { Apt::read(host, &missing_tools, apt_updated) };
+        let apt = if complete { None } else { Apt::read(machine, &toolchain, &missing_tools, lists) };
         Self {
             toolchain,
             missing_tools,

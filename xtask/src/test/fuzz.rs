@@ -134,21 +134,21 @@ mod tests {
     }
 
     #[test]
-    fn every_seed_is_read_to_its_end() -> Result<()> {
+    fn every_seed_is_read_to_its_end() {
         let folder = cargo::workspace().join(FOLDER);
         let corpus = folder.join("target/corpus-in-test");
-        unpack(&folder, &corpus)?;
+        unpack(&folder, &corpus).unwrap();
         let mut read = 0;
-        for target in targets(&folder)? {
+        for target in targets(&folder).unwrap() {
             for inputs in [folder.join("seeds").join(&target), corpus.join(&target)] {
                 for input in fs::read_dir(&inputs).into_iter().flatten() {
-                    let input = input?;
-                    assert!(input.metadata()?.len() <= LONGEST, "{}", input.path().display());
+                    let input = input.unwrap();
+                    assert!(input.metadata().unwrap().len() <= LONGEST, "{}", input.path().display());
                     read += 1;
                 }
             }
         }
         assert!(read > 0, "no inputs in {}", folder.display());
-        Ok(fs::remove_dir_all(&corpus)?)
+        fs::remove_dir_all(&corpus).unwrap();
     }
 }

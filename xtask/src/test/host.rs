@@ -5,7 +5,11 @@ use std::{
     time::Instant,
 };
 
+use anyhow::Result;
+
 use super::{
+    cargo_test::tests,
+    options::Test,
     report::{Group, Verdict, heading},
     rerun::Rerun,
 };
@@ -28,11 +32,27 @@ pub(super) fn checks() -> impl Iterator<Item = Group> {
     CHECKS.into_iter().map(|(name, arguments)| check(name, arguments))
 }
 
-pub(super) fn tests() -> Command {
+pub(super) fn unit_tests() -> Command {
     let mut cargo = cargo::command("test");
     // In release, as everything here: the release build serves again, and a first run takes half as long.
     cargo.arg("--release").args(PACKAGES.iter().flat_map(|package| ["--package", package]));
     cargo
+}
+
+/// The test that downloads each package that set-up can unpack, and runs its programs.
+const UNPACKED: &str = "every_package_runs_out_of_its_folder";
+
+pub(super) fn unpacked_packages(options: &Test) -> Result<Group> {
+    const NAME: &str = "unpacked packages";
+    heading(NAME);
+    let mut cargo = cargo::command("test");
+    cargo.args(["--release", "--package", "xtask", "--lib"]);
+    // Filters add to each other: beside the user's own, this one would choose the test.
+    let own = ["--ignored"].into_iter().chain((!options.has_filter()).then_some(UNPACKED));
+    // libtest takes the flag once.
+    let users = options.filter.iter().filter(|word| *word != "--ignored").cloned();
+    let arguments: Vec<_> = own.map(str::to_owned).chain(users).collect();
+    tests(NAME, &mut cargo, &arguments, options.rerun("host"))
 }
 
 /// Runs a component of the toolchain that may be missing: Debian's cargo comes without rustfmt and clippy. Such a

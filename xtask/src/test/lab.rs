@@ -36,11 +36,8 @@ pub(super) fn engines(options: &Test, extent: Extent, product: &Path) -> Result<
     engines::empty(&results)?;
     let mut cargo = command(product, options);
     cargo.args(["--test", engines::BINARY]).env(engines::OVERRIDE, folder).env(engines::RESULTS, &results);
-    let (ignored, suite) = match extent {
-        Extent::Full => (Some("--include-ignored"), "engines --all"),
-        Extent::Usual => (None, "engines"),
-    };
-    let group = tests("engines", &mut cargo, &arguments(ignored, options), options.rerun(suite))?;
+    let ignored = (extent == Extent::Full).then_some("--include-ignored");
+    let group = tests("engines", &mut cargo, &arguments(ignored, options), options.rerun("engines"))?;
     let rows = engines::read(&results)?;
     if options.write {
         println!("written: {}", engines::write(&rows)?.display());

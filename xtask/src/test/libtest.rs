@@ -103,9 +103,22 @@ impl Results {
     }
 }
 
+/// Options of libtest whose value may be the next word.
+const WITH_VALUE: [&str; 7] =
+    ["--skip", "--test-threads", "--format", "--color", "--logfile", "--shuffle-seed", "-Z"];
+
 /// The words among a binary's arguments that choose tests by name.
 pub(crate) fn filters(arguments: &[String]) -> Vec<&str> {
-    arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect()
+    let mut filters = Vec::new();
+    let mut words = arguments.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        if WITH_VALUE.contains(&word) {
+            words.next();
+        } else if !word.starts_with('-') {
+            filters.push(word);
+        }
+    }
+    filters
 }
 
 /// Passes a test run's output on as it comes, and counts.
@@ -168,6 +181,17 @@ mod tests {
         }
         let names: Vec<_> = results.failures.iter().map(|failure| failure.test.as_deref()).collect();
         assert_eq!(names, [Some("a::b"), Some("a::b")], "one of each binary");
+    }
+
+    #[test]
+    fn the_value_of_an_option_is_no_filter() {
+        let of = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            filters(&words).join(" ")
+        };
+        assert_eq!(of("--test-threads 1 --skip x --format terse --color never --logfile f"), "");
+        assert_eq!(of("--test-threads=1 a --nocapture b --skip x"), "a b");
+        assert_eq!(of("a --skip"), "a");
     }
 
     #[test]

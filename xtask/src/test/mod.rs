@@ -55,19 +55,42 @@ impl Test {
                 needs.push(suite.needs());
             }
         }
+        let mut machines = Machines::Equipped;
         for needs in needs {
-            if matches!(setup::ensure(needs)?, Outcome::Missing) {
+            let outcome = setup::ensure(needs);
+            if matches!(outcome, Ok(Outcome::Ready(_))) {
+                continue;
+            }
+            if needs != Needs::Vm || !self.may_leave_machines_out() {
+                outcome?;
                 return Ok(ExitCode::Missing);
             }
+            if let Err(error) = outcome {
+                eprintln!("xtask: {error:#}");
+            }
+            machines = Machines::NotHere;
         }
-        Run { options: &self, extent, groups: Vec::new(), tables: Vec::new() }.all(&suites)
+        Run { options: &self, extent, machines, groups: Vec::new(), tables: Vec::new() }.all(&suites)
     }
+
+    /// The user did not name the suite, and the results of the others stand without it.
+    fn may_leave_machines_out(&self) -> bool {
+        !self.suites.contains(&Suite::Vm) && env::var_os("CI").is_none()
+    }
+}
+
+/// Whether set-up has what virtual machines need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Machines {
+    Equipped,
+    NotHere,
 }
 
 /// A run, as it goes on.
 struct Run<'a> {
     options: &'a Test,
     extent: Extent,
+    machines: Machines,
     groups: Vec<Group>,
     /// The tables of suites that have one of their own.
     tables: Vec<String>,
@@ -83,7 +106,9 @@ impl Run<'_> {
         // Once, and before the tests: a lab that ran an older binary would prove nothing.
         let product = (checks || suites.iter().any(needs_product)).then(|| self.product()).flatten();
         for suite in suites {
-            self.suite(*suite, product.as_deref())?;
+            let started = Instant::now();
+            let result = self.suite(*suite, product.as_deref());
+            self.conclude_suite(*suite, result, started.elapsed());
         }
         for table in &self.tables {
             print!("\n{table}");
@@ -104,13 +129,26 @@ impl Run<'_> {
         product.ok()
     }
 
+    /// An error before or after the tests is one failure more, and takes nothing from the results of other suites.
+    fn conclude_suite(&mut self, suite: Suite, result: Result<()>, time: Duration) {
+        if let Err(error) = result {
+            eprintln!("xtask: {error:#}");
+            let rerun = self.options.rerun(suite.name());
+            self.groups.push(Group::without_tests(suite.name(), Verdict::Failed, time, rerun));
+        }
+    }
+
     fn suite(&mut self, suite: Suite, product: Option<&Path>) -> Result<()> {
         let options = self.options;
         match (suite, product) {
             (Suite::Host, _) => {
                 heading("unit tests");
-                let group = tests("unit tests", &mut host::tests(), &options.filter, options.rerun("host"))?;
+                let group =
+                    tests("unit tests", &mut host::unit_tests(), &options.filter, options.rerun("host"))?;
                 self.groups.push(group);
+                if self.extent == Extent::Full {
+                    self.groups.push(host::unpacked_packages(options)?);
+                }
             }
             (Suite::Fuzz, _) => self.groups.extend(fuzz::run(&options.filter, &options.rerun("fuzz"))),
             (Suite::Lab, Some(product)) => self.groups.push(lab::run(options, product)?),
@@ -118,6 +156,12 @@ impl Run<'_> {
                 let (group, rows) = lab::engines(options, self.extent, product)?;
                 self.groups.push(group);
                 self.tables.push(engines::table(&rows));
+            }
+            (Suite::Vm, _) if self.machines == Machines::NotHere => {
+                heading("vm");
+                println!("no virtual machines here: set-up could not install what they need");
+                let rerun = options.rerun("vm");
+                self.groups.push(Group::without_tests("vm", Verdict::NotHere, Duration::ZERO, rerun));
             }
             (Suite::Vm, Some(product)) => self.machines(product),
             (Suite::Dist, Some(product)) => self.groups.push(lab::dist(options, product)?),
@@ -135,8 +179,9 @@ impl Run<'_> {
         heading("vm");
         let started = Instant::now();
         let options = self.options;
-        let group =
-            |verdict| vec![Group::without_tests("vm", verdict, started.elapsed(), options.rerun("vm"))];
+        let folder = env::var(vm::KERNELS).ok();
+        let rerun = options.rerun("vm").with_variable(vm::KERNELS, folder.as_deref());
+        let group = |verdict| vec![Group::without_tests("vm", verdict, started.elapsed(), rerun.clone())];
         let (selection, choice) = match self.extent {
             Extent::Full => (Selection::Default, vm::Choice::All),
             Extent::Usual => {
@@ -145,8 +190,7 @@ impl Run<'_> {
         };
         let kernels = match vm::possible().and_then(|()| vm::kernels(&selection)) {
             Ok(kernels) => kernels,
-            // The user did not name this suite, and the results of the others stand without it.
-            Err(error) if !options.suites.contains(&Suite::Vm) && env::var_os("CI").is_none() => {
+            Err(error) if options.may_leave_machines_out() => {
                 println!("no virtual machines here: {error:#}");
                 self.groups.extend(group(Verdict::NotHere));
                 return;
@@ -168,5 +212,42 @@ impl Run<'_> {
                 self.groups.extend(group(Verdict::Failed));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Test {
+        Test { suites: Vec::new(), all: false, soak: false, write: false, filter: Vec::new() }
+    }
+
+    fn run(options: &Test, machines: Machines) -> Run<'_> {
+        Run { options, extent: Extent::Usual, machines, groups: Vec::new(), tables: Vec::new() }
+    }
+
+    // A machine without qemu ran no test at all.
+    #[test]
+    fn a_run_without_qemu_leaves_the_machines_out() {
+        let options = options();
+        let mut run = run(&options, Machines::NotHere);
+        run.suite(Suite::Vm, None).unwrap();
+        let verdicts: Vec<_> = run.groups.iter().map(|group| group.verdict).collect();
+        assert_eq!(verdicts, [Verdict::NotHere]);
+        let named = Test { suites: vec![Suite::Vm], ..options };
+        assert!(!named.may_leave_machines_out());
+    }
+
+    // The error ended the run without the results of other suites.
+    #[test]
+    fn an_error_of_a_suite_is_a_failed_group() {
+        let options = options();
+        let mut run = run(&options, Machines::Equipped);
+        run.conclude_suite(Suite::Lab, Ok(()), Duration::ZERO);
+        run.conclude_suite(Suite::Engines, Err(anyhow::anyhow!("no mirror")), Duration::ZERO);
+        let [group] = run.groups.as_slice() else { panic!("{:?}", run.groups) };
+        assert_eq!((group.name.as_str(), group.verdict), ("engines", Verdict::Failed));
+        assert_eq!(group.rerun.group(), "cargo xtask test engines");
     }
 }

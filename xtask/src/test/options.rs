@@ -16,6 +16,8 @@ pub(crate) struct Test {
     pub(super) suites: Vec<Suite>,
     /// Every test of these suites; without a suite, of every suite
     ///
+    /// host also downloads each package that set-up can unpack (150 MB, on Debian), and runs its programs.
+    ///
     /// The matrix of engines has every release of Docker and Podman then, in every way. They are Debian's packages, in
     /// folders below `XDG_CACHE_HOME` or in the one that `WSL_MIRROR_ENGINES` names; mmdebstrap makes those that are
     /// missing, some 40 seconds for each of three releases on two cores. And vm runs all of the lab's tests on 6.1 and
@@ -38,11 +40,24 @@ pub(crate) struct Test {
 impl Test {
     /// The command that repeats a suite of this run.
     pub(super) fn rerun(&self, suite: &str) -> Rerun {
+        let all = if self.all { " --all" } else { "" };
         let soak = if self.soak { " --soak" } else { "" };
-        Rerun::tests(&format!("cargo xtask test {suite}{soak}")).with(&self.filter)
+        Rerun::tests(&format!("cargo xtask test {suite}{all}{soak}")).with(&self.filter)
     }
 
     pub(super) fn has_filter(&self) -> bool {
         !filters(&self.filter).is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rerun_has_the_switches_of_its_run() {
+        let options = |all, soak| Test { suites: Vec::new(), all, soak, write: false, filter: Vec::new() };
+        assert_eq!(options(false, false).rerun("vm").group(), "cargo xtask test vm");
+        assert_eq!(options(true, true).rerun("vm").one("a"), "cargo xtask test vm --all --soak -- --exact a");
     }
 }

@@ -215,7 +215,7 @@ mod tests {
         lab.failures = vec![failure("a::b", "Error: no answer"), failure("c", "Error: late")];
         let mut machine = group(Verdict::Failed, 0, 0);
         machine.name = "6.1 loader".to_owned();
-        machine.rerun = Rerun::tests("cargo xtask vm --kernel 6.1");
+        machine.rerun = Rerun::tests("cargo xtask vm --kernel 6.1 --test loader");
         machine.failures = vec![Failure { test: None, lines: vec!["Kernel panic".to_owned()] }];
         let groups = [
             Group::without_tests("lints", Verdict::Failed, Duration::ZERO, lints),
@@ -229,7 +229,7 @@ mod tests {
              \x20 lints\n    cargo clippy\n\
              \x20 g: a::b\n    cargo xtask test lab -- --exact a::b\n\
              \x20 g: c\n    cargo xtask test lab -- --exact c\n\
-             \x20 6.1 loader\n    cargo xtask vm --kernel 6.1\n"
+             \x20 6.1 loader\n    cargo xtask vm --kernel 6.1 --test loader\n"
         );
         assert_eq!(
             words(&groups),

@@ -23,6 +23,15 @@ impl Rerun {
         }
     }
 
+    /// The group needs this variable of the environment.
+    pub(crate) fn with_variable(mut self, name: &str, value: Option<&str>) -> Self {
+        let (Self::Command(command) | Self::Tests { command, .. }) = &mut self;
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            command.insert_str(0, &format!("{name}={} ", word(value)));
+        }
+        self
+    }
+
     /// Repeats the group.
     pub(crate) fn group(&self) -> String {
         match self {
@@ -65,6 +74,17 @@ mod tests {
     fn a_documentation_test_survives_the_shell() {
         let one = Rerun::tests("cargo xtask test host").one("src/lib.rs - open (line 7)");
         assert_eq!(one, "cargo xtask test host -- --exact 'src/lib.rs - open (line 7)'");
+    }
+
+    #[test]
+    fn a_variable_stands_before_the_command() {
+        let rerun = |value| Rerun::tests("cargo xtask vm").with_variable("FOLDER", value);
+        assert_eq!(rerun(Some("/my kernels")).group(), "FOLDER='/my kernels' cargo xtask vm");
+        assert_eq!(rerun(Some("/k")).one("a"), "FOLDER=/k cargo xtask vm -- --exact a");
+        assert_eq!(
+            (rerun(None).group(), rerun(Some("")).group()),
+            ("cargo xtask vm".into(), "cargo xtask vm".into())
+        );
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
 };
 pub(crate) use choice::{Choice, MOST_DIFFERENT};
 pub(crate) use initramfs::quoted;
-pub(crate) use kernels::{Selection, get as kernels};
+pub(crate) use kernels::{KERNELS, Selection, get as kernels};
 pub(crate) use machine::possible;
 pub(crate) use matrix::matrix;
 pub(crate) use run::{Effort, SOAK, build_tests, run};
@@ -48,8 +48,11 @@ pub(crate) struct Vm {
     /// Every kernel: also 7.2, 7.2 with its debugging checks, and 5.10, which has to be refused
     #[arg(long)]
     all: bool,
+    /// Only these of the lab's test binaries
+    #[arg(long, value_name = "BINARY", conflicts_with = "shell")]
+    test: Vec<String>,
     /// Only show which kernels there are and where they lie
-    #[arg(long, conflicts_with_all = ["kernel", "all", "shell"])]
+    #[arg(long, conflicts_with_all = ["kernel", "all", "shell", "test"])]
     list: bool,
     /// A prompt in a machine, with the lab up, instead of tests
     #[arg(long, conflicts_with_all = ["all", "soak", "filter"])]
@@ -89,7 +92,8 @@ impl Vm {
             let success = shell::shell(kernel, &product, &program)?;
             return Ok(if success { ExitCode::Success } else { ExitCode::Failed });
         }
-        let built = build_tests(&product)?;
+        let mut built = build_tests(&product)?;
+        built.choose(&self.test)?;
         let effort = Effort { soak: self.soak, choice: Choice::All, arguments: &self.filter };
         let groups = run(&kernels, &built, &effort)?;
         print!("\n{}", matrix(&kernels, &groups));

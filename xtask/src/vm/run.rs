@@ -12,12 +12,12 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use super::{
     choice::{self, Choice},
     initramfs::quoted,
-    kernels::{Expectation, Kernel},
+    kernels::{Expectation, KERNELS, Kernel},
     machine::{self, Accelerator, End},
     room::{Room, slowness},
 };
@@ -42,6 +42,20 @@ pub(crate) struct Built {
     pub(crate) product: PathBuf,
     /// Test binaries by the names of their targets.
     pub(crate) groups: Vec<(String, PathBuf)>,
+}
+
+impl Built {
+    /// Leaves only these test binaries; without names, all.
+    pub(super) fn choose(&mut self, names: &[String]) -> Result<()> {
+        let known: Vec<&str> = self.groups.iter().map(|(name, _)| name.as_str()).collect();
+        if let Some(name) = names.iter().find(|name| !known.contains(&name.as_str())) {
+            bail!("--test {name}: the lab's test binaries are {}", known.join(", "));
+        }
+        if !names.is_empty() {
+            self.groups.retain(|(name, _)| names.contains(name));
+        }
+        Ok(())
+    }
 }
 
 /// One group of tests on one kernel.
@@ -90,6 +104,11 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
     for kernel in kernels {
         jobs.extend(jobs_on(kernel, built, effort)?);
     }
+    // A kernel may lie in the user's folder only.
+    let folder = std::env::var(KERNELS).ok();
+    for job in &mut jobs {
+        job.rerun = job.rerun.clone().with_variable(KERNELS, folder.as_deref());
+    }
     if jobs.is_empty() {
         // `conclude` says that no test has such a name.
         return Ok(Vec::new());
@@ -133,7 +152,7 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
     groups.sort_by_key(|group| {
         kernels.iter().position(|kernel| group.name.starts_with(&format!("{} ", kernel.name)))
     });
-    room.leave(groups.iter().all(|group| group.verdict == Verdict::Ok));
+    room.leave(Verdict::of(groups.iter().all(|group| group.verdict == Verdict::Ok)));
     Ok(groups)
 }
 
@@ -143,8 +162,10 @@ fn jobs_on<'a>(kernel: &'a Kernel, built: &'a Built, effort: &Effort<'_>) -> Res
     if kernel.expectation == Expectation::Refused {
         // The user's filter does not apply: this kernel has one test.
         let (group, test) = REFUSAL;
-        let binary = built.groups.iter().find(|(name, _)| name == group);
-        let (_, binary) = binary.with_context(|| format!("there is no test binary {group}"))?;
+        let Some((_, binary)) = built.groups.iter().find(|(name, _)| name == group) else {
+            // The user chose other binaries.
+            return Ok(Vec::new());
+        };
         let arguments = ["--ignored", "--exact", test].map(str::to_owned).to_vec();
         let rerun = Rerun::Command(command);
         return Ok(vec![Job { kernel, group: "refusal".to_owned(), binary, arguments, rerun }]);
@@ -162,7 +183,7 @@ fn jobs_on<'a>(kernel: &'a Kernel, built: &'a Built, effort: &Effort<'_>) -> Res
         if is_filtered && !has_tests(binary, &arguments) {
             continue;
         }
-        let rerun = Rerun::tests(&command).with(&arguments);
+        let rerun = Rerun::tests(&format!("{command} --test {name}")).with(&arguments);
         jobs.push(Job { kernel, group: name.clone(), binary, arguments, rerun });
     }
     Ok(jobs)
@@ -298,8 +319,20 @@ mod tests {
         assert_eq!(names(Choice::DifferByKernel), ["loader", "packets"]);
         let (_, arguments, rerun) = &jobs(&kernel, Choice::DifferByKernel)[0];
         assert_eq!(arguments.as_slice(), ["cls_bpf::", "loading::"]);
-        assert_eq!(rerun.group(), "cargo xtask vm --kernel 6.1 -- cls_bpf:: loading::");
-        assert_eq!(rerun.one("loading::a"), "cargo xtask vm --kernel 6.1 -- --exact loading::a");
+        assert_eq!(rerun.group(), "cargo xtask vm --kernel 6.1 --test loader -- cls_bpf:: loading::");
+        assert_eq!(
+            rerun.one("loading::a"),
+            "cargo xtask vm --kernel 6.1 --test loader -- --exact loading::a"
+        );
+    }
+
+    #[test]
+    fn the_user_chooses_test_binaries() {
+        let mut chosen = built();
+        chosen.choose(&["packets".to_owned()]).unwrap();
+        assert_eq!(chosen.groups.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["packets"]);
+        let error = built().choose(&["packet".to_owned()]).unwrap_err().to_string();
+        assert_eq!(error, "--test packet: the lab's test binaries are leftovers, loader, packets");
     }
 
     #[test]

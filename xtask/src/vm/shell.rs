@@ -5,6 +5,7 @@ use std::{fmt::Write as _, path::Path, process::Stdio};
 use anyhow::Result;
 
 use super::{initramfs::quoted, kernels::Kernel, machine::End, room::Room, run::environment};
+use crate::test::Verdict;
 
 /// Runs `program` in a machine, with this terminal as its own.
 pub(super) fn shell(kernel: &Kernel, product: &Path, program: &Path) -> Result<bool> {
@@ -22,12 +23,12 @@ pub(super) fn shell(kernel: &Kernel, product: &Path, program: &Path) -> Result<b
     eprintln!("Linux {} starts; it takes some seconds. `exit` ends it, Ctrl-A x cuts it off.", kernel.name);
     match machine.run_on_this_terminal()? {
         End::Exit(_) => {
-            room.leave(true);
+            room.leave(Verdict::Ok);
             Ok(true)
         }
         End::Broken(text) => {
             eprintln!("xtask: {text}");
-            room.leave(false);
+            room.leave(Verdict::Failed);
             Ok(false)
         }
     }

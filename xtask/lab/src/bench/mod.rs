@@ -13,7 +13,7 @@ use clap::Args;
 use load::Ports;
 use packets::Cost;
 use remedy::Comparison;
-use statistics::Summary;
+use statistics::{Summary, Verdict};
 use wsl_mirror_lab::{Container, Docker, DockerOptions, Lab, Service};
 
 use xtask::{
@@ -61,8 +61,8 @@ impl Bench {
 
         let comparisons = if self.packets { Vec::new() } else { self.compare(lab, remedy)? };
 
-        let missed = costs.iter().filter(|cost| !cost.holds()).count()
-            + comparisons.iter().filter(|comparison| !comparison.holds()).count();
+        let missed = costs.iter().filter(|cost| cost.verdict() == Verdict::Missed).count()
+            + comparisons.iter().filter(|comparison| comparison.verdict() == Verdict::Missed).count();
         let seconds = started.elapsed().as_secs();
         if self.quick {
             print(&format!(
@@ -127,7 +127,7 @@ impl Bench {
                     show(cost.ours).into(),
                     show(cost.over).into(),
                     format!("≤ {}", cost.packet.limit).into(),
-                    self.verdict(cost.holds()),
+                    self.verdict(cost.verdict()),
                 ]
             })
             .collect();
@@ -153,7 +153,7 @@ impl Bench {
                         .into(),
                     format!("{:.2} to {:.2}", comparison.ratio.min, comparison.ratio.max).into(),
                     format!("≥ {}", remedy::LIMIT).into(),
-                    self.verdict(comparison.holds()),
+                    self.verdict(comparison.verdict()),
                 ]
             })
             .collect();
@@ -163,11 +163,11 @@ impl Bench {
         )
     }
 
-    fn verdict(&self, holds: bool) -> Cell {
-        match (self.quick, holds) {
-            (true, _) => "not judged".into(),
-            (false, true) => Cell::new("holds", GOOD),
-            (false, false) => Cell::new("MISSED", WRONG),
+    fn verdict(&self, verdict: Verdict) -> Cell {
+        match verdict {
+            _ if self.quick => "not judged".into(),
+            Verdict::Holds => Cell::new("holds", GOOD),
+            Verdict::Missed => Cell::new("MISSED", WRONG),
         }
     }
 }

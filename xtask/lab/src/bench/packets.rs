@@ -10,7 +10,10 @@ use wsl_mirror_lab::{
     tcp,
 };
 
-use super::{bpf::Program, statistics::Summary};
+use super::{
+    bpf::Program,
+    statistics::{Summary, Verdict},
+};
 use xtask::progress::Step;
 
 use crate::status::Status;
@@ -47,8 +50,8 @@ pub(super) struct Cost {
 }
 
 impl Cost {
-    pub(super) fn holds(&self) -> bool {
-        self.over.median <= self.packet.limit
+    pub(super) fn verdict(&self) -> Verdict {
+        if self.over.median <= self.packet.limit { Verdict::Holds } else { Verdict::Missed }
     }
 }
 

@@ -7,7 +7,7 @@ use wsl_mirror_lab::{Lab, nat};
 
 use super::{
     load::{Load, Ports},
-    statistics::{Summary, median_interval},
+    statistics::{Summary, Verdict, median_interval},
 };
 use xtask::progress::Step;
 
@@ -50,8 +50,8 @@ impl Comparison {
         }
     }
 
-    pub(super) fn holds(&self) -> bool {
-        self.ratio.median >= LIMIT
+    pub(super) fn verdict(&self) -> Verdict {
+        if self.ratio.median >= LIMIT { Verdict::Holds } else { Verdict::Missed }
     }
 
     /// Whether another run could well come out the other way.
@@ -145,9 +145,9 @@ mod tests {
         let comparison = Comparison::of(Load::KeepAlive, &pairs);
         assert!((comparison.ratio.median - 0.98).abs() < 1e-9);
         assert!(comparison.interval.is_some_and(|(low, high)| high - low < 1e-9));
-        assert!(comparison.holds());
+        assert_eq!(comparison.verdict(), Verdict::Holds);
         let slower: Vec<_> = pairs.iter().map(|(ours, remedy)| (ours * 0.95, *remedy)).collect();
-        assert!(!Comparison::of(Load::KeepAlive, &slower).holds());
+        assert_eq!(Comparison::of(Load::KeepAlive, &slower).verdict(), Verdict::Missed);
     }
 
     #[test]

@@ -20,6 +20,13 @@ impl Summary {
     }
 }
 
+/// A median against its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Holds,
+    Missed,
+}
+
 /// An interval that holds the true median with at least this much confidence.
 pub(super) const CONFIDENCE: f64 = 0.95;
 

@@ -11,13 +11,14 @@ use wsl_mirror_toolchain::{Compiler, Linker, Toolchain, Version};
 
 use super::{
     super::{
-        apt::Apt,
-        host::Host,
+        apt::{Apt, Lists},
+        machine::Machine,
         needs::{Tool, VM},
         perform::perform,
         plan::{Plan, Step, plan},
         programs::program,
         state::State,
+        update_lists,
     },
     bins,
     packages::{PACKAGES, of},
@@ -29,12 +30,12 @@ const INSTALLED: &str = "1:10.0.2+ds-2~bpo12+1";
 const ARCHIVED: &str = "1:7.2+dfsg-7";
 
 /// An archive of packages, and an apt that knows it and nothing else.
-struct Machine {
+struct Fixture {
     folder: PathBuf,
-    host: Host,
+    machine: Machine,
 }
 
-impl Machine {
+impl Fixture {
     fn new(name: &str) -> Self {
         let folder = env::temp_dir().join(format!("wsl-mirror-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
@@ -59,8 +60,8 @@ impl Machine {
              Maintainer: none <none@example.org>\nDescription: from elsewhere\n"
         );
         fs::write(folder.join("status"), installed).unwrap();
-        let host = Host { apt_config: Some(config), unpacked: Some(folder.join("cache/unpacked")) };
-        Self { folder, host }
+        let machine = Machine { apt_config: Some(config), unpacked: Some(folder.join("cache/unpacked")) };
+        Self { folder, machine }
     }
 
     /// Puts a package into the archive; `fill` puts its files into a folder.
@@ -109,7 +110,7 @@ impl Machine {
     }
 
     /// What set-up finds here while these tools are missing.
-    fn state(&self, missing: &[Tool], updated: bool) -> State {
+    fn state(&self, missing: &[Tool], lists: Lists) -> State {
         let compiler = Compiler {
             cargo: "/usr/bin/cargo".into(),
             rustc: "/usr/bin/rustc".into(),
@@ -117,11 +118,12 @@ impl Machine {
             llvm: Version { major: 22, minor: 1 },
         };
         let linker = Linker { path: "/bpf-linker".into(), llvm: None };
+        let toolchain = Ok(Toolchain { compiler, linker });
         State {
-            toolchain: Ok(Toolchain { compiler, linker }),
+            apt: Apt::read(&self.machine, &toolchain, missing, lists),
+            toolchain,
             missing_tools: missing.to_vec(),
             root: true,
-            apt: Apt::read(&self.host, missing, updated),
             rustup: false,
             binstall: false,
             llvm_dev: Vec::new(),
@@ -130,11 +132,11 @@ impl Machine {
     }
 
     fn bins(&self) -> Vec<PathBuf> {
-        bins(self.host.unpacked.as_deref().unwrap())
+        bins(self.machine.unpacked.as_deref().unwrap())
     }
 }
 
-impl Drop for Machine {
+impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
@@ -160,39 +162,58 @@ fn qemu_is_unpacked_beside_a_conflicting_package() {
     if !is_debian() {
         return;
     }
-    let machine = Machine::new("conflict");
-    machine.archive_qemu();
-    let status = fs::read(machine.folder.join("status")).unwrap();
+    let fixture = Fixture::new("conflict");
+    fixture.archive_qemu();
+    let status = fs::read(fixture.folder.join("status")).unwrap();
 
-    let steps = plan(&machine.state(&[QEMU], false)).steps;
+    let steps = plan(&fixture.state(&[QEMU], Lists::Found)).steps;
     assert_eq!(steps, [Step::UpdateLists], "apt has no lists yet");
-    perform(&machine.host, &steps[0]).unwrap();
+    perform(&fixture.machine, &steps[0]).unwrap();
 
-    let steps = plan(&machine.state(&[QEMU], true)).steps;
+    let steps = plan(&fixture.state(&[QEMU], Lists::Updated)).steps;
     let [Step::Unpack { package, .. }] = steps.as_slice() else { panic!("{steps:?}") };
     assert_eq!(package.name, "qemu-system-x86");
     assert_eq!(
         steps[0].to_string(),
         "unpack qemu-system-x86 into the cache, to run from there, as apt would have to remove qemu-utils"
     );
-    assert!(machine.bins().is_empty());
+    assert!(fixture.bins().is_empty());
     // An earlier set-up was interrupted.
-    fs::create_dir_all(machine.folder.join("cache/unpacked/.qemu-system-x86.partial/root/usr")).unwrap();
-    perform(&machine.host, &steps[0]).unwrap();
+    fs::create_dir_all(fixture.folder.join("cache/unpacked/.qemu-system-x86.partial/root/usr")).unwrap();
+    perform(&fixture.machine, &steps[0]).unwrap();
 
-    let [bin] = machine.bins().try_into().unwrap();
+    let [bin] = fixture.bins().try_into().unwrap();
     let printed = output(Command::new(bin.join(QEMU.program)).args(["-kernel", "an image"]));
     let root = bin.parent().unwrap().join("root");
     assert!(printed.starts_with(&format!("-L {}/usr/share/qemu -L ", root.display())), "{printed}");
     assert!(printed.ends_with("-kernel an image\n"), "{printed}");
-    let left = fs::read(machine.folder.join("status")).unwrap();
+    let left = fs::read(fixture.folder.join("status")).unwrap();
     assert!(left == status, "the installed packages have changed");
 
     // The second time there is nothing to do.
-    assert_eq!(plan(&machine.state(&[], true)), Plan::default());
+    assert_eq!(plan(&fixture.state(&[], Lists::Updated)), Plan::default());
     let made = bin.metadata().unwrap().modified().unwrap();
-    perform(&machine.host, &steps[0]).unwrap();
+    perform(&fixture.machine, &steps[0]).unwrap();
     assert_eq!(bin.metadata().unwrap().modified().unwrap(), made, "it was made again");
+}
+
+// A source that does not answer ended set-up before it unpacked anything.
+#[test]
+fn old_lists_serve_when_an_update_fails() {
+    if !is_debian() {
+        return;
+    }
+    let fixture = Fixture::new("update");
+    fixture.archive_qemu();
+    update_lists(&fixture.machine);
+    let sources = fixture.folder.join("sources.list");
+    let gone = format!("deb [trusted=yes] file:{}/gone ./\n", fixture.folder.display());
+    fs::write(&sources, fs::read_to_string(&sources).unwrap() + &gone).unwrap();
+    assert!(perform(&fixture.machine, &Step::UpdateLists).is_err());
+    update_lists(&fixture.machine);
+    let steps = plan(&fixture.state(&[QEMU], Lists::Updated)).steps;
+    assert!(matches!(steps.as_slice(), [Step::Unpack { .. }]), "{steps:?}");
+    perform(&fixture.machine, &steps[0]).unwrap();
 }
 
 #[test]
@@ -200,25 +221,32 @@ fn a_folder_of_another_recipe_is_made_again() {
     if !is_debian() {
         return;
     }
-    let machine = Machine::new("recipe");
-    machine.archive_qemu();
-    perform(&machine.host, &Step::UpdateLists).unwrap();
+    let fixture = Fixture::new("recipe");
+    fixture.archive_qemu();
+    perform(&fixture.machine, &Step::UpdateLists).unwrap();
     let unpack = Step::Unpack { package: of(QEMU.package).unwrap(), reason: String::new() };
-    perform(&machine.host, &unpack).unwrap();
-    let [bin] = machine.bins().try_into().unwrap();
+    perform(&fixture.machine, &unpack).unwrap();
+    let [bin] = fixture.bins().try_into().unwrap();
     fs::remove_file(bin.join(QEMU.program)).unwrap();
     fs::write(bin.with_file_name("recipe"), "of another release").unwrap();
-    assert!(machine.bins().is_empty());
-    perform(&machine.host, &unpack).unwrap();
-    assert_eq!(machine.bins(), std::slice::from_ref(&bin));
+    assert!(fixture.bins().is_empty());
+    perform(&fixture.machine, &unpack).unwrap();
+    assert_eq!(fixture.bins(), std::slice::from_ref(&bin));
     assert!(bin.join(QEMU.program).exists());
 }
 
 /// What each program is run with to see that it finds its libraries and files.
-const TRIALS: [(&str, &str); 19] = [
+const TRIALS: [(&str, &str); 26] = [
     ("iptables", "--version"),
     ("ip6tables", "--version"),
     ("iptables-save", "--version"),
+    ("iptables-nft", "--version"),
+    ("iptables-legacy", "--version"),
+    ("ip6tables-nft", "--version"),
+    ("ip6tables-legacy", "--version"),
+    ("iptables-nft-save", "--version"),
+    ("iptables-legacy-save", "--version"),
+    ("iptables-restore", "--version"),
     ("nft", "--version"),
     ("qemu-system-x86_64", "--version"),
     ("busybox", "true"),
@@ -240,12 +268,15 @@ const TRIALS: [(&str, &str); 19] = [
 #[test]
 #[ignore = "downloads 150 MB of Debian's packages"]
 fn every_package_runs_out_of_its_folder() {
-    let folder = env::temp_dir().join(format!("wsl-mirror-unpacked-{}", std::process::id()));
-    let host = Host { apt_config: None, unpacked: Some(folder.join("unpacked")) };
-    for package in &PACKAGES {
-        perform(&host, &Step::Unpack { package, reason: String::new() }).unwrap();
+    if !is_debian() {
+        return;
     }
-    let bins = bins(host.unpacked.as_deref().unwrap());
+    let folder = env::temp_dir().join(format!("wsl-mirror-unpacked-{}", std::process::id()));
+    let machine = Machine { apt_config: None, unpacked: Some(folder.join("unpacked")) };
+    for package in &PACKAGES {
+        perform(&machine, &Step::Unpack { package, reason: String::new() }).unwrap();
+    }
+    let bins = bins(machine.unpacked.as_deref().unwrap());
     assert_eq!(bins.len(), PACKAGES.len());
     let find = |name: &str| bins.iter().map(|bin| bin.join(name)).find(|path| path.exists()).unwrap();
     for (name, argument) in TRIALS {

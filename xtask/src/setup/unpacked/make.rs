@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    super::host::Host,
-    packages::Package,
+    super::machine::Machine,
+    packages::Bundle,
     recipe::{UNPACK, is_current, recipe},
     wrapper::{self, Folders},
 };
@@ -19,8 +19,8 @@ use crate::progress;
 ///
 /// # Errors
 /// There is no cache, the mirror does not have a package (any more), or a program is not where it should be.
-pub(in super::super) fn make(host: &Host, package: &Package, step: &str) -> Result<()> {
-    let folder = host.unpacked.as_deref();
+pub(in super::super) fn make(machine: &Machine, package: &Bundle, step: &str) -> Result<()> {
+    let folder = machine.unpacked.as_deref();
     let folder = folder.context("no folder to unpack into: HOME is not set, nor XDG_CACHE_HOME")?;
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     // A second set-up waits here, and finds the folder.
@@ -34,19 +34,19 @@ pub(in super::super) fn make(host: &Host, package: &Package, step: &str) -> Resu
     remove(&partial)?;
     let bin = partial.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("creating {}", bin.display()))?;
-    let mut unpack = host.command("sh");
+    let mut unpack = machine.command("sh");
     unpack.args(["-c", UNPACK, "sh"]).arg(&partial).arg(package.name);
-    progress::command("setup", step, &mut unpack, &host.log())?;
-    let whole = folder.join(package.name);
+    progress::command("setup", step, &mut unpack, &machine.log())?;
+    let finished = folder.join(package.name);
     let folders =
-        Folders { files: &partial.join("root"), root: &whole.join("root"), bin: &whole.join("bin") };
+        Folders { files: &partial.join("root"), root: &finished.join("root"), bin: &finished.join("bin") };
     for program in package.programs {
         wrapper::write(&folders, program, &bin)
             .with_context(|| format!("making {} of {} run", program.name, package.name))?;
     }
     fs::write(partial.join("recipe"), recipe(package, folder)).context("writing the recipe")?;
-    remove(&whole)?;
-    fs::rename(&partial, &whole).with_context(|| format!("renaming {}", partial.display()))
+    remove(&finished)?;
+    fs::rename(&partial, &finished).with_context(|| format!("renaming {}", partial.display()))
 }
 
 fn remove(folder: &Path) -> Result<()> {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use super::needs::Tool;
 pub(super) use make::make;
 use packages::PACKAGES;
-pub(super) use packages::{Package, of};
+pub(super) use packages::{Bundle, of};
 use recipe::is_current;
 
 /// The folders of wrappers that are there and made as this set-up makes them.

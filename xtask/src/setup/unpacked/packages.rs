@@ -4,7 +4,7 @@
 ///
 /// Not here are Docker, which consists of programs that call each other by their paths, compilers and headers.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Package {
+pub(crate) struct Bundle {
     pub(crate) name: &'static str,
     pub(super) programs: &'static [Program],
 }
@@ -28,21 +28,29 @@ impl Program {
         Self { name, file: None, arguments: &[], environment: &[], libraries: &[] }
     }
 
-    /// One of the names of iptables' program. Its links are made by scripts that only an installation runs.
-    const fn iptables(name: &'static str, arguments: &'static [&'static str]) -> Self {
+    /// One of the applets of an iptables program. Only an installation makes the links of these names.
+    const fn applet(name: &'static str, applet: &'static [&'static str], file: &'static str) -> Self {
         Self {
-            file: Some("xtables-nft-multi"),
-            arguments,
+            file: Some(file),
+            arguments: applet,
             environment: &[("XTABLES_LIBDIR", "{lib}/xtables")],
             ..Self::plain(name)
         }
+    }
+
+    const fn nft(name: &'static str, applet: &'static [&'static str]) -> Self {
+        Self::applet(name, applet, "xtables-nft-multi")
+    }
+
+    const fn legacy(name: &'static str, applet: &'static [&'static str]) -> Self {
+        Self::applet(name, applet, "xtables-legacy-multi")
     }
 }
 
 const M4: Program = Program::plain("m4");
 
-pub(super) const PACKAGES: [Package; 16] = [
-    Package {
+pub(super) const PACKAGES: [Bundle; 16] = [
+    Bundle {
         name: "qemu-system-x86",
         programs: &[Program {
             arguments: &[
@@ -57,37 +65,49 @@ pub(super) const PACKAGES: [Package; 16] = [
             ..Program::plain("qemu-system-x86_64")
         }],
     },
-    Package { name: "busybox-static", programs: &[Program::plain("busybox")] },
-    Package {
+    Bundle { name: "busybox-static", programs: &[Program::plain("busybox")] },
+    Bundle {
         name: "iptables",
         programs: &[
-            Program::iptables("iptables", &["iptables"]),
-            Program::iptables("iptables-save", &["iptables-save"]),
-            Program::iptables("iptables-restore", &["iptables-restore"]),
-            Program::iptables("ip6tables", &["ip6tables"]),
-            Program::iptables("ip6tables-save", &["ip6tables-save"]),
-            Program::iptables("ip6tables-restore", &["ip6tables-restore"]),
+            Program::nft("iptables", &["iptables"]),
+            Program::nft("iptables-save", &["iptables-save"]),
+            Program::nft("iptables-restore", &["iptables-restore"]),
+            Program::nft("ip6tables", &["ip6tables"]),
+            Program::nft("ip6tables-save", &["ip6tables-save"]),
+            Program::nft("ip6tables-restore", &["ip6tables-restore"]),
+            Program::nft("iptables-nft", &["iptables"]),
+            Program::nft("iptables-nft-save", &["iptables-save"]),
+            Program::nft("iptables-nft-restore", &["iptables-restore"]),
+            Program::nft("ip6tables-nft", &["ip6tables"]),
+            Program::nft("ip6tables-nft-save", &["ip6tables-save"]),
+            Program::nft("ip6tables-nft-restore", &["ip6tables-restore"]),
+            Program::legacy("iptables-legacy", &["iptables"]),
+            Program::legacy("iptables-legacy-save", &["iptables-save"]),
+            Program::legacy("iptables-legacy-restore", &["iptables-restore"]),
+            Program::legacy("ip6tables-legacy", &["ip6tables"]),
+            Program::legacy("ip6tables-legacy-save", &["ip6tables-save"]),
+            Program::legacy("ip6tables-legacy-restore", &["ip6tables-restore"]),
         ],
     },
-    Package { name: "nftables", programs: &[Program::plain("nft")] },
-    Package { name: "conntrack", programs: &[Program::plain("conntrack")] },
-    Package { name: "bpftool", programs: &[Program::plain("bpftool")] },
-    Package { name: "strace", programs: &[Program::plain("strace")] },
-    Package {
+    Bundle { name: "nftables", programs: &[Program::plain("nft")] },
+    Bundle { name: "conntrack", programs: &[Program::plain("conntrack")] },
+    Bundle { name: "bpftool", programs: &[Program::plain("bpftool")] },
+    Bundle { name: "strace", programs: &[Program::plain("strace")] },
+    Bundle {
         name: "iproute2",
         programs: &[
             Program::plain("ip"),
             Program { environment: &[("TC_LIB_DIR", "{root}/usr/lib/tc")], ..Program::plain("tc") },
         ],
     },
-    Package { name: "procps", programs: &[Program::plain("sysctl")] },
-    Package { name: "mmdebstrap", programs: &[Program::plain("mmdebstrap")] },
-    Package { name: "make", programs: &[Program::plain("make")] },
-    Package {
+    Bundle { name: "procps", programs: &[Program::plain("sysctl")] },
+    Bundle { name: "mmdebstrap", programs: &[Program::plain("mmdebstrap")] },
+    Bundle { name: "make", programs: &[Program::plain("make")] },
+    Bundle {
         name: "flex",
         programs: &[Program { environment: &[("M4", "{bin}/m4")], ..Program::plain("flex") }, M4],
     },
-    Package {
+    Bundle {
         name: "bison",
         programs: &[
             Program {
@@ -97,12 +117,12 @@ pub(super) const PACKAGES: [Package; 16] = [
             M4,
         ],
     },
-    Package { name: "bc", programs: &[Program::plain("bc")] },
-    Package { name: "xz-utils", programs: &[Program::plain("xz")] },
-    Package { name: "dwarves", programs: &[Program::plain("pahole")] },
+    Bundle { name: "bc", programs: &[Program::plain("bc")] },
+    Bundle { name: "xz-utils", programs: &[Program::plain("xz")] },
+    Bundle { name: "dwarves", programs: &[Program::plain("pahole")] },
 ];
 
 /// The package of this name, if its programs run out of a folder.
-pub(crate) fn of(name: &str) -> Option<&'static Package> {
+pub(crate) fn of(name: &str) -> Option<&'static Bundle> {
     PACKAGES.iter().find(|package| package.name == name)
 }

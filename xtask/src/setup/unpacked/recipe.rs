@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::{packages::Package, wrapper};
+use super::{packages::Bundle, wrapper};
 
 /// Run with a folder and a package. apt is told that nothing is installed (an empty status file), so the list has all
 /// that the package depends on, in the versions of the machine's sources. The machine's own state is only read.
@@ -33,12 +33,12 @@ rm -rf root/usr/share/doc root/usr/share/man root/usr/share/locale root/usr/shar
 "#;
 
 /// All that the folder's content depends on besides the day.
-pub(super) fn recipe(package: &Package, folder: &Path) -> String {
+pub(super) fn recipe(package: &Bundle, folder: &Path) -> String {
     format!("{}\n{package:?}\n{UNPACK}\n{}", folder.display(), wrapper::FORMAT)
 }
 
 /// Whether the package's folder is there, and made by today's recipe.
-pub(super) fn is_current(package: &Package, folder: &Path) -> bool {
+pub(super) fn is_current(package: &Bundle, folder: &Path) -> bool {
     let made = fs::read_to_string(folder.join(package.name).join("recipe"));
     made.is_ok_and(|made| made == recipe(package, folder))
 }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{super::elf::is_static, packages::Program};
 
 /// Part of the recipe: to be counted up when wrappers are written in another way.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Where a package lies while its wrappers are written, and where they find it later.
 pub(super) struct Folders<'a> {
@@ -50,11 +50,7 @@ fn text(folders: &Folders<'_>, program: &Program, path: &Path, script: Option<&s
             .fold(text.to_owned(), |text, (name, path)| text.replace(name, &path.to_string_lossy()))
     };
     let libraries = ["{lib}", "{root}/usr/lib"].iter().chain(program.libraries).map(|folder| fill(folder));
-    let mut words = vec![
-        folders.root.join(&loader).to_string_lossy().into_owned(),
-        "--library-path".to_owned(),
-        libraries.collect::<Vec<_>>().join(":"),
-    ];
+    let mut words = vec!["--library-path".to_owned(), libraries.collect::<Vec<_>>().join(":")];
     let of_root = |path: &Path| folders.root.join(path).to_string_lossy().into_owned();
     if let Some(line) = script {
         if !line.contains("perl") {
@@ -70,8 +66,21 @@ fn text(folders: &Folders<'_>, program: &Program, path: &Path, script: Option<&s
         let _ = writeln!(text, "export {name}={}", quoted(&fill(value)));
     }
     let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
-    let _ = writeln!(text, "exec {} \"$@\"", words.join(" "));
+    // A program that runs itself, as make does, has to run its wrapper. A program of many applets would read the
+    // wrapper's name as the applet's, and take our first argument for the user's.
+    let has_own_name = script.is_none() && program.file.is_none();
+    let name =
+        if has_own_name && knows_argv0(&folders.files.join(&loader))? { " --argv0 \"$0\"" } else { "" };
+    let loader = quoted(&folders.root.join(&loader).to_string_lossy());
+    let _ = writeln!(text, "exec {loader}{name} {} \"$@\"", words.join(" "));
     Ok(text)
+}
+
+/// The loader of glibc 2.33 and later has this option.
+fn knows_argv0(loader: &Path) -> Result<bool> {
+    const OPTION: &[u8] = b"--argv0";
+    let content = fs::read(loader).with_context(|| format!("reading {}", loader.display()))?;
+    Ok(content.windows(OPTION.len()).any(|window| window == OPTION))
 }
 
 /// The file of a program, from the top of the root.
@@ -135,4 +144,35 @@ fn list(files: &Path, folder: &Path) -> Vec<PathBuf> {
 /// A word as the shell reads it back.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+
+    use super::{super::packages::of, *};
+
+    #[test]
+    fn a_program_is_called_by_its_wrappers_name() {
+        let folder = env::temp_dir().join(format!("wsl-mirror-wrapper-{}", std::process::id()));
+        let files = folder.join("root");
+        let loader = files.join("usr/lib/x/ld-linux-x86-64.so.2");
+        for folder in ["usr/lib/x", "usr/bin"] {
+            fs::create_dir_all(files.join(folder)).unwrap();
+        }
+        for program in ["make", "xtables-nft-multi"] {
+            fs::write(files.join("usr/bin").join(program), b"\x7fELF /lib64/ld-linux-x86-64.so.2").unwrap();
+        }
+        let folders = Folders { files: &files, root: &files, bin: &folder };
+        let wrapper = |loader_text: &str, package: &str| {
+            fs::write(&loader, loader_text).unwrap();
+            let program = &of(package).unwrap().programs[0];
+            write(&folders, program, &folder).unwrap();
+            fs::read_to_string(folder.join(program.name)).unwrap()
+        };
+        assert!(wrapper("usage: --argv0", "make").contains(".so.2' --argv0 \"$0\" '--library-path'"));
+        assert!(!wrapper("glibc 2.32", "make").contains("--argv0"));
+        assert!(!wrapper("usage: --argv0", "iptables").contains("--argv0"));
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Names the folder.
-const OVERRIDE: &str = "WSL_MIRROR_KERNELS";
+pub(crate) const OVERRIDE: &str = "WSL_MIRROR_KERNELS";
 const PREFIX: &str = "vmlinuz-";
 
 /// The folders of kernels, in the order of the search.

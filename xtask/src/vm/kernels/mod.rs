@@ -8,6 +8,7 @@ mod known;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+pub(crate) use cache::OVERRIDE as KERNELS;
 pub(crate) use known::Expectation;
 use known::{KNOWN, Known};
 

@@ -10,14 +10,14 @@ use wsl_mirror_toolchain::tools_dir;
 
 /// A value, so that a test can have a machine in a folder.
 #[derive(Clone, Debug)]
-pub(super) struct Host {
+pub(super) struct Machine {
     /// apt's first file of settings, where it is not this machine's own.
     pub(super) apt_config: Option<PathBuf>,
     /// The folder of unpacked packages; `None` where the user has no cache.
     pub(super) unpacked: Option<PathBuf>,
 }
 
-impl Host {
+impl Machine {
     /// This machine.
     pub(super) fn this() -> Self {
         let cache = tools_dir().as_deref().and_then(Path::parent).map(Path::to_path_buf);
