@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-/// The pause between two attempts. What the loader waits for takes some 20 ms (see `loader::tcx`).
+/// The pause between two attempts. What the loader waits for takes some 20 ms (see `loader::tcx::wait_until_off`).
 const INTERVAL: Duration = Duration::from_millis(2);
 
 /// Repeats `attempt` until it gives a value or fails. `None` after `limit`.
