@@ -1,12 +1,12 @@
 //! The loader's pins: their paths in the guest, for the map layout of this ABI.
 
-use wsl_mirror_core::abi::LAYOUT;
+use wsl_mirror_core::abi::{self, LAYOUT};
 
 /// The mount point of the guest's bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// The directory of every layout's pins.
-pub const PARENT: &str = "/sys/fs/bpf/wsl-mirror";
+pub const PARENT: &str = abi::PINS;
 
 /// The directory that the loader pins into.
 pub fn directory() -> String {

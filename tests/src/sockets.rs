@@ -34,7 +34,7 @@ pub fn answers_within(lab: &Lab, port: u16, limit: Duration) -> Option<String> {
 
 /// The name of the process that answers Windows on this UDP port; `None` without an answer.
 pub fn answers_udp(lab: &Lab, port: u16) -> Option<String> {
-    let name = windows_udp(lab, port).limit(pace::limit(ANSWER_LIMIT)).request(b"hello").ok()?;
+    let name = windows_udp(lab, port).limit(pace::limit(ANSWER_LIMIT)).ask(b"hello").ok()?;
     Some(String::from_utf8_lossy(&name).into_owned())
 }
 

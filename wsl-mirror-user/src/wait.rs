@@ -1,40 +1,54 @@
 //! The one wait loop: it polls a condition until the condition holds or the time is up.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-/// The pause between two attempts. What the loader waits for takes some 20 ms (see `loader::hook`).
+/// The pause between two attempts. What the loader waits for takes some 20 ms (see `loader::tcx::wait_until_off`).
 const INTERVAL: Duration = Duration::from_millis(2);
 
 /// Repeats `attempt` until it gives a value or fails. `None` after `limit`.
-pub fn poll<T>(limit: Duration, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
-    let start = Instant::now();
+pub fn poll<T>(limit: Duration, attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let mut wait = Wait::begin(limit, attempt);
     loop {
-        if let Some(value) = attempt()? {
-            return Ok(Some(value));
+        match wait.next()? {
+            ControlFlow::Break(end) => return Ok(end),
+            ControlFlow::Continue(pause) => std::thread::sleep(pause),
         }
-        if start.elapsed() > limit {
-            return Ok(None);
-        }
-        std::thread::sleep(INTERVAL);
     }
 }
 
 /// [`poll`] for async callers. Dropping the future ends the wait.
-pub async fn poll_async<T>(
-    limit: Duration,
-    mut attempt: impl FnMut() -> Result<Option<T>>,
-) -> Result<Option<T>> {
-    let start = Instant::now();
+pub async fn poll_async<T>(limit: Duration, attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let mut wait = Wait::begin(limit, attempt);
     loop {
-        if let Some(value) = attempt()? {
-            return Ok(Some(value));
+        match wait.next()? {
+            ControlFlow::Break(end) => return Ok(end),
+            ControlFlow::Continue(pause) => tokio::time::sleep(pause).await,
         }
-        if start.elapsed() > limit {
-            return Ok(None);
-        }
-        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// A wait, whichever way its caller pauses.
+struct Wait<F> {
+    start: Instant,
+    limit: Duration,
+    attempt: F,
+}
+
+impl<T, F: FnMut() -> Result<Option<T>>> Wait<F> {
+    fn begin(limit: Duration, attempt: F) -> Self {
+        Self { start: Instant::now(), limit, attempt }
+    }
+
+    /// Makes an attempt. The wait ends with its value, or without one after the limit; else a pause follows.
+    fn next(&mut self) -> Result<ControlFlow<Option<T>, Duration>> {
+        let value = (self.attempt)()?;
+        Ok(match value {
+            None if self.start.elapsed() <= self.limit => ControlFlow::Continue(INTERVAL),
+            end => ControlFlow::Break(end),
+        })
     }
 }
 

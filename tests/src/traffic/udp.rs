@@ -96,6 +96,11 @@ impl Client {
         exchange(&self.connect()?, request)
     }
 
+    /// Sends one datagram and gives the reply, whatever it says: the servers of tests answer with their name.
+    pub fn ask(&self, request: &[u8]) -> Result<Vec<u8>, Failure> {
+        ask(&self.connect()?, request)
+    }
+
     /// How long one request and its reply take.
     pub fn round_trip(&self, request: &[u8]) -> Result<Duration, Failure> {
         let socket = self.connect()?;
@@ -104,8 +109,13 @@ impl Client {
     }
 }
 
-/// One request over a socket that is there.
+/// One request over a connected socket, and its right reply.
 pub fn exchange(socket: &UdpSocket, request: &[u8]) -> Result<Vec<u8>, Failure> {
+    let reply = ask(socket, request)?;
+    if reply == request { Ok(reply) } else { Err(Failure::Corrupt(reply)) }
+}
+
+fn ask(socket: &UdpSocket, request: &[u8]) -> Result<Vec<u8>, Failure> {
     let failure = |error: std::io::Error| match error.kind() {
         ErrorKind::TimedOut | ErrorKind::WouldBlock => Failure::TimedOut,
         ErrorKind::ConnectionRefused => Failure::Refused,
@@ -115,5 +125,5 @@ pub fn exchange(socket: &UdpSocket, request: &[u8]) -> Result<Vec<u8>, Failure> 
     let mut reply = vec![0; 65_536];
     let length = socket.recv(&mut reply).map_err(failure)?;
     reply.truncate(length);
-    if reply == request { Ok(reply) } else { Err(Failure::Corrupt(reply)) }
+    Ok(reply)
 }

@@ -123,7 +123,12 @@ impl Keeper {
 
     /// Reads the packet filters, unless what is known of them still counts.
     fn read_firewall(&mut self, changes: Changes) {
-        let is_stale = is_stale(changes, firewall::has_legacy_tables, !self.unread.is_empty());
+        let last = if self.unread.is_empty() { Reading::Whole } else { Reading::Incomplete };
+        let is_stale = match freshness(changes, last) {
+            Freshness::Fresh => false,
+            Freshness::FreshWithoutLegacyTables => firewall::has_legacy_tables(),
+            Freshness::Stale => true,
+        };
         if self.firewall.is_some() && !is_stale {
             return;
         }
@@ -237,11 +242,31 @@ impl Keeper {
     }
 }
 
-/// Whether packet filters have to be read again: `is_unread` if that has failed the last time.
-fn is_stale(changes: Changes, has_legacy_tables: fn() -> bool, is_unread: bool) -> bool {
-    changes.packet_filters
-        || changes.unwatched && is_unread
-        || (changes.unwatched || changes.legacy) && has_legacy_tables()
+/// How the last reading of the packet filters ended.
+#[derive(Clone, Copy)]
+enum Reading {
+    Whole,
+    /// A part could not be read.
+    Incomplete,
+}
+
+/// Whether what is known of the packet filters still counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freshness {
+    Fresh,
+    /// It counts where there are no tables of the legacy iptables, which nobody reports changes of.
+    FreshWithoutLegacyTables,
+    /// They have to be read again.
+    Stale,
+}
+
+fn freshness(changes: Changes, last: Reading) -> Freshness {
+    match last {
+        _ if changes.packet_filters => Freshness::Stale,
+        Reading::Incomplete if changes.unwatched => Freshness::Stale,
+        _ if changes.unwatched || changes.legacy => Freshness::FreshWithoutLegacyTables,
+        _ => Freshness::Fresh,
+    }
 }
 
 /// A load needs some megabytes for a moment (the kernel's types, packet filters as text), and glibc would keep them.
@@ -261,15 +286,16 @@ mod tests {
 
     #[test]
     fn packet_filters_are_read_after_a_change_and_after_a_failure() {
-        let (no, yes) = (|| false, || true);
         let changes = Changes { packet_filters: true, ..Changes::default() };
-        assert!(is_stale(changes, no, false));
+        assert_eq!(freshness(changes, Reading::Whole), Freshness::Stale);
         let look = Changes { unwatched: true, ..Changes::default() };
-        assert!(!is_stale(look, no, false) && is_stale(look, no, true) && is_stale(look, yes, false));
+        assert_eq!(freshness(look, Reading::Whole), Freshness::FreshWithoutLegacyTables);
+        assert_eq!(freshness(look, Reading::Incomplete), Freshness::Stale);
         let legacy = Changes { legacy: true, ..Changes::default() };
-        assert!(!is_stale(legacy, no, true) && is_stale(legacy, yes, false));
+        assert_eq!(freshness(legacy, Reading::Whole), Freshness::FreshWithoutLegacyTables);
+        assert_eq!(freshness(legacy, Reading::Incomplete), Freshness::FreshWithoutLegacyTables);
         // Of these there may be many, and each reading may take seconds to fail.
         let machine = Changes { machine: true, config: true, ..Changes::default() };
-        assert!(!is_stale(machine, yes, true));
+        assert_eq!(freshness(machine, Reading::Incomplete), Freshness::Fresh);
     }
 }

@@ -31,17 +31,20 @@ use self::systemd::Systemd;
 use crate::config::options::LoadOptions;
 use crate::exit::exit_of;
 use crate::host::lock::Lock;
-use crate::output;
+use crate::notes::Notes;
 
 /// How long the agent waits for another wsl-mirror before it repeats the round later. systemd waits 10 s for READY.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
+/// Takes each sentence of the agent at the moment at which the agent has it.
+pub type Log = fn(&str);
+
 /// Keeps the machine steering until SIGTERM or SIGINT. What is loaded goes on steering then.
-pub fn run(options: LoadOptions) -> Result<()> {
+pub fn run(options: LoadOptions, log: Log) -> Result<()> {
     // One round runs at a time. A second thread would have one more heap.
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build()?;
-    runtime.block_on(Agent::start(options)?.stay())
+    runtime.block_on(Agent::start(options, log)?.stay())
 }
 
 struct Agent {
@@ -51,13 +54,14 @@ struct Agent {
     lock: AgentLock,
     report: Report,
     systemd: Systemd,
+    log: Log,
 }
 
 impl Agent {
-    fn start(options: LoadOptions) -> Result<Self> {
+    fn start(options: LoadOptions, log: Log) -> Result<Self> {
         // A bad configuration ends the agent here, with its exit code, before anything is touched.
         let mut keeper = Keeper::new(options.clone())?;
-        output::notes(&std::mem::take(&mut keeper.notes));
+        log_all(log, std::mem::take(&mut keeper.notes));
         let lock = AgentLock::take()?;
         Ok(Self {
             options,
@@ -65,6 +69,7 @@ impl Agent {
             lock,
             report: Report::default(),
             systemd: Systemd::default(),
+            log,
         })
     }
 
@@ -126,7 +131,7 @@ impl Agent {
         events: &mut Events,
         schedule: &mut Schedule,
     ) -> Result<Option<Result<Lock>>> {
-        let mut lock = pin!(Lock::take_async(LOCK_LIMIT, output::note));
+        let mut lock = pin!(Lock::take_async(LOCK_LIMIT, self.log));
         loop {
             tokio::select! {
                 biased;
@@ -145,7 +150,7 @@ impl Agent {
         })
         .await
         .context("a round broke off")?;
-        output::notes(&std::mem::take(&mut keeper.notes));
+        log_all(self.log, std::mem::take(&mut keeper.notes));
         self.keeper = Some(keeper);
         Ok(done)
     }
@@ -175,14 +180,20 @@ impl Agent {
             }
         }
         let steps = done.as_ref().map_or(&[] as &[String], |round| &round.steps);
-        output::notes(&log::notes(&self.report, &report, steps));
+        log_all(self.log, log::notes(&self.report, &report, steps));
         if report == self.report {
             return;
         }
         systemd::status(&report);
         self.report = report;
         if let Err(error) = self.lock.write(&self.report) {
-            output::note(&format!("`wsl-mirror status` will not know of this: {error:#}"));
+            (self.log)(&format!("`wsl-mirror status` will not know of this: {error:#}"));
         }
+    }
+}
+
+fn log_all(log: Log, notes: Notes) {
+    for note in notes {
+        log(&note);
     }
 }

@@ -46,7 +46,8 @@ impl Exempt {
         match self {
             Self::Add { ports } => write(&ports, Policy::Pass),
             Self::Del { ports } => write(&ports, Policy::Unset),
-            Self::List { json } => list(json, output),
+            Self::List { json: true } => list_json(output),
+            Self::List { json: false } => list_table(output),
         }
     }
 }
@@ -110,16 +111,14 @@ impl From<PortRange<PortPolicy>> for Entry {
     }
 }
 
-fn list(json: bool, output: &mut Output) -> Result<Exit> {
-    let written = {
-        // Not while it is shown: a pager may take its time.
-        let _lock = Lock::take(Access::Shared, output::note)?;
-        open()?.all()?
-    };
-    let ranges = ranges(written.into_iter().filter(|(_, policy)| !policy.is_unset()));
-    if json {
-        output.json(&ranges.into_iter().map(Entry::from).collect::<Vec<_>>())?;
-    } else if !ranges.is_empty() {
+fn list_json(output: &mut Output) -> Result<Exit> {
+    output.json(&written()?.into_iter().map(Entry::from).collect::<Vec<_>>())?;
+    Ok(Exit::Success)
+}
+
+fn list_table(output: &mut Output) -> Result<Exit> {
+    let ranges = written()?;
+    if !ranges.is_empty() {
         let rows = ranges.into_iter().map(|range| {
             let spec = range.spec().to_string();
             let entry = Entry::from(range);
@@ -128,6 +127,12 @@ fn list(json: bool, output: &mut Output) -> Result<Exit> {
         output.line(&output::table(["port", "policy", "command line", "configuration"], &[], rows))?;
     }
     Ok(Exit::Success)
+}
+
+/// What is written about ports. The lock is free again while it is shown: a pager may take its time.
+fn written() -> Result<Vec<PortRange<PortPolicy>>> {
+    let _lock = Lock::take(Access::Shared, output::note)?;
+    Ok(ranges(open()?.all()?.into_iter().filter(|(_, policy)| !policy.is_unset())))
 }
 
 #[cfg(test)]

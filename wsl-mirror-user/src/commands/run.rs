@@ -29,7 +29,7 @@ impl Run {
     pub fn exec(self, output: &mut Output) -> Result<Exit> {
         require_root("load an eBPF program")?;
         if !self.dry_run {
-            agent::run(self.options)?;
+            agent::run(self.options, output::note)?;
             return Ok(Exit::Success);
         }
         for line in self.would_do()? {

@@ -17,6 +17,7 @@ use rustix::fs::fstat;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use wsl_mirror_core::abi::{Owner, OwnerPolicy, Protocol};
 
+use crate::errors::Errors;
 use crate::exit::{Exit, OrExit as _};
 
 /// A socket that somebody may send to: TCP in LISTEN, or UDP with a port.
@@ -46,8 +47,8 @@ pub struct Holder {
 }
 
 /// The sockets of this network namespace that serve; and why some of them could not be listed.
-pub fn served() -> (Vec<Served>, Vec<anyhow::Error>) {
-    let (mut sockets, mut failures) = (Vec::new(), Vec::new());
+pub fn served() -> (Vec<Served>, Errors) {
+    let (mut sockets, mut failures) = (Vec::new(), Errors::default());
     for family in [AF_INET, AF_INET6] {
         for (number, protocol, states) in [
             (IPPROTO_TCP, Protocol::Tcp, StateFlags::LISTEN),
@@ -66,7 +67,7 @@ pub fn served() -> (Vec<Served>, Vec<anyhow::Error>) {
             });
             // Each protocol's sock_diag is a part of the kernel of its own (CONFIG_INET_UDP_DIAG).
             let what = || format!("cannot list the {} sockets (sock_diag)", protocol.name());
-            failures.extend(dumped.with_context(what).err());
+            failures.keep(dumped.with_context(what));
         }
     }
     (sockets, failures)

@@ -28,7 +28,7 @@ pub fn for_this_kernel() -> Result<Vec<u8>> {
     let blob = std::fs::read(VMLINUX).map_err(no_btf)?;
     let targets = match Btf::parse(&blob).map(|btf| Targets::resolve(&btf)) {
         Ok(Ok(targets)) => targets,
-        Ok(Err(missing)) => return Err(unsupported(&missing, conntrack_is_module())),
+        Ok(Err(missing)) => return Err(unsupported(&missing, conntrack())),
         Err(malformed) => {
             return Err(malformed)
                 .or_exit(Exit::NoBtf, || format!("cannot read the kernel's BTF ({VMLINUX})"));
@@ -45,7 +45,7 @@ fn no_btf(error: io::Error) -> anyhow::Error {
         let lacks = kfuncs_after(&release());
         if !lacks.is_empty() {
             let missing = Missing { kfuncs: lacks, fields: vec![format!("BTF ({VMLINUX})")] };
-            return unsupported(&missing, false);
+            return unsupported(&missing, Conntrack::NoModule);
         }
         Failure::new(
             Exit::NoBtf,
@@ -74,17 +74,26 @@ pub fn kfuncs_after(release: &str) -> Vec<&'static str> {
     Kfunc::ALL.into_iter().filter(|kfunc| (major, minor) < kfunc.since()).map(Kfunc::name).collect()
 }
 
-fn conntrack_is_module() -> bool {
-    MODULE.iter().any(|path| Path::new(path).exists())
+/// How this kernel has conntrack.
+#[derive(Clone, Copy)]
+enum Conntrack {
+    Module,
+    /// Built in, or not there.
+    NoModule,
 }
 
-fn unsupported(missing: &Missing, is_module: bool) -> anyhow::Error {
+fn conntrack() -> Conntrack {
+    let is_module = MODULE.iter().any(|path| Path::new(path).exists());
+    if is_module { Conntrack::Module } else { Conntrack::NoModule }
+}
+
+fn unsupported(missing: &Missing, conntrack: Conntrack) -> anyhow::Error {
     let mut lacks: Vec<String> = missing.kfuncs.iter().map(|name| (*name).to_owned()).collect();
     lacks.extend(missing.fields.iter().cloned());
     let lacks = lacks.join(", ");
     let release = release();
-    if is_module {
-        Failure::new(
+    match conntrack {
+        Conntrack::Module => Failure::new(
             Exit::ConntrackModule,
             format!(
                 "the kernel's conntrack is a module (nf_conntrack), and of a module the functions that wsl-mirror \
@@ -92,15 +101,14 @@ fn unsupported(missing: &Missing, is_module: bool) -> anyhow::Error {
                  and CONFIG_NF_NAT=y, as WSL's own kernels are; if .wslconfig names another `kernel`, remove \
                  that line"
             ),
-        )
-    } else {
-        Failure::new(
+        ),
+        Conntrack::NoModule => Failure::new(
             Exit::NoKfuncs,
             format!(
                 "kernel {release} lacks what wsl-mirror calls in conntrack: {lacks}. Linux 6.1 or later with \
                  CONFIG_NF_CONNTRACK=y and CONFIG_NF_NAT=y has it; `wsl --update` brings WSL's newest kernel"
             ),
-        )
+        ),
     }
 }
 
@@ -122,10 +130,10 @@ mod tests {
     #[test]
     fn what_the_kernel_lacks_is_named_with_what_to_do() {
         let missing = Missing { kfuncs: vec!["bpf_skb_ct_alloc"], fields: vec!["nf_conn.status".into()] };
-        let module = unsupported(&missing, true);
+        let module = unsupported(&missing, Conntrack::Module);
         assert_eq!(exit_of(&module), Exit::ConntrackModule);
         assert!(module.to_string().contains("CONFIG_NF_CONNTRACK=y"));
-        let absent = unsupported(&missing, false);
+        let absent = unsupported(&missing, Conntrack::NoModule);
         assert_eq!(exit_of(&absent), Exit::NoKfuncs);
         for part in ["bpf_skb_ct_alloc", "nf_conn.status", "6.1"] {
             assert!(absent.to_string().contains(part), "{absent}");

@@ -19,9 +19,7 @@ pub fn tag_sockets(
     owners: &BTreeMap<Owner, OwnerPolicy>,
     known: &mut HashSet<u32>,
 ) -> Option<String> {
-    let (served, unread) = sockets::served();
-    let mut failures = Errors::default();
-    failures.extend(unread);
+    let (served, mut failures) = sockets::served();
     let now: HashSet<u32> = served.into_iter().map(|socket| socket.inode).collect();
     known.retain(|inode| now.contains(inode));
     let holders = sockets::holders(&now.difference(known).copied().collect());

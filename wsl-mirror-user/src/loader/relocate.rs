@@ -185,16 +185,16 @@ mod tests {
 
     #[test]
     fn a_damaged_object_is_an_error_and_never_a_panic() {
-        let whole = pristine();
+        let intact = pristine();
         // Shorter: every length of the headers, then a few.
-        for len in (0..256).chain((256..whole.len()).step_by(997)) {
-            let _ = relocate(&mut whole[..len].to_vec(), &Targets::made_up());
+        for len in (0..256).chain((256..intact.len()).step_by(997)) {
+            let _ = relocate(&mut intact[..len].to_vec(), &Targets::made_up());
         }
         // Every byte of the file header and of the section headers, which say where everything is.
-        let sections = usize::try_from(u64::from_le_bytes(*whole[40..].first_chunk().unwrap())).unwrap();
-        for position in (0..64).chain(sections..whole.len()) {
+        let sections = usize::try_from(u64::from_le_bytes(*intact[40..].first_chunk().unwrap())).unwrap();
+        for position in (0..64).chain(sections..intact.len()) {
             for value in [0x00, 0x01, 0x7f, 0x80, 0xff] {
-                let mut damaged = whole.to_vec();
+                let mut damaged = intact.to_vec();
                 damaged[position] = value;
                 let _ = relocate(&mut damaged, &Targets::made_up());
             }

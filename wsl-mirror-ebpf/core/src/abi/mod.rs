@@ -27,6 +27,9 @@ pub use port::{PORTS, PortKey, Protocol};
 pub use reason::{Reason, Verdict, Verdicts};
 pub use settings::{DEFAULT_MARK, Hook, Settings};
 
+/// The directory in bpffs of every layout's pins.
+pub const PINS: &str = "/sys/fs/bpf/wsl-mirror";
+
 /// The version of this module's layout; part of the pin path (`/sys/fs/bpf/wsl-mirror/v1`).
 pub const LAYOUT: u32 = 1;
 

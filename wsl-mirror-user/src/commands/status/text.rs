@@ -136,23 +136,30 @@ fn delivery(delivery: &Delivery) -> Vec<String> {
         (Way::Plain, false) => "delivery plain: by lo packets would be lost:".to_owned(),
     }];
     text.extend(delivery.obstacles.iter().map(|obstacle| format!("         {obstacle}")));
-    let is_lost = delivery.way == Way::Plain || !is_clear;
-    text.extend(delivery.dropped.iter().map(|drop| dropped(drop, is_lost)));
+    let reach = if delivery.way == Way::Lo && is_clear { Reach::ByLo } else { Reach::Nothing };
+    text.extend(delivery.dropped.iter().map(|drop| dropped(drop, reach)));
     text.extend(delivery.unread.iter().map(|unread| format!("         could not be read: {unread}")));
     text
 }
 
-fn dropped(drop: &firewall::Drop, is_lost: bool) -> String {
+/// What reaches a port whose packets are dropped unless on `lo`.
+#[derive(Clone, Copy)]
+enum Reach {
+    ByLo,
+    Nothing,
+}
+
+fn dropped(drop: &firewall::Drop, reach: Reach) -> String {
     let ports = match (*drop.ports.start(), *drop.ports.end()) {
         (1, u16::MAX) => "every port".to_owned(),
         (first, last) if first == last => first.to_string(),
         (first, last) => format!("{first}-{last}"),
     };
-    let what = match (drop.rule, is_lost) {
+    let what = match (drop.rule, reach) {
         // The user's will, and nothing that we have to find a way around.
         (PortRule::Closed, _) => "closed to Windows".to_owned(),
-        (_, true) => format!("{BAD}out of reach{BAD:#}"),
-        (_, false) => "only by lo".to_owned(),
+        (_, Reach::Nothing) => format!("{BAD}out of reach{BAD:#}"),
+        (_, Reach::ByLo) => "only by lo".to_owned(),
     };
     format!("         {what}: {ports}/{}, for {}", drop.protocol.name(), drop.by)
 }

@@ -93,7 +93,7 @@ enum After<'a> {
     Back,
 }
 
-/// Whether a rule is for a packet.
+/// Whether a rule, or a condition of it, is for a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Applies {
     No,
@@ -159,10 +159,10 @@ impl Rule {
     fn applies(&self, packet: Packet<'_>) -> Applies {
         let mut applies = Applies::Yes;
         for condition in &self.conditions {
-            match condition.holds(packet) {
-                Some(true) => {}
-                Some(false) => return Applies::No,
-                None => applies = Applies::Maybe,
+            match condition.applies(packet) {
+                Applies::Yes => {}
+                Applies::No => return Applies::No,
+                Applies::Maybe => applies = Applies::Maybe,
             }
         }
         applies
@@ -170,8 +170,7 @@ impl Rule {
 }
 
 impl Condition {
-    /// `None` if nobody knows.
-    fn holds(&self, packet: Packet<'_>) -> Option<bool> {
+    fn applies(&self, packet: Packet<'_>) -> Applies {
         let (found, sense) = match self {
             Self::Interface(names, sense) => {
                 (names.iter().any(|name| matches(name, packet.interface)), sense)
@@ -183,9 +182,9 @@ impl Condition {
             Self::DestinationPort(ports, sense) => {
                 (ports.iter().any(|range| range.contains(&packet.port)), sense)
             }
-            Self::Unknown => return None,
+            Self::Unknown => return Applies::Maybe,
         };
-        Some(found == (*sense == Sense::Is))
+        if found == (*sense == Sense::Is) { Applies::Yes } else { Applies::No }
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use wsl_mirror_core::abi::LAYOUT;
+use wsl_mirror_core::abi::{LAYOUT, PINS};
 
 /// Our directory in bpffs.
-pub const DIRECTORY: &str = "/sys/fs/bpf/wsl-mirror";
+pub const DIRECTORY: &str = PINS;
 /// A pin that is about to replace another one; left over if we were killed in between. bpffs wants no dots in
 /// names (`bpf_lookup`).
 pub(super) const NEW: &str = "_new";
