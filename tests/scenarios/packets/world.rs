@@ -13,7 +13,7 @@ use wsl_mirror_core::{
 use wsl_mirror_lab::{
     GUEST_MAC, Lab, Sockets,
     checks::{self, OrPanic as _, load_with},
-    loopback, nat,
+    lab_sockets, loopback, nat,
     process::{COMMAND_LIMIT, run_with_input},
     servers,
 };
@@ -104,8 +104,7 @@ impl World {
         }
         let mut owners = Vec::new();
         for (port, name, policy) in [(8081, "docker-proxy", Policy::Steer), (8084, "left", Policy::Pass)] {
-            let mut owner =
-                Sockets::start(&lab, lab.guest(), env!("CARGO_BIN_EXE_lab-sockets"), name).or_panic();
+            let mut owner = lab_sockets!(&lab, name);
             for protocol in Protocol::ALL {
                 let name = protocol.name();
                 owner.tell(&format!("bind {name} {name} 0.0.0.0:{port}")).or_panic();
