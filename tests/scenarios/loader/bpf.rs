@@ -115,14 +115,21 @@ pub fn add_filter(lab: &Lab, direction: &str, rest: &str) {
     sh(lab, &format!("tc filter add dev loopback0 {direction} {rest} bpf da object-pinned {PIN}; rm {PIN}"));
 }
 
-/// Attaches it to `loopback0` by tcx, as the first or as the last one.
+/// A program's place among those on a hook.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    First,
+    Last,
+}
+
+/// Attaches it to `loopback0` by tcx.
 #[track_caller]
-pub fn attach(guest: &Namespace, program: &OwnedFd, first: bool) -> OwnedFd {
+pub fn attach(guest: &Namespace, program: &OwnedFd, place: Place) -> OwnedFd {
     let mut create = LinkCreate {
         program: program.as_raw_fd().cast_unsigned(),
         ifindex: ifindex(guest, "loopback0"),
         attach_type: TCX_INGRESS,
-        flags: if first { F_BEFORE } else { 0 },
+        flags: if place == Place::First { F_BEFORE } else { 0 },
         ..LinkCreate::default()
     };
     guest.enter(|| descriptor(LINK_CREATE, &mut create)).context("attaching a program by tcx").or_panic()
