@@ -11,7 +11,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::{
-    Lab, Namespace, SCRATCH, loopback,
+    Lab, Namespace, SCRATCH, loopback, pins,
     process::{COMMAND_LIMIT, Finished, run, wait_for},
     tcp, udp,
 };
@@ -138,6 +138,12 @@ pub fn delivery(namespace: &Namespace) -> String {
     let script = "ip -4 rule; ip link show dev lo; cd /proc/sys/net/ipv4/conf; \
                   grep . lo/route_localnet lo/accept_local lo/rp_filter all/route_localnet all/accept_local";
     namespace.run("sh", ["-ec", script]).or_panic().stdout
+}
+
+/// Takes a distribution's bpffs away, as WSL does when it terminates the distribution.
+#[track_caller]
+pub fn terminate(distribution: &Namespace) {
+    distribution.run("umount", [pins::BPFFS]).or_panic();
 }
 
 /// Waits for the condition; panics past `limit` (longer in emulation).

@@ -5,18 +5,18 @@
 use std::{env, time::Duration};
 
 /// By what factor this machine may be slower than real hardware; more than 1 where CPUs are emulated.
-const PATIENCE: &str = "WSL_MIRROR_LAB_PATIENCE";
+const SLOWDOWN: &str = "WSL_MIRROR_LAB_PATIENCE";
 /// Set for the long version of tests whose worth is in how often they do a thing.
 const SOAK: &str = "WSL_MIRROR_LAB_SOAK";
 
 /// By what factor things may take longer here.
-pub fn patience() -> u32 {
-    env::var(PATIENCE).ok().and_then(|text| text.parse().ok()).unwrap_or(1).max(1)
+pub fn slowdown() -> u32 {
+    env::var(SLOWDOWN).ok().and_then(|text| text.parse().ok()).unwrap_or(1).max(1)
 }
 
 /// Whether the CPUs are emulated: times and rates that are measured here say nothing.
 pub fn is_emulated() -> bool {
-    patience() > 1
+    slowdown() > 1
 }
 
 /// Whether the long versions are asked for.
@@ -26,7 +26,7 @@ pub fn is_soak() -> bool {
 
 /// How long is waited for what shall happen.
 pub fn limit(real: Duration) -> Duration {
-    real * patience()
+    real * slowdown()
 }
 
 /// How often something is done that is done `usual` times on real hardware: a tenth of it in emulation, where it

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{Lab, Namespace, SCRATCH, netfilter};
+use crate::{Lab, Namespace, SCRATCH, netfilter, pins};
 
 /// What `ip` shows, and what it forgets at the same time: what TCP has learned of how far away its peers are.
 const IP: &str =
@@ -119,7 +119,7 @@ fn lines(lab: &Lab) -> Result<BTreeSet<String>> {
         for line in fs::read_to_string("/proc/thread-self/mountinfo")?.lines() {
             add("mount", line);
         }
-        for directory in ["/sys/fs/bpf", "/run"] {
+        for directory in [pins::BPFFS, "/run"] {
             files(Path::new(directory), &mut add)?;
         }
         Ok(())

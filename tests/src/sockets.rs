@@ -38,6 +38,23 @@ pub fn answers_udp(lab: &Lab, port: u16) -> Option<String> {
     Some(String::from_utf8_lossy(&name).into_owned())
 }
 
+/// Starts [`Sockets`] of this name in the guest, or in another namespace; panics at the caller's line. A macro, since
+/// Cargo tells only the test where `lab-sockets` is.
+#[macro_export]
+macro_rules! lab_sockets {
+    ($lab:expr, $name:expr $(,)?) => {
+        $crate::lab_sockets!($lab, $lab.guest(), $name)
+    };
+    ($lab:expr, $namespace:expr, $name:expr $(,)?) => {
+        $crate::checks::OrPanic::or_panic($crate::Sockets::start(
+            $lab,
+            $namespace,
+            env!("CARGO_BIN_EXE_lab-sockets"),
+            $name,
+        ))
+    };
+}
+
 /// The process. It ends with this value, and what it has handed its sockets to ends too.
 #[derive(Debug)]
 pub struct Sockets {

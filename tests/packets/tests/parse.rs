@@ -196,12 +196,12 @@ fn a_frame_with_one_fault_passes_for_its_reason() {
 #[test]
 fn a_frame_cut_off_anywhere_is_truncated() {
     for spec in samples(valid(), 500) {
-        let whole =
+        let uncut =
             Sample { tail: 0, ..Spec { payload: spec.payload % 100, padding: 0, ..exact(&spec) }.build() };
-        assert_eq!(parse(&whole.frame()), Ok(spec.packet()), "{whole:?}");
-        for len in 0..whole.len() {
-            let cut = whole.truncated(len);
-            assert_eq!(parse(&cut.frame()), Err(Reason::Truncated), "{len} bytes of {whole:?}");
+        assert_eq!(parse(&uncut.frame()), Ok(spec.packet()), "{uncut:?}");
+        for len in 0..uncut.len() {
+            let cut = uncut.truncated(len);
+            assert_eq!(parse(&cut.frame()), Err(Reason::Truncated), "{len} bytes of {uncut:?}");
         }
     }
 }

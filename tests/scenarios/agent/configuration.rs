@@ -20,7 +20,7 @@ fn say(lab: &Lab, text: &str) {
 }
 
 #[track_caller]
-fn exempt(lab: &Lab) -> String {
+fn exemptions(lab: &Lab) -> String {
     ok(lab, &["exempt", "list"]).stdout
 }
 
@@ -31,7 +31,7 @@ fn a_changed_file_is_in_force_at_once_and_a_bad_one_never() {
     let agent = Agent::start(&lab, "steering loopback0");
     ok(&lab, &["exempt", "add", "8081/tcp"]);
     say(&lab, "exempt = [8080]\n");
-    soon("8080 to be exempt", || exempt(&lab).contains("8080"));
+    soon("8080 to be exempt", || exemptions(&lab).contains("8080"));
     assert!(!answers(&lab, 8080));
 
     say(&lab, "exempt = [8080]\nexemt = []\n");
@@ -41,20 +41,20 @@ fn a_changed_file_is_in_force_at_once_and_a_bad_one_never() {
     soon("the error in the status", || error().as_str().is_some_and(|error| error.contains("exemt")));
     let text = ok(&lab, &["status"]).stdout;
     assert!(text.contains("not in force") && text.contains("line 2, column 1"), "{text}");
-    assert!(exempt(&lab).contains("8080") && !answers(&lab, 8080));
+    assert!(exemptions(&lab).contains("8080") && !answers(&lab, 8080));
 
     // Written in place this time.
     lab.guest().enter(|| fs::write(PATH, "default = \"pass\"\n")).unwrap();
     agent.says("the configuration is valid again");
-    soon("8080 not to be exempt", || !exempt(&lab).contains("8080"));
+    soon("8080 not to be exempt", || !exemptions(&lab).contains("8080"));
     assert!(answers(&lab, 8080));
     assert_eq!(error(), serde_json::Value::Null);
     assert!(!answers(&lab, 8081), "what was said by hand stays");
 
     say(&lab, "exempt = [8080]\n");
-    soon("8080 to be exempt", || exempt(&lab).contains("8080"));
+    soon("8080 to be exempt", || exemptions(&lab).contains("8080"));
     sh(&lab, &format!("rm {PATH}"));
-    soon("the defaults", || !exempt(&lab).contains("8080"));
+    soon("the defaults", || !exemptions(&lab).contains("8080"));
 }
 
 /// Why the file is not in force, according to the agent.
@@ -90,7 +90,7 @@ fn a_file_that_does_not_fit_this_machine_is_not_in_force_and_all_is_followed_as_
         assert_ne!(config_error(&lab), "", "{text}");
     }
     say(&lab, "exempt = [8081]\n");
-    soon("8081 to be exempt", || exempt(&lab).contains("8081"));
+    soon("8081 to be exempt", || exemptions(&lab).contains("8081"));
     assert_eq!(config_error(&lab), "");
 }
 
@@ -140,7 +140,7 @@ fn a_link_that_is_put_where_no_file_was_is_in_force_at_once() {
     let elsewhere = format!("{SCRATCH}/elsewhere.toml");
     lab.guest().enter(|| fs::write(&elsewhere, "exempt = [8080]\n")).unwrap();
     sh(&lab, &format!("ln -s {elsewhere} {PATH}"));
-    soon("8080 to be exempt", || exempt(&lab).contains("8080"));
+    soon("8080 to be exempt", || exemptions(&lab).contains("8080"));
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_hangup_reads_a_file_that_nobody_saw_change() {
     let agent = Agent::start(&lab, "steering loopback0");
     lab.guest().enter(|| fs::write(&elsewhere, "exempt = [8080]\n")).unwrap();
     agent.0.signal(Signal::HUP).unwrap();
-    soon("8080 to be exempt", || exempt(&lab).contains("8080"));
+    soon("8080 to be exempt", || exemptions(&lab).contains("8080"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use wsl_mirror_lab::{
     Lab, Namespace, Sockets,
-    checks::{OrPanic as _, delivery, ok, ok_in, status},
+    checks::{OrPanic as _, delivery, ok, ok_in, status, terminate},
 };
 
 use crate::guest::{Agent, answers, on_hook, proxied, soon};
@@ -23,12 +23,6 @@ fn another(lab: &Lab, configuration: &str) -> Namespace {
     let other = lab.another_distribution().or_panic();
     other.enter(|| fs::write("/etc/wsl-mirror.toml", configuration)).or_panic();
     other
-}
-
-/// What happens to a distribution when it is terminated: its processes end, and so does its bpffs.
-#[track_caller]
-fn terminate(other: &Namespace) {
-    other.run("umount", ["/sys/fs/bpf"]).or_panic();
 }
 
 #[test]

@@ -7,10 +7,10 @@ use rustix::process::Signal;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
     checks::{OrPanic as _, delivery, ok, sh, status},
-    pace, pins, sockets,
+    lab_sockets, pace, pins, sockets,
 };
 
-use crate::guest::{Agent, answers, on_hook, process, proxied, soon};
+use crate::guest::{Agent, answers, on_hook, proxied, soon};
 
 const RULE: &str = "from all to 127.0.0.1 fwmark 0x1000/0x1000 iif lo lookup local proto 119";
 
@@ -232,11 +232,11 @@ fn two_proxies_come_and_go_and_only_theirs_are_steered() {
     let (lab, mut proxy) = proxied(Lab::builder().build().unwrap());
     let _agent = Agent::start(&lab, "steering loopback0");
     proxy.leave().unwrap();
-    let mut other = process(&lab, "other");
+    let mut other = lab_sockets!(&lab, "other");
     other.serve("0.0.0.0:8080").unwrap();
     assert!(!answers(&lab, 8080), "nobody's proxy");
     drop(other);
-    let mut again = process(&lab, sockets::PROXY);
+    let mut again = lab_sockets!(&lab, sockets::PROXY);
     again.serve("0.0.0.0:8080").unwrap();
     assert!(answers(&lab, 8080));
     assert_eq!(on_hook(&lab), 1);

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use wsl_mirror_lab::{
     Lab, Sockets,
     checks::{OrPanic as _, has_tcx, wait_until},
-    nat,
+    lab_sockets, nat,
     process::{Background, wait_for},
     sockets::{self, PROXY},
 };
@@ -23,15 +23,9 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 #[track_caller]
 pub fn proxied(lab: Lab) -> (Lab, Sockets) {
     nat::trap(lab.guest()).or_panic();
-    let mut proxy = process(&lab, PROXY);
+    let mut proxy = lab_sockets!(&lab, PROXY);
     proxy.serve("0.0.0.0:8080").or_panic();
     (lab, proxy)
-}
-
-/// A process of this name in the guest.
-#[track_caller]
-pub fn process(lab: &Lab, name: &str) -> Sockets {
-    Sockets::start(lab, lab.guest(), env!("CARGO_BIN_EXE_lab-sockets"), name).or_panic()
 }
 
 /// Whether Windows gets docker-proxy's answer from this port.

@@ -129,7 +129,7 @@ fn an_interface_that_comes_and_goes_is_steered_each_time_and_nothing_leaks() {
     let round = || -> Duration {
         lab.recreate_loopback0().unwrap();
         let since = Instant::now();
-        while !answers_within(&lab, 8080, Duration::from_millis(50) * pace::patience()) {
+        while !answers_within(&lab, 8080, Duration::from_millis(50) * pace::slowdown()) {
             assert!(since.elapsed() < pace::limit(LIMIT), "not steered any more:\n{}", agent.0.output());
         }
         since.elapsed()
@@ -195,7 +195,7 @@ fn of_an_agent_that_is_killed_again_and_again_no_connection_notices() {
         for round in 0..rounds {
             let agent = Agent(Background::spawn(&mut lab.wsl_mirror_command(&["run"]).unwrap()).unwrap());
             // At whatever it is at: 0 to 150 ms after its start, in no order.
-            thread::sleep(Duration::from_millis(u64::try_from(round * 37 % 150).unwrap()) * pace::patience());
+            thread::sleep(Duration::from_millis(u64::try_from(round * 37 % 150).unwrap()) * pace::slowdown());
             agent.kill();
         }
         drop(raise);
@@ -273,7 +273,7 @@ fn while_docker_has_no_proxy_its_port_is_never_steered() {
                     tried.fetch_add(1, Ordering::Relaxed);
                 }
             });
-            docker.restart_daemon_with_userland_proxy(false).unwrap();
+            docker.restart_daemon_without_proxy().unwrap();
             docker.start_again(&web).unwrap();
             until(Instant::now() + Duration::from_millis(300), || {
                 thread::sleep(Duration::from_millis(20));
@@ -284,7 +284,7 @@ fn while_docker_has_no_proxy_its_port_is_never_steered() {
         });
         // From here on there are proxies: a dockerd that starts has one for each port of a container that was running
         // when it was killed, until it sees that it is not.
-        docker.restart_daemon_with_userland_proxy(true).unwrap();
+        docker.restart_daemon_with_proxy().unwrap();
         docker.start_again(&web).unwrap();
         soon("it to answer again", || echo(500));
         assert!(steered() > before, "with its proxy it is not steered");

@@ -15,7 +15,7 @@ use wsl_mirror_lab::{
     servers, tcp, udp,
 };
 
-use crate::world::{assert_answers, assert_answers_udp, counted, services_in, syn};
+use crate::world::{assert_answers, assert_answers_udp, counted, services_without_proxy, syn};
 
 const PAUSE: Duration = Duration::from_millis(5);
 /// Until delayed acknowledgements are through too. A flush breaks an engine's TCP flow, with us or without,
@@ -111,7 +111,7 @@ impl<'a> OneWay<'a> {
 
 #[test]
 fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a_stray_syn() {
-    let lab = services_in(Lab::builder(), false);
+    let lab = services_without_proxy();
     let busy = windows(&lab, 8080).keep_alive(PAUSE).or_panic();
     let mut calm = windows(&lab, 8080).from_port(40_000).connect().or_panic();
     let datagrams = windows_udp(&lab, 8081).connect().or_panic();
@@ -142,7 +142,7 @@ fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a
 /// The first SYN went the engine's way, the container is slow to answer, and meanwhile we are loaded.
 #[test]
 fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() {
-    let lab = services_in(Lab::builder(), false);
+    let lab = services_without_proxy();
     nft(
         &lab,
         "add table ip slow; add chain ip slow pre { type filter hook prerouting priority raw; }; \

@@ -72,18 +72,18 @@ fn requests_go_on_after_a_flush() {
 /// the firewall drops. If the server's packet is the first, conntrack makes the entry, and nothing happens.
 #[test]
 fn a_download_may_stall_after_a_flush_unless_conntrack_is_liberal() {
-    for (first, liberal) in [("server", "0"), ("client", "0"), ("client", "1")] {
+    for (first, liberal) in [(End::Server, "0"), (End::Client, "0"), (End::Client, "1")] {
         let lab = Lab::builder().build().or_panic();
         engine_rule(&lab, "tcp", 8100);
         drop_invalid(&lab);
         lab.guest().set_sysctls([("net/netfilter/nf_conntrack_tcp_be_liberal", liberal)]).or_panic();
         load_with(&lab, STEER);
-        let stalls = (first, liberal) == ("client", "0");
+        let stalls = (first, liberal) == (End::Client, "0");
         // Who is first is a matter of chance to some degree, and so is whether a burst comes that is too large for
         // the window: the one stall that shall happen may take several tries, and none may be where none is due.
         let mut outcomes = Vec::new();
         for _ in 0..10 {
-            let (was_first, went_through) = flush_in_a_download(&lab, first == "server");
+            let (was_first, went_through) = flush_in_a_download(&lab, first);
             if was_first == first {
                 outcomes.push(went_through);
                 if !(stalls && went_through) {
@@ -92,16 +92,24 @@ fn a_download_may_stall_after_a_flush_unless_conntrack_is_liberal() {
             }
         }
         let case = format!(
-            "the {first} first, liberal {liberal}: came through {outcomes:?}, {} invalid packets",
+            "the {first:?} first, liberal {liberal}: came through {outcomes:?}, {} invalid packets",
             invalid(&lab)
         );
         assert_eq!(outcomes.last(), Some(&!stalls), "{case}");
     }
 }
 
-/// Says whose packet made the new entry, and whether the download came through.
+/// An end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Server,
+    Client,
+}
+
+/// Has this end send first after the flush, if chance allows. Says whose packet made the new entry, and whether the
+/// download came through.
 #[track_caller]
-fn flush_in_a_download(lab: &Lab, wait_for_the_server: bool) -> (&'static str, bool) {
+fn flush_in_a_download(lab: &Lab, first: End) -> (End, bool) {
     let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100))).or_panic();
     let mut client = windows(lab, 8100).connect().or_panic();
     let (mut server, _) = accept(&listener).or_panic();
@@ -111,7 +119,7 @@ fn flush_in_a_download(lab: &Lab, wait_for_the_server: bool) -> (&'static str, b
     // The client's buffer fills up; from then on the server only asks now and then whether it is read.
     thread::sleep(Duration::from_millis(300));
     nat::conntrack_flush(lab.guest()).or_panic();
-    if wait_for_the_server {
+    if first == End::Server {
         wait_until("the server to ask", Duration::from_secs(5), || {
             !nat::conntrack_with(lab.guest(), &["tcp"]).or_panic().is_empty()
         });
@@ -124,6 +132,6 @@ fn flush_in_a_download(lab: &Lab, wait_for_the_server: bool) -> (&'static str, b
     let sender = entry.split_whitespace().find(|word| word.starts_with("sport="));
     drop(client);
     let _ = sending.join();
-    let first = if sender == Some("sport=8100") { "server" } else { "client" };
+    let first = if sender == Some("sport=8100") { End::Server } else { End::Client };
     (first, received.is_ok_and(|bytes| bytes == STREAM))
 }

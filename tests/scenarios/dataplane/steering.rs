@@ -3,7 +3,7 @@
 use std::{net::UdpSocket, time::Duration};
 
 use wsl_mirror_lab::{
-    Gateway, Lab,
+    DockerOptions, Gateway, Lab,
     checks::{HELLO, OrPanic as _, STEER, load, load_with, unload, windows, windows_udp},
     loopback, nat, pace, udp,
 };
@@ -16,7 +16,7 @@ use crate::world::{
 #[test]
 fn published_ports_hang_without_and_answer_with_and_no_rule_is_made() {
     for gateway in [Gateway::Wsl28, Gateway::Wsl29] {
-        let lab = services_in(Lab::builder().gateway(gateway), true);
+        let lab = services_in(Lab::builder().gateway(gateway), &DockerOptions::default());
         let rules = ruleset(&lab);
         for port in [8080, 8081] {
             assert_hangs(&lab, port);

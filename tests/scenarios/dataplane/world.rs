@@ -34,15 +34,21 @@ pub const STREAM: u64 = 32 << 20;
 /// more UDP echo on 8017. Shared with other tests.
 #[track_caller]
 pub fn services() -> SharedLab {
-    services_in(Lab::builder(), true)
+    services_in(Lab::builder(), &DockerOptions::default())
 }
 
-/// The same in another lab, or without docker-proxy.
+/// The same without docker-proxy.
 #[track_caller]
-pub fn services_in(lab: LabBuilder, userland_proxy: bool) -> SharedLab {
+pub fn services_without_proxy() -> SharedLab {
+    services_in(Lab::builder(), &DockerOptions { userland_proxy: false, ..DockerOptions::default() })
+}
+
+/// The same in another lab, by another Docker.
+#[track_caller]
+pub fn services_in(lab: LabBuilder, options: &DockerOptions) -> SharedLab {
     SharedLab::take(
         lab,
-        &DockerOptions { userland_proxy, ..DockerOptions::default() },
+        options,
         Container::new("services")
             .serve(Service::TcpEcho { port: 7 })
             .serve(Service::UdpEcho { port: 7 })

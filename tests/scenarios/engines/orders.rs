@@ -327,7 +327,7 @@ fn a_dockerd_without_its_proxy_keeps_its_ports_and_one_that_has_it_again_is_stee
         load(&lab);
         assert_both_are_steered_at_once(&lab, "with the proxy");
         for round in 0..2 {
-            docker.restart_daemon_with_userland_proxy(false).or_panic();
+            docker.restart_daemon_without_proxy().or_panic();
             docker.start_again(&container).or_panic();
             for port in [ANY, LOOPBACK] {
                 let when = format!("without the proxy, round {round}");
@@ -342,7 +342,7 @@ fn a_dockerd_without_its_proxy_keeps_its_ports_and_one_that_has_it_again_is_stee
                 assert!(steered(&lab, port) == before.0, "port {port} is steered {when}");
                 assert!(caught(&lab, port) > before.1, "port {port} never met the engine's rules {when}");
             }
-            docker.restart_daemon_with_userland_proxy(true).or_panic();
+            docker.restart_daemon_with_proxy().or_panic();
             docker.start_again(&container).or_panic();
             assert_new_ones_are_steered(engine, &lab, &format!("with the proxy again, round {round}"));
         }

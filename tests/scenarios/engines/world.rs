@@ -5,8 +5,8 @@ use std::{path::Path, time::Duration};
 use anyhow::Context as _;
 use wsl_mirror_lab::{
     Container, DockerOptions, Lab, Service,
-    checks::{HELLO, OrPanic as _},
-    loopback, tcp, udp,
+    checks::{self, HELLO, OrPanic as _},
+    tcp, udp,
 };
 
 use super::{configuration::DOCKER_28_5, installed};
@@ -89,12 +89,12 @@ pub fn published(name: &str) -> Container {
 
 /// A TCP client on Windows.
 pub fn windows(lab: &Lab, port: u16) -> tcp::Client {
-    tcp::Client::new(lab.windows(), loopback(port)).limit(LIMIT)
+    checks::windows(lab, port).limit(LIMIT)
 }
 
 /// A UDP client on Windows.
 pub fn windows_udp(lab: &Lab, port: u16) -> udp::Client {
-    udp::Client::new(lab.windows(), loopback(port)).limit(LIMIT)
+    checks::windows_udp(lab, port).limit(LIMIT)
 }
 
 /// That the page hangs, as Windows sees it.

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use wsl_mirror_lab::{
     Lab, Namespace,
     checks::{OrPanic as _, ifindex, sh},
+    pins::BPFFS,
 };
 
 const PROG_LOAD: libc::c_int = 5;
@@ -110,19 +111,29 @@ pub fn pin(guest: &Namespace, object: &OwnedFd, path: &str) {
 /// Adds a `cls_bpf` filter of somebody else's to a clsact qdisc that is there.
 #[track_caller]
 pub fn add_filter(lab: &Lab, direction: &str, rest: &str) {
-    const PIN: &str = "/sys/fs/bpf/somebody_elses";
-    pin(lab.guest(), &somebody_elses_program(), PIN);
-    sh(lab, &format!("tc filter add dev loopback0 {direction} {rest} bpf da object-pinned {PIN}; rm {PIN}"));
+    let path = format!("{BPFFS}/somebody_elses");
+    pin(lab.guest(), &somebody_elses_program(), &path);
+    sh(
+        lab,
+        &format!("tc filter add dev loopback0 {direction} {rest} bpf da object-pinned {path}; rm {path}"),
+    );
 }
 
-/// Attaches it to `loopback0` by tcx, as the first or as the last one.
+/// A program's place among those on a hook.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    First,
+    Last,
+}
+
+/// Attaches it to `loopback0` by tcx.
 #[track_caller]
-pub fn attach(guest: &Namespace, program: &OwnedFd, first: bool) -> OwnedFd {
+pub fn attach(guest: &Namespace, program: &OwnedFd, place: Place) -> OwnedFd {
     let mut create = LinkCreate {
         program: program.as_raw_fd().cast_unsigned(),
         ifindex: ifindex(guest, "loopback0"),
         attach_type: TCX_INGRESS,
-        flags: if first { F_BEFORE } else { 0 },
+        flags: if place == Place::First { F_BEFORE } else { 0 },
         ..LinkCreate::default()
     };
     guest.enter(|| descriptor(LINK_CREATE, &mut create)).context("attaching a program by tcx").or_panic()
@@ -222,13 +233,13 @@ fn redirect_to_lo(port: u16, mark: u32) -> OwnedFd {
 /// Redirects packets to this port from `loopback0` to `lo`, behind whatever is there already.
 #[track_caller]
 pub fn add_redirect(lab: &Lab, port: u16, mark: u32) {
-    const PIN: &str = "/sys/fs/bpf/redirect_to_lo";
-    pin(lab.guest(), &redirect_to_lo(port, mark), PIN);
+    let path = format!("{BPFFS}/redirect_to_lo");
+    pin(lab.guest(), &redirect_to_lo(port, mark), &path);
     sh(
         lab,
         &format!(
             "tc qdisc add dev loopback0 clsact 2>/dev/null || true; \
-             tc filter add dev loopback0 ingress prio 7 protocol all bpf da object-pinned {PIN}; rm {PIN}"
+             tc filter add dev loopback0 ingress prio 7 protocol all bpf da object-pinned {path}; rm {path}"
         ),
     );
 }

@@ -8,7 +8,7 @@ use wsl_mirror_lab::{
 
 use crate::{
     bpf,
-    guest::{exempt, is_steered, ours, published},
+    guest::{exempt_ports, is_steered, ours, published},
 };
 
 #[test]
@@ -48,7 +48,7 @@ fn an_exemption_can_be_written_by_hand() {
     assert!(is_steered(&lab, 8080));
     let map = pins::path("PORT_POLICY");
     sh(&lab, &format!("bpftool map update pinned {map} key hex 06 00 90 1f value hex 01 00"));
-    assert_eq!(exempt(&lab), ["8080/tcp"]);
+    assert_eq!(exempt_ports(&lab), ["8080/tcp"]);
     assert!(!is_steered(&lab, 8080));
     ok(&lab, &["exempt", "del", "8080/tcp"]);
     assert!(is_steered(&lab, 8080));

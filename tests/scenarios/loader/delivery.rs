@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 use wsl_mirror_lab::{
     Lab, Namespace,
-    checks::{OrPanic as _, config, delivery, ok, ok_in, refused, sh, status, wait_until, windows},
+    checks::{self, OrPanic as _, config, delivery, ok, ok_in, refused, sh, status, wait_until, windows},
     loopback, servers, tcp,
 };
 
@@ -37,7 +37,7 @@ fn by_lo(lab: &Lab) {
 /// What happens to a distribution's bpffs when it is terminated. The kernel lets go of the link a little later.
 #[track_caller]
 fn terminate(lab: &Lab, other: Namespace) {
-    other.run("umount", ["/sys/fs/bpf"]).or_panic();
+    checks::terminate(&other);
     drop(other);
     if !bpf::has_tcx(lab) {
         // A filter outlives its distribution; here it would go on steering, which is another story.

@@ -44,7 +44,7 @@ pub fn is_steered(lab: &Lab, port: u16) -> bool {
 
 /// `exempt list --json` as `PORT/PROTOCOL` or `PORT-PORT/PROTOCOL`.
 #[track_caller]
-pub fn exempt(lab: &Lab) -> Vec<String> {
+pub fn exempt_ports(lab: &Lab) -> Vec<String> {
     let list = ok(lab, &["exempt", "list", "--json"]).stdout;
     let list: Vec<Value> = serde_json::from_str(&list).or_panic();
     let text = |entry: &Value| {
@@ -88,7 +88,7 @@ pub fn everything(lab: &Lab) -> String {
         let mut text = String::new();
         list(Path::new(pins::BPFFS), &mut text);
         for line in fs::read_to_string("/proc/thread-self/mountinfo").or_panic().lines() {
-            if line.contains("/sys/fs/bpf") {
+            if line.contains(pins::BPFFS) {
                 writeln!(text, "{line}").or_panic();
             }
         }

@@ -120,11 +120,11 @@ fn unload_removes_what_load_made_and_nothing_else() {
     let has_tcx = bpf::has_tcx(&lab);
     let mut around_us = Vec::new();
     if has_tcx {
-        around_us.push(bpf::attach(guest, &theirs, false));
+        around_us.push(bpf::attach(guest, &theirs, bpf::Place::Last));
     }
     ok(&lab, &["load"]);
     if has_tcx {
-        around_us.push(bpf::attach(guest, &another, true));
+        around_us.push(bpf::attach(guest, &another, bpf::Place::First));
     }
     let hook = bpf::tcx(guest);
     let place = hook.iter().position(|found| *found == ours(&lab));

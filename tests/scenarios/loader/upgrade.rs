@@ -18,7 +18,7 @@ use wsl_mirror_lab::{
 
 use crate::{
     bpf,
-    guest::{DOWNLOAD, exempt, ours, ours_of, published},
+    guest::{DOWNLOAD, exempt_ports, ours, ours_of, published},
 };
 
 /// Does `work` while a connection exchanges requests and another one downloads, both from Windows through
@@ -89,11 +89,11 @@ fn reloading_under_traffic_loses_neither_a_packet_nor_an_exemption() {
             } else {
                 &["8200-8209/tcp", "8300/tcp", "8301-8302/udp"]
             };
-            assert!(exempt(&lab) == expected, "round {round}: {:?}", exempt(&lab));
+            assert!(exempt_ports(&lab) == expected, "round {round}: {:?}", exempt_ports(&lab));
         }
     });
     ok(&lab, &["exempt", "del", "8300/tcp", "8200-8209"]);
-    assert_eq!(exempt(&lab), ["8300/tcp", "8301-8302/udp"], "what the file says is not for `del`");
+    assert_eq!(exempt_ports(&lab), ["8300/tcp", "8301-8302/udp"], "what the file says is not for `del`");
     let failed = |status: &serde_json::Value| {
         let all = status["verdicts"].as_array().cloned().unwrap_or_default();
         all.into_iter().filter(|v| v["verdict"] == "failed" && v["packets"] != 0).collect::<Vec<_>>()
@@ -106,9 +106,9 @@ fn exempting_every_port_in_the_file_fits_and_can_be_taken_back() {
     let lab = Lab::builder().build().unwrap();
     let every = config(&lab, "exempt = [\"1-65535\"]\n");
     ok(&lab, &["load", "--config", &every]);
-    assert_eq!(exempt(&lab), ["1-65535/tcp", "1-65535/udp"]);
+    assert_eq!(exempt_ports(&lab), ["1-65535/tcp", "1-65535/udp"]);
     ok(&lab, &["load", "--config", "/dev/null"]);
-    assert_eq!(exempt(&lab), Vec::<String>::new());
+    assert_eq!(exempt_ports(&lab), Vec::<String>::new());
 }
 
 /// What is in a directory of the guest.

@@ -10,27 +10,25 @@ use std::{
 use wsl_mirror_lab::{
     Lab, Sockets,
     checks::{OrPanic as _, load, unload},
-    nat, pace,
+    lab_sockets, nat, pace,
     sockets::{PROXY, answers, answers_udp},
 };
-
-use crate::process;
 
 #[test]
 fn what_served_before_the_load_is_steered_by_who_serves_it() {
     let lab = Lab::builder().build().or_panic();
     nat::trap(lab.guest()).or_panic();
-    let mut proxy = process(&lab, PROXY);
+    let mut proxy = lab_sockets!(&lab, PROXY);
     proxy.serve("0.0.0.0:8080").or_panic();
     proxy.serve("[::]:8083").or_panic();
     proxy.tell("bind u udp 0.0.0.0:8080").or_panic();
     proxy.tell("serve u").or_panic();
-    let mut other = process(&lab, "other");
+    let mut other = lab_sockets!(&lab, "other");
     other.serve("0.0.0.0:8081").or_panic();
-    let mut daemon = process(&lab, "dockerd");
+    let mut daemon = lab_sockets!(&lab, "dockerd");
     daemon.tell("bind port tcp 0.0.0.0:8082").or_panic();
     daemon.tell("hand port docker-proxy ask serve").or_panic();
-    let mut mine = process(&lab, PROXY);
+    let mut mine = lab_sockets!(&lab, PROXY);
     mine.tell("user 1000").or_panic();
     mine.serve("0.0.0.0:8084").or_panic();
     assert_eq!(answers(&lab, 8080), None, "works without us");
@@ -49,7 +47,7 @@ fn what_served_before_the_load_is_steered_by_who_serves_it() {
 fn what_was_bound_before_the_load_and_listens_after_it_is_steered_once_its_server_asks_for_its_address() {
     let lab = Lab::builder().build().or_panic();
     nat::trap(lab.guest()).or_panic();
-    let mut daemon = process(&lab, "dockerd");
+    let mut daemon = lab_sockets!(&lab, "dockerd");
     daemon.tell("bind port tcp 0.0.0.0:8080 later").or_panic();
     load(&lab);
     daemon.tell("ask port").or_panic();
@@ -71,7 +69,7 @@ fn no_socket_is_missed_that_is_bound_while_load_runs() {
     let lab = Lab::builder().build().or_panic();
     nat::trap(lab.guest()).or_panic();
     let (before, during) = (pace::rounds(20), AtomicBool::new(true));
-    let mut proxy = process(&lab, PROXY);
+    let mut proxy = lab_sockets!(&lab, PROXY);
     for round in 0..before {
         during.store(true, Ordering::Relaxed);
         let keys = thread::scope(|scope| {
@@ -111,7 +109,7 @@ fn five_thousand_ports_at_once_are_tagged_and_bound_in_reasonable_time() {
     let per_process = 500;
     let bind = |proxies: &mut Vec<Sockets>, when: &str| {
         for first in (0..count).step_by(per_process) {
-            let mut proxy = process(&lab, PROXY);
+            let mut proxy = lab_sockets!(&lab, PROXY);
             for index in first..(first + per_process).min(count) {
                 proxy.tell(&format!("bind {when}{index} tcp 127.0.0.1:0")).or_panic();
             }

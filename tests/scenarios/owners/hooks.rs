@@ -13,11 +13,9 @@ use aya::{
 use wsl_mirror_lab::{
     Lab,
     checks::{OrPanic as _, load, unload},
-    pace, pins,
+    lab_sockets, pace, pins,
     sockets::PROXY,
 };
-
-use crate::process;
 
 /// What one bind may cost more.
 const COST: Duration = Duration::from_micros(1);
@@ -25,7 +23,7 @@ const COST: Duration = Duration::from_micros(1);
 #[test]
 fn binds_work_whatever_becomes_of_the_hooks() {
     let lab = Lab::builder().build().or_panic();
-    let mut process = process(&lab, PROXY);
+    let mut process = lab_sockets!(&lab, PROXY);
     let mut every_kind = |when: &str| {
         for (index, address) in ["0.0.0.0:0", "127.0.0.1:0", "[::]:0", "[::1]:0"].iter().enumerate() {
             for protocol in ["tcp", "udp"] {
@@ -77,7 +75,7 @@ fn in_a_cgroup_namespace_load_says_of_whom_it_knows_nothing() {
 fn a_bind_costs_at_most_a_microsecond_more() {
     let lab = Lab::builder().build().or_panic();
     load(&lab);
-    let mut process = process(&lab, PROXY);
+    let mut process = lab_sockets!(&lab, PROXY);
     let hook = lab.guest().enter(|| {
         let link = PinnedLink::from_pin(pins::path("link_post_bind4")).or_panic();
         FdLink::from(link).info().or_panic().program_id()

@@ -8,22 +8,10 @@ mod hooks;
 mod served;
 
 use wsl_mirror_lab::{
-    Lab, Namespace, Sockets,
+    Lab,
     checks::{OrPanic as _, load},
     nat,
 };
-
-/// A process of this name in the guest.
-#[track_caller]
-fn process(lab: &Lab, name: &str) -> Sockets {
-    process_in(lab, lab.guest(), name)
-}
-
-/// A process of this name in another namespace.
-#[track_caller]
-fn process_in(lab: &Lab, namespace: &Namespace, name: &str) -> Sockets {
-    Sockets::start(lab, namespace, env!("CARGO_BIN_EXE_lab-sockets"), name).or_panic()
-}
 
 /// A lab with the trap, and wsl-mirror loaded.
 #[track_caller]

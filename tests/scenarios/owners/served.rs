@@ -3,21 +3,21 @@
 use wsl_mirror_lab::{
     Lab,
     checks::{OrPanic as _, load, ok, unload},
-    nat, pace,
+    lab_sockets, nat, pace,
     sockets::{PROXY, answers, answers_udp},
 };
 
-use crate::{loaded, process, process_in};
+use crate::loaded;
 
 #[test]
 fn the_engines_proxy_is_steered_and_a_host_service_never_meets_us() {
     let lab = Lab::builder().build().or_panic();
     nat::trap(lab.guest()).or_panic();
     load(&lab);
-    let mut proxy = process(&lab, PROXY);
+    let mut proxy = lab_sockets!(&lab, PROXY);
     proxy.serve("0.0.0.0:8080").or_panic();
     // What the lab itself serves on, and is no engine's: the trap has no rule for it.
-    let mut host = process(&lab, "nginx");
+    let mut host = lab_sockets!(&lab, "nginx");
     host.serve("0.0.0.0:5353").or_panic();
     assert_eq!(answers(&lab, 8080).as_deref(), Some(PROXY));
     assert_eq!(answers(&lab, 5353).as_deref(), Some("nginx"));
@@ -32,8 +32,8 @@ fn the_engines_proxy_is_steered_and_a_host_service_never_meets_us() {
 #[test]
 fn of_two_owners_on_one_port_each_serves_its_own_address() {
     let lab = loaded();
-    let mut proxy = process(&lab, PROXY);
-    let mut other = process(&lab, "other");
+    let mut proxy = lab_sockets!(&lab, PROXY);
+    let mut other = lab_sockets!(&lab, "other");
     // 127.0.0.1 is nearer than any address.
     proxy.serve("127.0.0.1:8080").or_panic();
     other.serve("192.168.50.10:8080").or_panic();
@@ -48,8 +48,8 @@ fn of_two_owners_on_one_port_each_serves_its_own_address() {
 #[test]
 fn an_ipv6_socket_counts_exactly_if_it_serves_ipv4_too() {
     let lab = loaded();
-    let mut proxy = process(&lab, PROXY);
-    let mut other = process(&lab, "other");
+    let mut proxy = lab_sockets!(&lab, PROXY);
+    let mut other = lab_sockets!(&lab, "other");
     proxy.serve("[::]:8080").or_panic();
     assert_eq!(answers(&lab, 8080).as_deref(), Some(PROXY), "[::] serves IPv4");
     proxy.tell("bind six tcp [::]:8081 v6only").or_panic();
@@ -71,8 +71,8 @@ fn an_ipv6_socket_counts_exactly_if_it_serves_ipv4_too() {
 #[test]
 fn of_a_group_with_mixed_owners_each_flow_gets_what_its_own_listener_gets() {
     let lab = loaded();
-    let mut proxy = process(&lab, PROXY);
-    let mut other = process(&lab, "other");
+    let mut proxy = lab_sockets!(&lab, PROXY);
+    let mut other = lab_sockets!(&lab, "other");
     for process in [&mut proxy, &mut other] {
         process.tell("bind group tcp 127.0.0.1:8080 reuseport").or_panic();
         process.tell("serve group").or_panic();
@@ -94,7 +94,7 @@ fn of_a_group_with_mixed_owners_each_flow_gets_what_its_own_listener_gets() {
 fn a_socket_is_served_by_whom_it_was_handed_to_also_when_the_first_holder_is_gone() {
     let lab = loaded();
     // As dockerd does it from 28.0 on: it binds and listens, and hands the descriptor on; Go asks for its address.
-    let mut daemon = process(&lab, "dockerd");
+    let mut daemon = lab_sockets!(&lab, "dockerd");
     daemon.tell("bind port tcp 0.0.0.0:8080").or_panic();
     daemon.tell("ask port").or_panic();
     assert_eq!(answers(&lab, 8080), None, "held by nobody who accepts");
@@ -113,7 +113,7 @@ fn a_socket_is_served_by_whom_it_was_handed_to_also_when_the_first_holder_is_gon
 #[test]
 fn a_socket_that_systemd_hands_to_the_proxy_is_the_proxys() {
     let lab = loaded();
-    let mut systemd = process(&lab, "systemd");
+    let mut systemd = lab_sockets!(&lab, "systemd");
     systemd.tell("bind unit tcp 127.0.0.1:8080").or_panic();
     assert_eq!(answers(&lab, 8080), None);
     // sd_is_socket(3) and every net.FileListener ask.
@@ -125,11 +125,11 @@ fn a_socket_that_systemd_hands_to_the_proxy_is_the_proxys() {
 fn a_proxy_that_comes_back_is_steered_again_and_its_successor_is_judged_by_itself() {
     let lab = loaded();
     for _ in 0..pace::rounds(5) {
-        let mut proxy = process(&lab, PROXY);
+        let mut proxy = lab_sockets!(&lab, PROXY);
         proxy.serve("0.0.0.0:8080").or_panic();
         assert_eq!(answers(&lab, 8080).as_deref(), Some(PROXY));
         drop(proxy);
-        let mut other = process(&lab, "other");
+        let mut other = lab_sockets!(&lab, "other");
         other.serve("0.0.0.0:8080").or_panic();
         assert_eq!(answers(&lab, 8080), None, "taken for the one that served before");
     }
@@ -145,7 +145,7 @@ fn a_port_that_the_kernel_chose_is_known_by_its_owner_too() {
           add rule ip engine pre iifname loopback0 ip daddr 127.0.0.1 tcp dport 1-65535 dnat to 192.0.2.7:80"],
     ).or_panic();
     load(&lab);
-    let mut proxy = process(&lab, PROXY);
+    let mut proxy = lab_sockets!(&lab, PROXY);
     proxy.tell("bind any tcp 127.0.0.1:0").or_panic();
     let chosen = proxy.tell("port any").or_panic().parse().or_panic();
     proxy.tell("serve any").or_panic();
@@ -155,8 +155,8 @@ fn a_port_that_the_kernel_chose_is_known_by_its_owner_too() {
 #[test]
 fn udp_is_steered_by_who_bound_the_socket_and_one_that_nobody_bound_passes() {
     let lab = loaded();
-    let mut proxy = process(&lab, PROXY);
-    let mut other = process(&lab, "other");
+    let mut proxy = lab_sockets!(&lab, PROXY);
+    let mut other = lab_sockets!(&lab, "other");
     proxy.tell("bind u udp 0.0.0.0:8080").or_panic();
     proxy.tell("serve u").or_panic();
     other.tell("bind u udp 0.0.0.0:8081").or_panic();
@@ -173,7 +173,7 @@ fn udp_is_steered_by_who_bound_the_socket_and_one_that_nobody_bound_passes() {
 #[test]
 fn a_users_own_program_of_that_name_is_not_believed() {
     let lab = loaded();
-    let mut mine = process(&lab, PROXY);
+    let mut mine = lab_sockets!(&lab, PROXY);
     mine.tell("user 1000").or_panic();
     mine.serve("0.0.0.0:8080").or_panic();
     assert_eq!(mine.tell("tag 0.0.0.0:8080").or_panic(), "docker-proxy 1000");
@@ -184,14 +184,14 @@ fn a_users_own_program_of_that_name_is_not_believed() {
 fn a_socket_on_the_same_port_in_another_network_namespace_is_another_socket() {
     let lab = loaded();
     // That namespace is the one of Windows, which sends these ports to the guest, whoever listens on them over there.
-    let mut proxy_elsewhere = process_in(&lab, lab.windows(), PROXY);
+    let mut proxy_elsewhere = lab_sockets!(&lab, lab.windows(), PROXY);
     proxy_elsewhere.serve("0.0.0.0:8180").or_panic();
-    let mut other = process(&lab, "other");
+    let mut other = lab_sockets!(&lab, "other");
     other.serve("0.0.0.0:8180").or_panic();
     assert_eq!(answers(&lab, 8180), None, "steered because of a socket in another namespace");
-    let mut proxy = process(&lab, PROXY);
+    let mut proxy = lab_sockets!(&lab, PROXY);
     proxy.serve("0.0.0.0:8181").or_panic();
-    let mut other_elsewhere = process_in(&lab, lab.windows(), "other");
+    let mut other_elsewhere = lab_sockets!(&lab, lab.windows(), "other");
     other_elsewhere.serve("0.0.0.0:8181").or_panic();
     assert_eq!(answers(&lab, 8181).as_deref(), Some(PROXY));
 }
@@ -206,14 +206,14 @@ fn the_configuration_names_other_owners_and_the_user_is_above_all_of_them() {
         load(&lab);
     };
     configure("owners = [{ name = \"rootlessport\", uid = 1000, policy = \"steer\" }]\n");
-    let mut rootless = process(&lab, "rootlessport");
+    let mut rootless = lab_sockets!(&lab, "rootlessport");
     rootless.serve("0.0.0.0:8080").or_panic();
     assert_eq!(answers(&lab, 8080), None, "as root it is another one");
     rootless.tell("user 1000").or_panic();
     rootless.serve("0.0.0.0:8081").or_panic();
     assert_eq!(answers(&lab, 8081).as_deref(), Some("rootlessport"));
 
-    let mut proxy = process(&lab, PROXY);
+    let mut proxy = lab_sockets!(&lab, PROXY);
     proxy.serve("0.0.0.0:8082").or_panic();
     assert_eq!(answers(&lab, 8082).as_deref(), Some(PROXY), "what is built in stays");
     ok(&lab, &["exempt", "add", "8082"]);

@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wsl_mirror_core::abi::{
     FlowKey, FlowState, FragmentKey, PortDelivery, PortKey, PortPolicy, PortRule, Reason, Settings, Verdicts,
 };
-use wsl_mirror_lab::pins;
+use wsl_mirror_lab::{checks::OrPanic as _, pins, process::wait_for};
 
 /// `TCX_NEXT`, as the kernel hands it back.
 pub const NEXT: u32 = u32::MAX;
@@ -156,7 +156,16 @@ fn map(name: &str) -> Result<MapData> {
 }
 
 /// What was counted since `before`, one line per reason.
-pub fn difference(before: &Verdicts, after: &Verdicts) -> Vec<(Reason, u64)> {
+fn difference(before: &Verdicts, after: &Verdicts) -> Vec<(Reason, u64)> {
     let count = |reason: &Reason| (*reason, after.get(*reason) - before.get(*reason));
     Reason::ALL.iter().map(count).filter(|(_, count)| *count != 0).collect()
+}
+
+/// What was counted since `before`: at once, or soon, if the frame is still on its way. Nothing if nothing came.
+pub fn wait_for_count(program: &Program, before: &Verdicts) -> Vec<(Reason, u64)> {
+    let counted = wait_for("a count", Duration::from_secs(2), || {
+        let counted = difference(before, &program.counted().or_panic());
+        Ok((!counted.is_empty()).then_some(counted))
+    });
+    counted.unwrap_or_default()
 }

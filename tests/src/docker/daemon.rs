@@ -114,9 +114,15 @@ impl Docker {
         self.start_daemon()
     }
 
-    /// The same, with docker-proxy or without from now on.
-    pub fn restart_daemon_with_userland_proxy(&mut self, userland_proxy: bool) -> Result<()> {
-        self.options.userland_proxy = userland_proxy;
+    /// The same, with docker-proxy from now on.
+    pub fn restart_daemon_with_proxy(&mut self) -> Result<()> {
+        self.options.userland_proxy = true;
+        self.restart_daemon()
+    }
+
+    /// The same, without docker-proxy from now on.
+    pub fn restart_daemon_without_proxy(&mut self) -> Result<()> {
+        self.options.userland_proxy = false;
         self.restart_daemon()
     }
 
