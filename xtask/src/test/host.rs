@@ -52,7 +52,7 @@ pub(super) fn unpacked_packages(options: &Test) -> Result<Group> {
     // libtest takes the flag once.
     let users = options.filter.iter().filter(|word| *word != "--ignored").cloned();
     let arguments: Vec<_> = own.map(str::to_owned).chain(users).collect();
-    tests(NAME, &mut cargo, &arguments, options.rerun("host"))
+    tests(NAME, &mut cargo, &arguments, options.rerun("dist"))
 }
 
 /// Runs a component of the toolchain that may be missing: Debian's cargo comes without rustfmt and clippy. Such a

@@ -147,9 +147,6 @@ impl Run<'_> {
                 let group =
                     tests("unit tests", &mut host::unit_tests(), &options.filter, options.rerun("host"))?;
                 self.groups.push(group);
-                if self.extent == Extent::Full {
-                    self.groups.push(host::unpacked_packages(options)?);
-                }
             }
             (Suite::Fuzz, _) => self.groups.extend(fuzz::run(&options.filter, &options.rerun("fuzz"))),
             (Suite::Lab, Some(product)) => self.groups.push(lab::run(options, product)?),
@@ -165,7 +162,10 @@ impl Run<'_> {
                 self.groups.push(Group::without_tests("vm", Verdict::NotHere, Duration::ZERO, rerun));
             }
             (Suite::Vm, Some(product)) => self.machines(product),
-            (Suite::Dist, Some(product)) => self.groups.push(lab::dist(options, product)?),
+            (Suite::Dist, Some(product)) => {
+                self.groups.push(lab::dist(options, product)?);
+                self.groups.push(host::unpacked_packages(options)?);
+            }
             (Suite::Lab | Suite::Engines | Suite::Vm | Suite::Dist, None) => {
                 let (name, rerun) = (suite.name(), options.rerun(suite.name()));
                 self.groups.push(Group::without_tests(name, Verdict::NotRun, Duration::ZERO, rerun));

@@ -16,8 +16,6 @@ pub(crate) struct Test {
     pub(super) suites: Vec<Suite>,
     /// Every test of these suites; without a suite, of every suite
     ///
-    /// host also downloads each package that set-up can unpack (150 MB, on Debian), and runs its programs.
-    ///
     /// The matrix of engines has every release of Docker and Podman then, in every way. They are Debian's packages, in
     /// folders below `XDG_CACHE_HOME` or in the one that `WSL_MIRROR_ENGINES` names; mmdebstrap makes those that are
     /// missing, some 40 seconds for each of three releases on two cores. And vm runs all of the lab's tests on 6.1 and

@@ -17,7 +17,8 @@ pub(super) enum Suite {
     Vm,
     /// The fuzz targets, each for a minute; a filter chooses among them
     Fuzz,
-    /// Package and tarball, installed, tried and upgraded in folders of Debian's releases
+    /// Package and tarball, installed, tried and upgraded in folders of Debian's releases; and each package that set-up
+    /// can unpack (150 MB)
     Dist,
 }
 
