@@ -19,6 +19,12 @@ pub fn is_emulated() -> bool {
     slowdown() > 1
 }
 
+/// Whether a test fails where something costs more than its limit. In emulation costs say nothing; a machine of continuous
+/// integration (`CI` is set) is shared, and its numbers are only printed.
+pub fn judges_costs() -> bool {
+    !is_emulated() && env::var_os("CI").is_none()
+}
+
 /// Whether the long versions are asked for.
 pub fn is_soak() -> bool {
     env::var_os(SOAK).is_some_and(|value| !value.is_empty() && value != "0")

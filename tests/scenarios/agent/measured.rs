@@ -226,18 +226,22 @@ fn at_rest_it_costs_next_to_nothing() {
     thread::sleep(Duration::from_secs(seconds));
     let mut share = agent.cpu_time().saturating_sub(cpu).as_secs_f64() / since.elapsed().as_secs_f64();
     if !pace::is_soak() {
-        // Too short for the look that it takes twice a minute: so one is asked for, which reads even more.
-        let cpu = agent.cpu_time();
-        agent.0.signal(rustix::process::Signal::HUP).unwrap();
-        thread::sleep(Duration::from_secs(1));
-        share += agent.cpu_time().saturating_sub(cpu).as_secs_f64() / 30.0;
+        // Too short for the look that the agent takes twice a minute: so each round asks for one, which reads even more.
+        // Other work on the machine only adds to a round: the cheapest one is nearest to the truth.
+        let rounds = (0..5).map(|_| {
+            let cpu = agent.cpu_time();
+            agent.0.signal(rustix::process::Signal::HUP).unwrap();
+            thread::sleep(Duration::from_secs(1));
+            agent.cpu_time().saturating_sub(cpu)
+        });
+        share += rounds.min().unwrap_or_default().as_secs_f64() / 30.0;
     }
     let (resident, peak) = (agent.memory("VmRSS"), agent.memory("VmHWM"));
     println!(
         "{:.4} % of a core at rest ({seconds} s); resident {resident} kB, at most {peak} kB",
         share * 100.0
     );
-    assert!(pace::is_emulated() || share <= 0.001, "{:.3} % of a core", share * 100.0);
+    assert!(!pace::judges_costs() || share <= 0.001, "{:.3} % of a core", share * 100.0);
     assert!(resident <= 16 << 10, "{resident} kB resident");
 }
 

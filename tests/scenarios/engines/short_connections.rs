@@ -264,7 +264,7 @@ fn only_ports_that_were_down_fail(connections: usize) {
             ("net/netfilter/nf_conntrack_tcp_timeout_close", "2"),
             // Docker's proxy opens a connection of its own to the container for each of these, from the 4096 ports that the
             // guest has; a port is free again after a minute. More than 68 a second to one container, and it finds none and
-            // hangs up, whoever steers. With this it may take one again after a second.
+            // hangs up, with wsl-mirror or without. With this it may take one again after a second.
             ("net/ipv4/tcp_tw_reuse", "1"),
         ])
         .or_panic();

@@ -96,7 +96,7 @@ impl Client {
         exchange(&self.connect()?, request)
     }
 
-    /// Sends one datagram and gives the reply, whatever it says: the servers of tests answer with their name.
+    /// Sends one datagram and gives any reply: the servers of tests answer with their name.
     pub fn ask(&self, request: &[u8]) -> Result<Vec<u8>, Failure> {
         ask(&self.connect()?, request)
     }

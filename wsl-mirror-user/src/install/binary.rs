@@ -17,7 +17,7 @@ pub fn objection(binary: &Path) -> Option<String> {
     let mut place = PathBuf::from("/");
     let mut rest: VecDeque<OsString> = binary.iter().map(OsString::from).collect();
     let mut links = 0;
-    // Whoever may write to a folder that a link lies in has the say, too: each is looked at, not only where all links lead.
+    // A user who can write to the folder of a link can turn the link. So each folder on the way counts, not only the last.
     loop {
         if let Some(hidden) = HIDDEN.iter().find(|hidden| place.starts_with(hidden)) {
             return Some(format!(

@@ -22,7 +22,7 @@ const ALL_PROTOCOLS: u32 = 0x0003_u16.to_be() as u32;
 /// The clsact qdisc of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Clsact {
-    /// Whether the interface has a clsact qdisc, whoever made it.
+    /// Whether the interface has a clsact qdisc, ours or another's.
     pub exists: bool,
     /// The ids of the programs in our filters.
     pub our_programs: BTreeMap<Direction, u32>,

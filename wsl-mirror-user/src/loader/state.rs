@@ -1,4 +1,4 @@
-//! Reads what is there.
+//! Reads the state: pins, maps, links, the interface and its hooks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::config::HookChoice;
 use crate::host::firewall::{self, Firewall};
 use crate::host::interface;
 
-/// What is there.
+/// The state that a plan begins with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// Whether bpffs is mounted.

@@ -34,9 +34,9 @@ pub enum Step {
     WriteOwners(Vec<OwnerChange>),
     /// Write `SETTINGS`.
     WriteSettings {
-        /// What is there, if anything is.
+        /// The value before, if the map has one.
         old: Option<Settings>,
-        /// What shall be there.
+        /// The value after.
         new: Settings,
     },
     /// Pin a new map.
@@ -82,9 +82,9 @@ pub enum Step {
 pub struct PolicyChange {
     /// The port.
     pub key: PortKey,
-    /// What is there.
+    /// The entry before.
     pub old: PortPolicy,
-    /// What shall be there.
+    /// The entry after.
     pub new: PortPolicy,
 }
 
@@ -93,9 +93,9 @@ pub struct PolicyChange {
 pub struct RuleChange {
     /// The port.
     pub key: PortKey,
-    /// What is there.
+    /// The entry before.
     pub old: Option<PortRule>,
-    /// What shall be there.
+    /// The entry after.
     pub new: Option<PortRule>,
 }
 
@@ -104,9 +104,9 @@ pub struct RuleChange {
 pub struct OwnerChange {
     /// Whom it is about.
     pub owner: Owner,
-    /// What is there.
+    /// The entry before.
     pub old: Option<OwnerPolicy>,
-    /// What shall be there.
+    /// The entry after.
     pub new: Option<OwnerPolicy>,
 }
 

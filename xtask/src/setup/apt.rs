@@ -38,7 +38,7 @@ pub(super) enum Lists {
 pub(super) struct Apt {
     /// The packages that it has heard of, by name.
     pub(super) packages: BTreeMap<String, Versions>,
-    /// Needed packages that it cannot install beside what is there, and why not.
+    /// Needed packages that it cannot install beside the installed ones, and why not.
     pub(super) refused: BTreeMap<String, String>,
     pub(super) lists: Lists,
 }
@@ -205,7 +205,7 @@ pub(super) const INSTALL: [&str; 3] = ["--yes", "--no-install-recommends", "--no
 /// Alternatives, the best first, each the packages that belong together.
 type Need = Vec<Vec<String>>;
 
-/// The packages that apt cannot install, together with those of earlier needs, beside what is there.
+/// The packages that apt cannot install, together with those of earlier needs, beside the installed ones.
 /// `simulate` returns the reason of a refusal.
 fn refusals(needs: &[Need], simulate: impl Fn(&[&str]) -> Option<String>) -> BTreeMap<String, String> {
     let mut refused = BTreeMap::new();

@@ -17,7 +17,7 @@ use super::{
 pub(super) enum Step {
     /// `apt-get update`.
     UpdateLists,
-    /// `apt-get install`, beside what is there: nothing is removed or downgraded.
+    /// `apt-get install` beside the installed packages: it removes and downgrades none.
     Install { packages: Vec<String> },
     /// A package that apt cannot install, and why not: unpacked into the cache.
     Unpack { package: &'static Bundle, reason: String },
@@ -149,7 +149,7 @@ impl Round<'_> {
             let known = apt.available(package);
             let refused = apt.refused.get(package);
             match (refused, unpacked::of(package)) {
-                // New lists may have a version that fits beside what is there.
+                // New lists may have a version that fits beside the installed packages.
                 _ if (!known || refused.is_some()) && self.may_update() => self.unknown = true,
                 (Some(reason), Some(package)) => {
                     let step = Step::Unpack { package, reason: reason.clone() };

@@ -62,6 +62,8 @@ pub(super) fn filters_of(binary: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
     use crate::build::cargo;
 
@@ -69,10 +71,19 @@ mod tests {
     fn every_row_names_a_file_of_tests() {
         let scenarios = cargo::workspace().join("tests/scenarios");
         for Differing { binary, module, why } in &DIFFERING {
-            let file = scenarios.join(binary).join(module.unwrap_or("main")).with_extension("rs");
-            let text =
-                std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-            assert!(text.contains("#[test]"), "{} has no tests", file.display());
+            let has_tests = |path: &Path| {
+                let text = fs::read_to_string(path);
+                text.unwrap_or_else(|error| panic!("{}: {error}", path.display())).contains("#[test]")
+            };
+            let folder = scenarios.join(binary);
+            match module {
+                Some(module) => assert!(has_tests(&folder.join(module).with_extension("rs")), "{module}"),
+                None => assert!(
+                    fs::read_dir(&folder).unwrap().any(|entry| has_tests(&entry.unwrap().path())),
+                    "{} has no tests",
+                    folder.display()
+                ),
+            }
             assert!(!why.is_empty(), "{binary}");
         }
     }

@@ -22,7 +22,7 @@ pub use self::content::Pins;
 pub use self::paths::{MAPS, directories, directory, path, path_of_new};
 use crate::exit::{Exit, OrExit as _};
 
-/// Opens what is pinned there, whatever it is; aya does it too, but lets nobody have the descriptor of a link.
+/// Opens a pinned object of any kind. aya opens links too, but keeps their descriptors to itself.
 pub fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: all zeros is a value of this union, and means nothing.

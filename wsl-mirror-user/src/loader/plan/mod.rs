@@ -1,4 +1,4 @@
-//! From what is there and what the configuration says to the steps in between. Pure: [`super::apply`] carries them out.
+//! From the state and the configuration to the steps in between. Pure: [`super::apply`] carries them out.
 
 mod changes;
 mod decisions;

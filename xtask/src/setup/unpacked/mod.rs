@@ -1,4 +1,4 @@
-//! Debian's packages in folders of the cache, for tools that apt cannot install beside what is there.
+//! Debian's packages in folders of the cache, for tools that apt cannot install beside the installed ones.
 //!
 //! `<package>/root` has the files of the package and of all that it depends on, the C library too: nothing of it is
 //! mixed with the machine's own libraries. `<package>/bin` has a wrapper for each program, and `<package>/recipe` says
