@@ -184,7 +184,7 @@ impl Run<'_> {
         let rerun = options.rerun("vm").with_variable(vm::KERNELS, folder.as_deref());
         let group = |verdict| vec![Group::without_tests("vm", verdict, started.elapsed(), rerun.clone())];
         let (selection, choice) = match self.extent {
-            Extent::Full => (Selection::Default, vm::Choice::All),
+            Extent::Full => (Selection::Default, vm::Choice::FaceTheKernel),
             Extent::Usual => {
                 (Selection::Named(vec![vm::MOST_DIFFERENT.to_owned()]), vm::Choice::DifferByKernel)
             }

@@ -18,8 +18,8 @@ pub(crate) struct Test {
     ///
     /// The matrix of engines has every release of Docker and Podman then, in every way. They are Debian's packages, in
     /// folders below `XDG_CACHE_HOME` or in the one that `WSL_MIRROR_ENGINES` names; mmdebstrap makes those that are
-    /// missing, some 40 seconds for each of three releases on two cores. And vm runs all of the lab's tests on 6.1 and
-    /// 6.12, as `cargo xtask vm` does.
+    /// missing, some 40 seconds for each of three releases on two cores. And vm runs on 6.1 and 6.12 all tests that face
+    /// the kernel. `cargo xtask vm` runs the others there, too.
     #[arg(long)]
     pub(super) all: bool,
     /// Many more rounds of what may go wrong once in a while

@@ -6,8 +6,18 @@ use crate::table;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
     All,
-    /// Those of [`DIFFERING`].
+    /// All rows of [`DIFFERING`].
+    FaceTheKernel,
+    /// The rows of the usual run.
     DifferByKernel,
+}
+
+/// The shortest run that takes a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Run {
+    Usual,
+    /// `cargo xtask test vm --all`.
+    Full,
 }
 
 /// The kernel of the usual run: no tcx, and the oldest verifier, conntrack and BTF that the product supports.
@@ -20,41 +30,53 @@ pub(super) struct Differing {
     pub(super) binary: &'static str,
     /// One of its modules; none for all of its tests.
     pub(super) module: Option<&'static str>,
+    run: Run,
     /// What differs.
     why: &'static str,
 }
 
-/// The tests of the usual run. Together they take some minutes in emulation; the other tests mostly ask engines and
-/// our own code, which every kernel runs alike.
-pub(super) const DIFFERING: [Differing; 6] = [
-    differing("packets", None, "kfuncs, and each frame's verdict by BPF_PROG_TEST_RUN"),
-    differing("verifier", None, "how many instructions the verifier processes of each program"),
-    differing("loader", Some("cls_bpf"), "the tc filter, which replaces tcx before 6.6"),
-    differing(
-        "loader",
-        Some("loading"),
-        "BTF, pins and links, and what `load` makes of an interface made anew",
-    ),
-    differing("owners", Some("hooks"), "the cgroup hooks, and the socket storage that they write"),
-    differing("dataplane", Some("steering"), "conntrack's entries behind the rules of a real Docker"),
+/// The tests that face the kernel. Those of the usual run take some minutes in emulation. The tests in no row mostly ask
+/// engines and our own code, which every kernel runs alike; `cargo xtask vm` runs them too.
+pub(super) const DIFFERING: [Differing; 11] = [
+    usual("packets", None, "kfuncs, and each frame's verdict by BPF_PROG_TEST_RUN"),
+    usual("verifier", None, "how many instructions the verifier processes of each program"),
+    usual("loader", Some("cls_bpf"), "the tc filter, which replaces tcx before 6.6"),
+    usual("loader", Some("loading"), "BTF, pins and links, and what `load` makes of an interface made anew"),
+    full("loader", Some("upgrade"), "programs replaced in links and filters under traffic"),
+    full("loader", Some("regressions"), "bugs that one kernel had shown"),
+    full("loader", Some("delivery"), "policy rules, sysctls and redirects to `lo`"),
+    usual("owners", Some("hooks"), "the cgroup hooks, and the socket storage that they write"),
+    full("owners", None, "sockets of each kind, and their tags"),
+    usual("dataplane", Some("steering"), "conntrack's entries behind the rules of a real Docker"),
+    full("dataplane", None, "conntrack, NAT and fragments under traffic"),
 ];
 
-const fn differing(binary: &'static str, module: Option<&'static str>, why: &'static str) -> Differing {
-    Differing { binary, module, why }
+const fn usual(binary: &'static str, module: Option<&'static str>, why: &'static str) -> Differing {
+    Differing { binary, module, run: Run::Usual, why }
 }
 
-/// The usual run's tests, as a table.
-pub(super) fn table() -> String {
-    let rows = DIFFERING.map(|Differing { binary, module, why }| {
-        let tests = module.map_or_else(|| binary.to_owned(), |module| format!("{binary} {module}"));
-        [tests, why.to_owned()]
-    });
+const fn full(binary: &'static str, module: Option<&'static str>, why: &'static str) -> Differing {
+    Differing { binary, module, run: Run::Full, why }
+}
+
+fn rows(choice: Choice) -> impl Iterator<Item = &'static Differing> {
+    DIFFERING.iter().filter(move |row| choice == Choice::FaceTheKernel || row.run == Run::Usual)
+}
+
+/// The chosen tests, as a table.
+pub(super) fn table(choice: Choice) -> String {
+    let rows: Vec<_> = rows(choice)
+        .map(|Differing { binary, module, why, .. }| {
+            let tests = module.map_or_else(|| (*binary).to_owned(), |module| format!("{binary} {module}"));
+            [tests, (*why).to_owned()]
+        })
+        .collect();
     table::plain(["tests", "what differs by kernel"], &rows, 2)
 }
 
-/// The filters for a test binary of the usual run: none at all if the run leaves it out, empty for all of its tests.
-pub(super) fn filters_of(binary: &str) -> Option<Vec<String>> {
-    let mut rows = DIFFERING.iter().filter(|row| row.binary == binary).peekable();
+/// The filters for a test binary: nothing if the choice leaves it out, empty for all of its tests.
+pub(super) fn filters_of(choice: Choice, binary: &str) -> Option<Vec<String>> {
+    let mut rows = rows(choice).filter(|row| row.binary == binary).peekable();
     rows.peek()?;
     let filters: Option<Vec<String>> = rows.map(|row| Some(format!("{}::", row.module?))).collect();
     Some(filters.unwrap_or_default())
@@ -70,7 +92,7 @@ mod tests {
     #[test]
     fn every_row_names_a_file_of_tests() {
         let scenarios = cargo::workspace().join("tests/scenarios");
-        for Differing { binary, module, why } in &DIFFERING {
+        for Differing { binary, module, why, .. } in &DIFFERING {
             let has_tests = |path: &Path| {
                 let text = fs::read_to_string(path);
                 text.unwrap_or_else(|error| panic!("{}: {error}", path.display())).contains("#[test]")
@@ -90,8 +112,12 @@ mod tests {
 
     #[test]
     fn modules_of_one_binary_are_its_filters() {
-        assert_eq!(filters_of("loader"), Some(vec!["cls_bpf::".to_owned(), "loading::".to_owned()]));
-        assert_eq!(filters_of("packets"), Some(Vec::new()));
-        assert_eq!(filters_of("leftovers"), None);
+        let usual = |binary| filters_of(Choice::DifferByKernel, binary);
+        assert_eq!(usual("loader"), Some(vec!["cls_bpf::".to_owned(), "loading::".to_owned()]));
+        assert_eq!(usual("dataplane"), Some(vec!["steering::".to_owned()]));
+        assert_eq!(usual("packets"), Some(Vec::new()));
+        assert_eq!(usual("leftovers"), None);
+        assert_eq!(filters_of(Choice::FaceTheKernel, "dataplane"), Some(Vec::new()));
+        assert_eq!(filters_of(Choice::FaceTheKernel, "loader").map(|filters| filters.len()), Some(5));
     }
 }

@@ -82,9 +82,9 @@ pub(crate) struct Effort<'a> {
 }
 
 impl Effort<'_> {
-    /// A filter chooses instead of the table of the usual run.
-    fn is_usual(&self) -> bool {
-        self.choice == Choice::DifferByKernel && filters(self.arguments).is_empty()
+    /// A filter chooses instead of the table of [`choice`].
+    fn goes_by_the_table(&self) -> bool {
+        self.choice != Choice::All && filters(self.arguments).is_empty()
     }
 }
 
@@ -119,8 +119,8 @@ pub(crate) fn run(kernels: &[Kernel], built: &Built, effort: &Effort<'_>) -> Res
     jobs.make_contiguous().sort_by_key(|job| {
         LONGEST_FIRST.iter().position(|name| *name == job.group).unwrap_or(LONGEST_FIRST.len())
     });
-    if effort.is_usual() {
-        print!("{}", choice::table());
+    if effort.goes_by_the_table() {
+        print!("{}", choice::table(effort.choice));
     }
     let machines = at_once().min(jobs.len());
     println!(
@@ -174,10 +174,16 @@ fn jobs_on<'a>(kernel: &'a Kernel, built: &'a Built, effort: &Effort<'_>) -> Res
     let is_filtered = !filters(effort.arguments).is_empty();
     let mut jobs = Vec::new();
     for (name, binary) in &built.groups {
-        let own = if effort.is_usual() { choice::filters_of(name) } else { Some(Vec::new()) };
+        let own = if effort.goes_by_the_table() {
+            choice::filters_of(effort.choice, name)
+        } else {
+            Some(Vec::new())
+        };
         let Some(own) = own else { continue };
         if let Some(filter) = own.iter().find(|filter| !has_tests(binary, &[filter])) {
-            bail!("{name} has no test that is called {filter}*, and the usual run wants it");
+            bail!(
+                "{name} has no test that is called {filter}*, and the table of tests that face the kernel wants it"
+            );
         }
         let arguments = [own.as_slice(), effort.arguments].concat();
         // A machine costs seconds.
@@ -317,6 +323,7 @@ mod tests {
         let names =
             |choice| -> Vec<String> { jobs(&kernel, choice).into_iter().map(|(name, ..)| name).collect() };
         assert_eq!(names(Choice::All), ["leftovers", "loader", "packets"]);
+        assert_eq!(names(Choice::FaceTheKernel), ["loader", "packets"]);
         assert_eq!(names(Choice::DifferByKernel), ["loader", "packets"]);
         let (_, arguments, rerun) = &jobs(&kernel, Choice::DifferByKernel)[0];
         assert_eq!(arguments.as_slice(), ["cls_bpf::", "loading::"]);
