@@ -37,14 +37,13 @@ pub(super) struct Differing {
 
 /// The tests that face the kernel. Those of the usual run take some minutes in emulation. The tests in no row mostly ask
 /// engines and our own code, which every kernel runs alike; `cargo xtask vm` runs them too.
-pub(super) const DIFFERING: [Differing; 11] = [
+pub(super) const DIFFERING: [Differing; 10] = [
     usual("packets", None, "kfuncs, and each frame's verdict by BPF_PROG_TEST_RUN"),
     usual("verifier", None, "how many instructions the verifier processes of each program"),
     usual("loader", Some("cls_bpf"), "the tc filter, which replaces tcx before 6.6"),
     usual("loader", Some("loading"), "BTF, pins and links, and what `load` makes of an interface made anew"),
     full("loader", Some("upgrade"), "programs replaced in links and filters under traffic"),
     full("loader", Some("regressions"), "bugs that one kernel had shown"),
-    full("loader", Some("delivery"), "policy rules, sysctls and redirects to `lo`"),
     usual("owners", Some("hooks"), "the cgroup hooks, and the socket storage that they write"),
     full("owners", None, "sockets of each kind, and their tags"),
     usual("dataplane", Some("steering"), "conntrack's entries behind the rules of a real Docker"),
@@ -118,6 +117,6 @@ mod tests {
         assert_eq!(usual("packets"), Some(Vec::new()));
         assert_eq!(usual("leftovers"), None);
         assert_eq!(filters_of(Choice::FaceTheKernel, "dataplane"), Some(Vec::new()));
-        assert_eq!(filters_of(Choice::FaceTheKernel, "loader").map(|filters| filters.len()), Some(5));
+        assert_eq!(filters_of(Choice::FaceTheKernel, "loader").map(|filters| filters.len()), Some(4));
     }
 }
