@@ -41,7 +41,7 @@ pub(super) const DIFFERING: [Differing; 10] = [
     usual("packets", None, "kfuncs, and each frame's verdict by BPF_PROG_TEST_RUN"),
     usual("verifier", None, "how many instructions the verifier processes of each program"),
     usual("loader", Some("cls_bpf"), "the tc filter, which replaces tcx before 6.6"),
-    usual("loader", Some("loading"), "BTF, pins and links, and what `load` makes of an interface made anew"),
+    full("loader", Some("loading"), "BTF, pins and links, and what `load` makes of an interface made anew"),
     full("loader", Some("upgrade"), "programs replaced in links and filters under traffic"),
     full("loader", Some("regressions"), "bugs that one kernel had shown"),
     usual("owners", Some("hooks"), "the cgroup hooks, and the socket storage that they write"),
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn modules_of_one_binary_are_its_filters() {
         let usual = |binary| filters_of(Choice::DifferByKernel, binary);
-        assert_eq!(usual("loader"), Some(vec!["cls_bpf::".to_owned(), "loading::".to_owned()]));
+        assert_eq!(usual("loader"), Some(vec!["cls_bpf::".to_owned()]));
         assert_eq!(usual("dataplane"), Some(vec!["steering::".to_owned()]));
         assert_eq!(usual("packets"), Some(Vec::new()));
         assert_eq!(usual("leftovers"), None);
