@@ -68,8 +68,8 @@ impl Decisions {
         let delivery = if is_there {
             delivery::plan(&state.delivery, config.delivery, mark)
         } else {
-            // Nothing comes by `lo` now. What is there stays for the interface that comes back; for one that never
-            // comes, nothing is made.
+            // No packet comes by `lo` now. The preparations stay for an interface that comes back. Without them, the loader
+            // makes none for an interface that is absent.
             let before = state.settings.map_or(0, |settings| settings.lo_ifindex);
             delivery::Plan { lo_ifindex: before, ..delivery::Plan::default() }
         };
@@ -128,7 +128,7 @@ fn choose_mark(state: &State, config: &Config, marks: Marks) -> Result<u32> {
     let uses = state.delivery.marks();
     let in_force = mark_in_force(state).filter(|_| marks == Marks::MayBeKept);
     let Some(mark) = config.mark else {
-        // Of what could not be read nobody knows which bits it uses.
+        // A packet filter that the loader could not read may use any bit.
         let is_good = |mark: &u32| state.delivery.firewall.has_gaps && marks::users(*mark, &uses).is_empty();
         let chosen = in_force.filter(is_good).or_else(|| marks::first_free(&uses)).or(in_force);
         return chosen.ok_or_else(|| {
