@@ -175,7 +175,9 @@ fn at_once(lab: &Lab, commands: &[&str]) -> Vec<Finished> {
 #[test]
 fn loads_at_the_same_time_do_not_get_in_each_others_way() {
     let lab = Lab::builder().build().unwrap();
-    for count in [2, 5, 5] {
+    // A load waits 20 s for the others. On an emulated machine four of them take longer.
+    let crowd = if pace::is_emulated() { 3 } else { 5 };
+    for count in [2, crowd, crowd] {
         for _ in 0..pace::rounds(2).max(2) {
             at_once(&lab, &vec!["load"; count]);
             is_whole(&lab);
