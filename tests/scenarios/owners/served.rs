@@ -16,14 +16,14 @@ fn the_engines_proxy_is_steered_and_a_host_service_never_meets_us() {
     load(&lab);
     let mut proxy = lab_sockets!(&lab, PROXY);
     proxy.serve("0.0.0.0:8080").or_panic();
-    // What the lab itself serves on, and is no engine's: the trap has no rule for it.
+    // No engine's port: the trap has no rule for it.
     let mut host = lab_sockets!(&lab, "nginx");
-    host.serve("0.0.0.0:5353").or_panic();
+    host.serve("0.0.0.0:5300").or_panic();
     assert_eq!(answers(&lab, 8080).as_deref(), Some(PROXY));
-    assert_eq!(answers(&lab, 5353).as_deref(), Some("nginx"));
+    assert_eq!(answers(&lab, 5300).as_deref(), Some("nginx"));
     assert!(lab.packets("steer_new").or_panic() >= 1);
     assert!(lab.packets("pass_default_policy").or_panic() >= 1);
-    let entries = lab.guest().run("conntrack", ["-L", "-p", "tcp", "--dport", "5353"]).or_panic().stdout;
+    let entries = lab.guest().run("conntrack", ["-L", "-p", "tcp", "--dport", "5300"]).or_panic().stdout;
     assert!(!entries.contains("mark=4096"), "{entries}");
     unload(&lab);
     assert_eq!(answers(&lab, 8080), None, "the trap is no trap");

@@ -60,7 +60,7 @@ impl Target {
         match self {
             Self::Web => 8080,
             Self::WebOnLoopback => 8081,
-            Self::Udp => 5353,
+            Self::Udp => 5300,
             Self::LinuxService => 8100,
             // Not one of the ports that the lab's Windows sends to Linux.
             Self::WindowsService => 9100,
@@ -79,7 +79,7 @@ impl Target {
         match self {
             Self::Web => "docker -p 8080:80",
             Self::WebOnLoopback => "docker -p 127.0.0.1:8081:80",
-            Self::Udp => "docker -p 5353:5353/udp",
+            Self::Udp => "docker -p 5300:5300/udp",
             Self::LinuxService => "a program on Linux",
             Self::WindowsService => "a program on Windows",
         }
@@ -90,7 +90,7 @@ impl Target {
         match self {
             Self::Web => Some("8080:80"),
             Self::WebOnLoopback => Some("127.0.0.1:8081:80"),
-            Self::Udp => Some("5353:5353/udp"),
+            Self::Udp => Some("5300:5300/udp"),
             Self::LinuxService | Self::WindowsService => None,
         }
     }
