@@ -1,8 +1,9 @@
 //! Finds the toolchain that can build for `bpfel-unknown-none`: a cargo and rustc that have the sources of
 //! `core` (no prebuilt `core` exists for that target) and a `bpf-linker` that can read what this rustc writes.
 //!
-//! The loader's build script and `cargo xtask setup` ask here, so that both mean the same toolchain. Only
-//! the standard library is used: whatever this crate depended on would be built before every build.
+//! The build scripts of the loader and of the lab build their objects here ([`Object`]), and `cargo xtask setup` asks
+//! here, so that all mean the same toolchain. Only the standard library is used: whatever this crate depended on would
+//! be built before every build.
 //!
 //! Reading the machine ([`Machine::read`]) and choosing from what was read ([`choose`]) are apart, so that
 //! the choice can be tested with machines that are not this one.
@@ -11,6 +12,7 @@ mod candidates;
 mod compiler;
 mod environment;
 mod linker;
+mod object;
 mod version;
 
 use std::{ffi::OsString, fmt, process::Command};
@@ -20,6 +22,7 @@ pub use candidates::Rejected;
 pub use compiler::{CARGO_OVERRIDE, Compiler, oldest};
 pub use environment::is_inherited;
 pub use linker::{LINKER_OVERRIDE, LINKER_RELEASE, Linker, tools_dir};
+pub use object::{BuildError, Object};
 pub use version::{RustcVersion, Version, llvm_of_linker};
 
 /// The target that the object is built for.
