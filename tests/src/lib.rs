@@ -35,18 +35,21 @@ pub mod services;
 mod snapshot;
 pub mod sockets;
 mod traffic;
+mod windows;
 mod wsl_mirror;
 
 pub use docker::{Container, Docker, DockerOptions, Running};
 pub use engine::Service;
 pub use mirrored::{
-    GUEST_EPHEMERAL, GUEST_MAC, Gateway, LAN_ADDRESS, Lab, LabBuilder, REFLECTION_MAC, WINDOWS_MAC, loopback,
+    ETH0_MAC, GUEST_EPHEMERAL, GUEST_MAC, Gateway, HalfMade, LAN_ADDRESS, Lab, LabBuilder, NEIGHBOUR_ADDRESS,
+    NEIGHBOUR_MAC, NEIGHBOUR_NIC, REFLECTION_MAC, WINDOWS_MAC, loopback,
 };
 pub use namespace::{Namespace, SCRATCH};
 pub use podman::{NetworkBackend, Podman, PodmanOptions};
 pub use pool::SharedLab;
 pub use sockets::Sockets;
 pub use traffic::{raw, servers, tcp, udp};
+pub use windows::{Dropped, Garbled, Transport};
 
 /// `lab-helper`, statically linked (`build.rs`).
 pub(crate) static HELPER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lab-helper"));

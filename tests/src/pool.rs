@@ -134,6 +134,7 @@ impl Stand {
         }
         closed?;
         forget_connections(lab)?;
+        lab.windows_side().reset()?;
         as_made.compare(lab)
     }
 }

@@ -17,9 +17,10 @@ use syn::{Attribute, Item, UseTree};
 const PRODUCT: &str = "wsl-mirror-user";
 
 /// The other crates, likewise.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 8] = [
     "tests",
     "tests/packets",
+    "tests/windows",
     "wsl-mirror-ebpf",
     "wsl-mirror-ebpf/core",
     "xtask",

@@ -185,7 +185,7 @@ fn a_reply_from_windows_to_a_flow_that_linux_translated_reaches_its_client() {
 
 #[test]
 fn nobody_listens_and_the_client_is_told_so_as_before() {
-    let lab = Lab::builder().build().or_panic();
+    let lab = Lab::builder().sends_always([8199..=8199]).build().or_panic();
     let ask = || tcp::Client::new(lab.windows(), loopback(8199)).echo(HELLO);
     assert_eq!(ask(), Err(tcp::Failure::Refused), "without wsl-mirror");
     load(&lab);

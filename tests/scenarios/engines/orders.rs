@@ -84,7 +84,7 @@ fn loopback0_may_appear_before_docker_or_after_it_and_once_more_after_the_load()
     with_each(|engine| {
         for late in [false, true] {
             let when = if late { "with Docker first" } else { "with loopback0 first" };
-            let lab = Lab::builder().wslinfo(false).loopback0(!late).build().or_panic();
+            let lab = Lab::builder().wslinfo(false).ghosts(false).loopback0(!late).build().or_panic();
             let docker = Docker::start(&lab, &engine.options).or_panic();
             let container = docker.run(published("web")).or_panic();
             if late {

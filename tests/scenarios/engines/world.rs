@@ -73,7 +73,7 @@ pub fn with_each(mut order: impl FnMut(&Engine)) {
 /// A lab in which no Docker finds out that it is in mirrored mode.
 #[track_caller]
 pub fn lab() -> Lab {
-    Lab::builder().wslinfo(false).build().or_panic()
+    Lab::builder().wslinfo(false).ghosts(false).build().or_panic()
 }
 
 /// An echo service, TCP and UDP, on [`ANY`] and [`LOOPBACK`].

@@ -20,6 +20,11 @@ use remove::{children, hierarchies, remove, remove_tree, v2};
 /// What the names of all labs' cgroups start with.
 const PREFIX: &str = "wsl-mirror-lab-";
 
+/// The root of cgroup v2.
+pub(crate) fn root() -> Result<PathBuf> {
+    Ok(v2()?)
+}
+
 /// The name of a lab's own cgroup, below the root of whatever hierarchy.
 #[derive(Debug)]
 pub(crate) struct LabCgroup {

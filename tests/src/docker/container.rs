@@ -29,7 +29,7 @@ impl Container {
         Self { name: name.to_owned(), publish: Vec::new(), services: Vec::new(), arguments: Vec::new() }
     }
 
-    /// Publishes a port, in the words of `docker run -p`: `8080:80`, `127.0.0.1:8081:80`, `5353:53/udp`.
+    /// Publishes a port, in the words of `docker run -p`: `8080:80`, `127.0.0.1:8081:80`, `5300:53/udp`.
     #[must_use]
     pub fn publish(mut self, port: &str) -> Self {
         self.publish.push(port.to_owned());

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use super::{GUEST_EPHEMERAL, LAN_ADDRESS, Lab, WINDOWS_MAC, mac_text};
+use super::{Lab, Network, WINDOWS_MAC, mac_text};
 
 impl Lab {
     /// What WSL does in several steps, with as few programs as it takes: each costs as much as all that it is told.
@@ -12,15 +12,12 @@ impl Lab {
         // A new namespace copies these from the machine's, and a Debian machine's are not a WSL kernel's.
         self.guest.set_sysctls([
             ("net/ipv4/conf/default/rp_filter", "0"),
-            ("net/ipv4/conf/eth0/rp_filter", "0"),
             ("net/ipv4/conf/all/route_localnet", "0"),
             ("net/ipv4/conf/default/route_localnet", "0"),
             ("net/ipv4/ip_forward", "0"),
-            ("net/ipv4/conf/eth0/accept_local", "1"),
-            ("net/ipv4/conf/eth0/route_localnet", "1"),
             ("net/ipv4/conf/all/rp_filter", "0"),
         ])?;
-        self.guest.nft(&(wsl_output_rules() + &wsl_postrouting_rules()))?;
+        self.guest.nft(&(wsl_output_rules() + &wsl_postrouting_rules(&self.network())))?;
         // The address is there with dnsTunneling=true, the default.
         let mut lines = String::from("link set lo up\naddr add 10.255.255.254/32 dev lo\n");
 
@@ -39,31 +36,60 @@ impl Lab {
             lines += &self.guest_loopback0()?;
         }
 
-        lines += "link set eth0 up\n";
         for protocol in ["tcp", "udp"] {
             writeln!(lines, "rule add pref 0 iif eth0 ipproto {protocol} lookup local")?;
         }
-        write!(
-            lines,
-            "addr add {LAN_ADDRESS}/24 dev eth0 noprefixroute\n\
-             route add 192.168.50.0/24 dev eth0 proto kernel scope link metric 281\n\
-             route add default via 192.168.50.1 dev eth0 proto kernel metric 25\n",
-        )?;
-        if self.options.host_address_loopback {
-            let (gateway, mac) = (self.gateway(), mac_text(WINDOWS_MAC));
-            write!(
-                lines,
-                "neigh add {gateway} lladdr {mac} nud permanent dev eth0\n\
-                 route add {LAN_ADDRESS}/32 via {gateway} dev eth0 src {LAN_ADDRESS} onlink proto kernel table 128\n",
-            )?;
-        }
+        lines += &self.guest_eth0()?;
         self.guest.ip_batch(&lines)?;
-        let ephemeral = format!("{} {}", GUEST_EPHEMERAL.start(), GUEST_EPHEMERAL.end());
         self.guest.set_sysctls([
             ("net/ipv4/conf/all/arp_filter", "1"),
             ("net/ipv4/conf/default/arp_filter", "1"),
-            ("net/ipv4/ip_local_port_range", ephemeral.as_str()),
-        ])
+        ])?;
+        self.set_local_ports()
+    }
+
+    /// What is lost with `eth0` and made again when it comes back.
+    pub(super) fn set_up_guest_eth0(&self) -> Result<()> {
+        self.guest.ip_batch(&self.guest_eth0()?)
+    }
+
+    /// Has the guest use another block of ports: that of the network's.
+    pub(super) fn lease_block_anew(&self) -> Result<()> {
+        let old = "flush chain ip nat WSLPOSTROUTING\nflush chain ip6 nat WSLPOSTROUTING\n".to_owned();
+        self.guest.nft(&(old + &wsl_postrouting_rules(&self.network())))?;
+        self.set_local_ports()
+    }
+
+    fn set_local_ports(&self) -> Result<()> {
+        let leased = self.network().leased;
+        let ports = format!("{} {}", leased.start(), leased.end());
+        self.guest.set_sysctls([("net/ipv4/ip_local_port_range", ports.as_str())])
+    }
+
+    /// Its sysctls, at once, and the lines for `ip` that are to follow.
+    fn guest_eth0(&self) -> Result<String> {
+        self.guest.set_sysctls([
+            ("net/ipv4/conf/eth0/accept_local", "1"),
+            ("net/ipv4/conf/eth0/route_localnet", "1"),
+            ("net/ipv4/conf/eth0/rp_filter", "0"),
+        ])?;
+        let network = self.network();
+        let (lan, subnet, router) = (network.lan, network.subnet(), network.router());
+        let mut lines = format!(
+            "link set eth0 up\n\
+             addr replace {lan}/24 dev eth0 noprefixroute\n\
+             route replace {subnet} dev eth0 proto kernel scope link metric 281\n\
+             route replace default via {router} dev eth0 proto kernel metric 25\n",
+        );
+        if self.options.host_address_loopback {
+            let (gateway, mac) = (network.gateway, mac_text(WINDOWS_MAC));
+            write!(
+                lines,
+                "neigh replace {gateway} lladdr {mac} nud permanent dev eth0\n\
+                 route replace {lan}/32 via {gateway} dev eth0 src {lan} onlink proto kernel table 128\n",
+            )?;
+        }
+        Ok(lines)
     }
 
     /// What is lost with `loopback0` and made again when it comes back.
@@ -81,8 +107,8 @@ impl Lab {
         let (gateway, mac) = (self.gateway(), mac_text(WINDOWS_MAC));
         Ok(format!(
             "link set loopback0 up\n\
-             neigh add {gateway} lladdr {mac} nud permanent dev loopback0\n\
-             route add 127.0.0.1/32 via {gateway} dev loopback0 src 127.0.0.1 onlink proto kernel table 127\n",
+             neigh replace {gateway} lladdr {mac} nud permanent dev loopback0\n\
+             route replace 127.0.0.1/32 via {gateway} dev loopback0 src 127.0.0.1 onlink proto kernel table 127\n",
         ))
     }
 }
@@ -103,8 +129,8 @@ fn wsl_output_rules() -> String {
 }
 
 /// Forwarded traffic leaves by `eth0` from one of the guest's own ports, or Windows would not send replies.
-fn wsl_postrouting_rules() -> String {
-    let (low, high) = (GUEST_EPHEMERAL.start(), GUEST_EPHEMERAL.end());
+fn wsl_postrouting_rules(network: &Network) -> String {
+    let (low, high) = (network.leased.start(), network.leased.end());
     [("ip", "udp"), ("ip", "tcp"), ("ip6", "udp"), ("ip6", "tcp")]
         .map(|(family, protocol)| {
             format!(

@@ -1,36 +1,31 @@
 //! Mirrored mode: the guest, its Windows, and the two NICs between them.
 
+mod addresses;
 mod guest;
+mod half_made;
+mod neighbour;
+mod network;
 mod windows;
 
 use std::{
-    fs,
-    net::{Ipv4Addr, SocketAddrV4},
-    ops::RangeInclusive,
-    os::fd::AsRawFd as _,
-    path::PathBuf,
-    sync::Arc,
+    fs, net::Ipv4Addr, ops::RangeInclusive, os::fd::AsRawFd as _, path::PathBuf, sync::Arc, time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 
+pub(crate) use addresses::Network as MirroredNetwork;
+pub use addresses::{
+    ETH0_MAC, GUEST_EPHEMERAL, GUEST_MAC, LAN_ADDRESS, NEIGHBOUR_MAC, REFLECTION_MAC, WINDOWS_MAC, loopback,
+};
+use addresses::{Network, mac_text};
+pub use half_made::HalfMade;
+pub use neighbour::{NEIGHBOUR_ADDRESS, NEIGHBOUR_NIC};
+
 use crate::{
     cgroups::LabCgroup,
     namespace::{Mounts, Namespace},
+    windows::{Garbled, Garbling, Windows, WindowsOptions},
 };
-
-/// The link-layer address of the guest's `loopback0`, with Hyper-V's prefix.
-pub const GUEST_MAC: [u8; 6] = [0x00, 0x15, 0x5d, 0x17, 0x96, 0x5a];
-/// What Windows answers to: the link-layer address of [`Gateway`].
-pub const WINDOWS_MAC: [u8; 6] = [0x00, 0x11, 0x22, 0x33, 0x44, 0x55];
-/// The source of frames that Windows reflects to the guest; arbitrary in this model.
-pub const REFLECTION_MAC: [u8; 6] = [0x00, 0x15, 0x5d, 0x23, 0x23, 0x30];
-/// The address that guest and Windows share on the LAN.
-pub const LAN_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 10);
-/// The guest's local ports: a block leased from Windows, which sends them to the guest.
-pub const GUEST_EPHEMERAL: RangeInclusive<u16> = 44_620..=48_715;
-
-const ETH0_MAC: [u8; 6] = [0x7c, 0x8a, 0xe1, 0xc3, 0xe8, 0x64];
 
 /// Where `load` looks for its configuration.
 const CONFIGURATION: &str = "/etc/wsl-mirror.toml";
@@ -54,19 +49,15 @@ impl Gateway {
     }
 }
 
-/// 127.0.0.1 with that port.
-pub fn loopback(port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
-}
-
 /// What a lab can be asked for; [`Lab::builder`] gives the usual one.
 #[derive(Debug, Clone)]
 pub struct LabBuilder {
     gateway: Gateway,
-    guest_ports: Vec<RangeInclusive<u16>>,
+    windows: WindowsOptions,
     mounts: Mounts,
     loopback0: bool,
     host_address_loopback: bool,
+    half_made: Option<HalfMade>,
     configuration: Option<String>,
 }
 
@@ -78,11 +69,54 @@ impl LabBuilder {
         self
     }
 
-    /// The ports, TCP and UDP, that Windows sends to the guest (on WSL: those that somebody has bound there).
-    /// 5353 and 8000 to 8999 unless told; servers on Windows belong on others.
+    /// Ports, TCP and UDP, that Windows sends to the guest although nobody has bound them: for tests of packets to
+    /// ports where nobody listens. WSL keeps a port for up to 60 s too.
     #[must_use]
-    pub fn guest_ports(mut self, ports: impl IntoIterator<Item = RangeInclusive<u16>>) -> Self {
-        self.guest_ports = ports.into_iter().collect();
+    pub fn sends_always(mut self, ports: impl IntoIterator<Item = RangeInclusive<u16>>) -> Self {
+        self.windows.always_sent.extend(ports);
+        self
+    }
+
+    /// WSL's `[experimental] ignoredPorts`: Windows does not hear of binds of these ports.
+    #[must_use]
+    pub fn ignored_ports(mut self, ports: impl IntoIterator<Item = u16>) -> Self {
+        self.windows.ignored_ports.extend(ports);
+        self
+    }
+
+    /// Windows refuses binds in this range from the start; see [`Lab::refuse_binds`].
+    #[must_use]
+    pub fn refuse_binds(mut self, range: RangeInclusive<u16>) -> Self {
+        self.windows.refused.push(range);
+        self
+    }
+
+    /// When Windows gives up a port that `sock_diag` has never shown; 60 s unless told, as on WSL.
+    #[must_use]
+    pub fn gives_up_after(mut self, time: Duration) -> Self {
+        self.windows.give_up = time;
+        self
+    }
+
+    /// Whether Windows accepts connections to a released port for some tens of milliseconds; yes unless told.
+    #[must_use]
+    pub fn ghosts(mut self, on: bool) -> Self {
+        self.windows.ghosts = on;
+        self
+    }
+
+    /// Windows garbles destination ports from the start; see [`Lab::garble`].
+    #[must_use]
+    pub fn garbles(mut self, kinds: &[Garbled], per_mille: u32) -> Self {
+        self.windows.garbling = Garbling { kinds: kinds.to_vec(), per_mille };
+        self
+    }
+
+    /// Whether what Windows' programs send to `::1` on a port of the guest's is lost; yes unless told, as on WSL. Else
+    /// Windows refuses it.
+    #[must_use]
+    pub fn silent_ipv6(mut self, on: bool) -> Self {
+        self.windows.silent_ipv6 = on;
         self
     }
 
@@ -115,6 +149,13 @@ impl LabBuilder {
         self
     }
 
+    /// A part of the network is missing from the start; see [`Lab::half_make_network`].
+    #[must_use]
+    pub fn half_made(mut self, missing: HalfMade) -> Self {
+        self.half_made = Some(missing);
+        self
+    }
+
     /// What is in the guest's /etc/wsl-mirror.toml; no such file unless told.
     #[must_use]
     pub fn configuration(mut self, text: &str) -> Self {
@@ -127,13 +168,19 @@ impl LabBuilder {
         let cgroup = Arc::new(LabCgroup::new());
         let windows = Namespace::new("windows", None)?;
         let guest = Namespace::new("guest", Some(self.mounts))?;
-        let lab = Lab { options: self, guest, windows, cgroup };
+        let network = Network::first(self.gateway.address());
+        let windows_side =
+            Windows::start(&self.windows, network, &guest, &windows).context("starting Windows")?;
+        let lab = Lab { options: self, guest, windows, windows_side, cgroup };
         lab.add_nics().context("making the NICs between guest and Windows")?;
         lab.set_up_guest().context("setting up the guest as WSL does")?;
         if let Some(text) = &lab.options.configuration {
             lab.guest.enter(|| fs::write(CONFIGURATION, text)).context("writing the configuration")?;
         }
         lab.set_up_windows().context("setting up the Windows stand-in")?;
+        if let Some(missing) = lab.options.half_made {
+            lab.half_make_network(missing)?;
+        }
         Ok(lab)
     }
 }
@@ -144,6 +191,7 @@ pub struct Lab {
     options: LabBuilder,
     guest: Namespace,
     windows: Namespace,
+    windows_side: Windows,
     cgroup: Arc<LabCgroup>,
 }
 
@@ -152,10 +200,11 @@ impl Lab {
     pub fn builder() -> LabBuilder {
         LabBuilder {
             gateway: Gateway::Wsl29,
-            guest_ports: vec![5353..=5353, 8000..=8999],
+            windows: WindowsOptions::default(),
             mounts: Mounts { bpffs: true, wslinfo: true },
             loopback0: true,
             host_address_loopback: false,
+            half_made: None,
             configuration: None,
         }
     }
@@ -168,11 +217,6 @@ impl Lab {
     /// The Windows stand-in.
     pub fn windows(&self) -> &Namespace {
         &self.windows
-    }
-
-    /// The gateway of table 127.
-    pub fn gateway(&self) -> Ipv4Addr {
-        self.options.gateway.address()
     }
 
     /// The kernel's release: major and minor number.
@@ -201,6 +245,11 @@ impl Lab {
         self.options.mounts.wslinfo
     }
 
+    /// What Windows knows and does.
+    pub(crate) fn windows_side(&self) -> &Windows {
+        &self.windows_side
+    }
+
     pub(crate) fn cgroup(&self) -> Arc<LabCgroup> {
         Arc::clone(&self.cgroup)
     }
@@ -227,6 +276,16 @@ impl Lab {
         add().context("adding loopback0")
     }
 
+    /// Makes `eth0` again, with both sides of it.
+    fn add_eth0(&self) -> Result<()> {
+        let add = || {
+            self.guest.ip_batch(&self.nic("eth0", ETH0_MAC, "winlan0"))?;
+            self.set_up_guest_eth0()?;
+            self.set_up_windows_winlan0()
+        };
+        add().context("adding eth0")
+    }
+
     fn add_nics(&self) -> Result<()> {
         let loopback0 = self.options.loopback0.then_some(("loopback0", GUEST_MAC, "winlo0"));
         let nics = loopback0.into_iter().chain([("eth0", ETH0_MAC, "winlan0")]);
@@ -243,29 +302,12 @@ impl Lab {
             peer_mac = mac_text(WINDOWS_MAC),
         )
     }
-
-    /// Every port that Windows sends to the guest.
-    fn routed_ports(&self) -> impl Iterator<Item = &RangeInclusive<u16>> {
-        self.options.guest_ports.iter().chain([&GUEST_EPHEMERAL])
-    }
 }
 
 /// 6 and 12 of `6.12.117-microsoft-standard-WSL2`, 7 and 2 of `7.2-rc1`.
 fn major_and_minor(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next()??))
-}
-
-fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-fn range_text(range: &RangeInclusive<u16>) -> String {
-    if range.start() == range.end() {
-        range.start().to_string()
-    } else {
-        format!("{}-{}", range.start(), range.end())
-    }
 }
 
 #[cfg(test)]

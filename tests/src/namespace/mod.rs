@@ -12,7 +12,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt as _, process::CommandExt as _},
     },
     panic,
@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use rustix::{
+    net::{AddressFamily, SocketType},
     process::{Signal, getpid, getppid, set_parent_process_death_signal},
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
 };
@@ -185,6 +186,29 @@ impl Namespace {
         let text =
             self.enter(|| std::fs::read_to_string(&path)).with_context(|| format!("reading {path}"))?;
         Ok(text.trim().to_owned())
+    }
+
+    /// The kernel's cookie of the network namespace, by which programs know it; `None` before Linux 5.14.
+    pub(crate) fn cookie(&self) -> Result<Option<u64>> {
+        self.enter(|| {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+            let (mut cookie, mut length) = (0_u64, libc::socklen_t::try_from(size_of::<u64>())?);
+            // SAFETY: the pointers are to live values, and the length is the value's.
+            let result = unsafe {
+                libc::getsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_NETNS_COOKIE,
+                    (&raw mut cookie).cast(),
+                    &raw mut length,
+                )
+            };
+            match io::Error::last_os_error() {
+                _ if result == 0 => Ok(Some(cookie)),
+                error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+                error => Err(error.into()),
+            }
+        })
     }
 
     fn join(net: &OwnedFd, mount: Option<&OwnedFd>) -> rustix::io::Result<()> {

@@ -123,7 +123,8 @@ const _: () = assert!(
         && ADDRESS_LENGTH as usize == size_of::<libc::sockaddr_ll>()
 );
 
-fn interface_index(interface: &str) -> Result<i32> {
+/// The index of an interface of the calling thread's namespace.
+pub(crate) fn interface_index(interface: &str) -> Result<i32> {
     let name = std::ffi::CString::new(interface)?;
     // SAFETY: `name` is a C string and lives until the call is over.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };

@@ -121,7 +121,8 @@ fn a_datagram_within_linux_is_judged_by_who_serves_the_port_now() -> Result<()> 
 
 #[test]
 fn a_udp_flow_that_an_engine_carried_is_steered_under_a_rule_that_drops_it_before_the_engine() -> Result<()> {
-    let lab = Lab::builder().build()?;
+    // Nobody binds the port while the engine has it.
+    let lab = Lab::builder().sends_always([8320..=8320]).build()?;
     let mut container = process(&lab, "container")?;
     container.tell("bind there udp 127.0.0.1:8321")?;
     container.tell("serve there")?;

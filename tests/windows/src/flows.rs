@@ -1,0 +1,54 @@
+//! The flows that Windows knows.
+//!
+//! Windows translates a flow at its beginning, and a packet of no flow means nothing to it. A flow stays known when its
+//! port is released.
+
+use wsl_mirror_windows::{FlowKey, Settings, TCP};
+
+use crate::maps::FLOWS;
+use crate::packet::Packet;
+use crate::ports;
+
+/// Windows sends a packet to the guest: it may begin a flow.
+#[inline(always)]
+pub fn begin_from_windows(packet: &Packet) {
+    if packet.protocol != TCP || packet.is_syn() {
+        remember(packet);
+    }
+}
+
+/// Whether Windows accepts a packet of the guest's: the beginning of a flow, or one of a known flow.
+///
+/// A datagram begins a flow if its source port is the guest's. Every SYN does.
+#[inline(always)]
+pub fn accepts_from_guest(settings: &Settings, packet: &Packet) -> bool {
+    let begins = if packet.protocol == TCP {
+        packet.is_syn()
+    } else {
+        ports::is_leased(settings, packet.source_port) || ports::is_bound(packet.protocol, packet.source_port)
+    };
+    if begins {
+        remember(packet);
+        return true;
+    }
+    is_known(packet.source_port, packet.destination_port, packet)
+        || is_known(packet.destination_port, packet.source_port, packet)
+}
+
+#[inline(always)]
+fn remember(packet: &Packet) {
+    let key = key(packet.source_port, packet.destination_port, packet);
+    if FLOWS.get_ptr(key).is_none() {
+        let _ = FLOWS.insert(key, 1, 0);
+    }
+}
+
+#[inline(always)]
+fn is_known(client: u16, server: u16, packet: &Packet) -> bool {
+    FLOWS.get_ptr(key(client, server, packet)).is_some()
+}
+
+#[inline(always)]
+fn key(client: u16, server: u16, packet: &Packet) -> FlowKey {
+    FlowKey { client, server, protocol: packet.protocol, lan: u8::from(packet.is_lan), pad: 0 }
+}
