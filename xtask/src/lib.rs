@@ -14,6 +14,7 @@ mod exit_code;
 pub mod progress;
 mod root;
 mod setup;
+pub mod shell;
 pub mod table;
 mod test;
 mod vm;
@@ -38,6 +39,7 @@ enum Task {
     Test(test::Test),
     Vm(vm::Vm),
     Bench(bench::Bench),
+    Shell(shell::Shell),
     Dist(dist::Dist),
 }
 
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
         Task::Test(test) => test.exec(),
         Task::Vm(vm) => vm.exec(),
         Task::Bench(bench) => bench.exec(),
+        Task::Shell(shell) => shell.exec(),
         Task::Dist(dist) => dist.exec(),
     };
     result.unwrap_or_else(|error| {

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`, `bench` and `vm --shell`, once xtask has set up and built everything.
+//! `cargo xtask demo`, `bench`, `shell` and `vm --shell`, once xtask has set up and built everything.
 
 mod bench;
 mod demo;
@@ -22,6 +22,7 @@ enum Task {
     Demo(demo::Demo),
     Bench(bench::Bench),
     Shell(shell::Shell),
+    Windows(shell::Windows),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Task::Demo(demo) => demo.exec(),
         Task::Bench(bench) => bench.exec(),
         Task::Shell(shell) => shell.exec(),
+        Task::Windows(windows) => windows.exec(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

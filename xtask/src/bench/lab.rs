@@ -15,7 +15,7 @@ use crate::{
 ///
 /// # Errors
 /// Not root, or something cannot be built. A task that itself fails says why, and ends with an exit code.
-pub(super) fn run(task: &str, arguments: &[&str]) -> Result<ExitCode> {
+pub(crate) fn run(task: &str, arguments: &[&str]) -> Result<ExitCode> {
     root::require(task)?;
     if matches!(setup::ensure(Needs::Lab)?, Outcome::Missing) {
         return Ok(ExitCode::Missing);

@@ -1,7 +1,7 @@
 //! `cargo xtask bench` and `demo`: both run in the lab, by the package `xtask-lab`.
 
 mod demo;
-mod lab;
+pub(crate) mod lab;
 
 use anyhow::Result;
 use clap::Args;

@@ -23,6 +23,7 @@ use crate::{
     build::{self, Profile},
     exit_code::ExitCode,
     setup::{self, Needs, Outcome},
+    shell::Switches,
     test::conclude,
 };
 pub(crate) use choice::{Choice, MOST_DIFFERENT};
@@ -60,6 +61,8 @@ pub(crate) struct Vm {
     /// Many more rounds of what may go wrong once in a while
     #[arg(long)]
     soak: bool,
+    #[command(flatten)]
+    switches: Switches,
     /// For the test binaries: a filter, `--exact`, `--nocapture`, `--ignored`
     #[arg(last = true)]
     filter: Vec<String>,
@@ -70,6 +73,9 @@ impl Vm {
         if self.list {
             print!("{}", kernels::list());
             return Ok(ExitCode::Success);
+        }
+        if !self.shell && self.switches != Switches::default() {
+            bail!("how Windows starts is an option of --shell");
         }
         if self.shell && !std::io::stdin().is_terminal() {
             bail!("--shell needs a terminal to be a prompt on");
@@ -89,7 +95,7 @@ impl Vm {
         if self.shell {
             let [kernel] = kernels.as_slice() else { bail!("--shell is for one kernel") };
             let program = build::package("xtask-lab", Profile::Release)?;
-            let success = shell::shell(kernel, &product, &program)?;
+            let success = shell::shell(kernel, &product, &program, &self.switches.arguments())?;
             return Ok(if success { ExitCode::Success } else { ExitCode::Failed });
         }
         let mut built = build_tests(&product)?;

@@ -7,17 +7,19 @@ use anyhow::Result;
 use super::{initramfs::quoted, kernels::Kernel, machine::End, room::Room, run::environment};
 use crate::test::Verdict;
 
-/// Runs `program` in a machine, with this terminal as its own.
-pub(super) fn shell(kernel: &Kernel, product: &Path, program: &Path) -> Result<bool> {
+/// Runs `program` in a machine, with this terminal as its own. The arguments say how its Windows starts.
+pub(super) fn shell(kernel: &Kernel, product: &Path, program: &Path, arguments: &[String]) -> Result<bool> {
     let room = Room::new(product)?;
     let accelerator = room.accelerator(std::slice::from_ref(kernel))?;
     let mut script = environment(product, accelerator.patience());
     let (rows, columns) = size();
+    let arguments = arguments.iter().fold(String::new(), |line, argument| line + " " + &quoted(argument));
     let _ = write!(
         script,
-        "stty rows {rows} cols {columns} 2>/dev/null\nexport TERM={}\nexec {} shell\n",
+        "stty rows {rows} cols {columns} 2>/dev/null\nexport TERM={}\nexec {} shell{}\n",
         quoted(&std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned())),
-        quoted(&program.to_string_lossy())
+        quoted(&program.to_string_lossy()),
+        arguments
     );
     let machine = room.machine(kernel, "shell", &script, accelerator)?;
     eprintln!("Linux {} starts; it takes some seconds. `exit` ends it, Ctrl-A x cuts it off.", kernel.name);
