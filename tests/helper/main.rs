@@ -13,18 +13,20 @@ use std::{
     env,
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, UdpSocket},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Duration,
 };
 
 use services::{Pattern, TcpService};
 
 const USAGE: &str =
     "usage: lab-helper serve SERVICE:PORT[:BYTES]… | lab-helper init CGROUP PROGRAM [ARGUMENT…] | lab-helper hold
+       lab-helper ask tcp-echo|udp-echo ADDRESS:PORT MILLISECONDS
 services: http tcp-echo tcp-sink tcp-source udp-echo";
 
 fn main() -> ExitCode {
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let result = match arguments.split_first() {
         Some((verb, rest)) if verb == "serve" => serve(rest),
         Some((verb, rest)) if verb == "init" => init(rest),
+        Some((verb, [service, address, limit])) if verb == "ask" => ask(service, address, limit),
         Some((verb, [])) if verb == "hold" => loop {
             thread::park();
         },
@@ -86,6 +89,32 @@ fn serve(services: &[String]) -> io::Result<ExitCode> {
         let _ = thread.join();
     }
     Ok(ExitCode::FAILURE)
+}
+
+/// Asks an echo service and wants the answer within `limit` milliseconds; a datagram is sent once.
+fn ask(service: &str, address: &str, limit: &str) -> io::Result<ExitCode> {
+    const REQUEST: &[u8] = b"hello";
+    let address: SocketAddrV4 = address.parse().map_err(|_| io::Error::other(USAGE))?;
+    let limit = Duration::from_millis(limit.parse().map_err(|_| io::Error::other(USAGE))?);
+    let mut answer = [0; REQUEST.len()];
+    match service {
+        "tcp-echo" => {
+            let mut stream = TcpStream::connect_timeout(&address.into(), limit)?;
+            stream.set_read_timeout(Some(limit))?;
+            stream.write_all(REQUEST)?;
+            stream.read_exact(&mut answer)?;
+        }
+        "udp-echo" => {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_read_timeout(Some(limit))?;
+            // Connected: an answer from any other address is none.
+            socket.connect(address)?;
+            socket.send(REQUEST)?;
+            socket.recv(&mut answer)?;
+        }
+        _ => return Err(io::Error::other(USAGE)),
+    }
+    Ok(if answer == REQUEST { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// busybox's httpd over `/www`; with `bytes` also `/www/pattern`, that many bytes of the lab's pattern.
