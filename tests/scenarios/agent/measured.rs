@@ -219,8 +219,8 @@ fn at_rest_it_costs_next_to_nothing() {
         proxy.tell(&format!("serve {port}")).unwrap();
     }
     let agent = Agent::start(&lab, "steering loopback0");
-    // Its own sysctls and rule are news to it too.
-    thread::sleep(Duration::from_millis(500));
+    // Its own sysctls and rule are news to it too, and it reads legacy rules after a second without news.
+    thread::sleep(Duration::from_secs(2));
     let (cpu, since) = (agent.cpu_time(), Instant::now());
     let seconds = if pace::is_soak() { 60 } else { 4 };
     thread::sleep(Duration::from_secs(seconds));
