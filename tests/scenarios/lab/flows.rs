@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use wsl_mirror_lab::{Dropped, Lab, checks::HELLO, loopback, pace, servers, tcp, udp};
+use wsl_mirror_lab::{
+    Dropped, Lab,
+    checks::{HELLO, sh},
+    loopback, pace,
+    raw::{Frame, RawSocket},
+    servers, tcp, udp,
+};
 
 use crate::tcp_echo;
 
@@ -22,6 +28,25 @@ fn replies_of_a_forgotten_flow_are_dropped() {
         assert!(lab.dropped(Dropped::UnknownFlow).unwrap() > before, "{}", namespace.name());
         assert!(tcp_echo(&lab, true, 8100).is_ok(), "new flows are as before");
     }
+}
+
+/// Docker without docker-proxy: the SYN reaches the container by the bridge, the answer comes by Windows (moby#53553).
+#[test]
+fn a_syn_ack_between_linux_ports_is_reflected_without_its_syn() {
+    let lab = Lab::builder().build().unwrap();
+    let _server = servers::tcp_echo(lab.guest(), loopback(8100)).unwrap();
+    sh(&lab, "ip rule add pref 0 ipproto tcp dport 8100 lookup local");
+    let sniffer = RawSocket::open(lab.guest(), "loopback0").unwrap();
+    assert_eq!(tcp_echo(&lab, false, 8100), Ok(HELLO.to_vec()));
+    let limit = pace::limit(Duration::from_millis(300));
+    let crossed = sniffer.collect(limit, |frame| frame.outgoing && frame.ports().is_some()).unwrap();
+    assert!(!crossed.is_empty());
+    assert!(crossed.iter().all(|frame| is_from(frame, 8100)), "replies alone");
+    assert_eq!(lab.dropped(Dropped::UnknownFlow).unwrap(), 0);
+}
+
+fn is_from(frame: &Frame, port: u16) -> bool {
+    frame.ports().is_some_and(|(_, source, _)| source == port)
 }
 
 #[test]

@@ -6,8 +6,8 @@
 use wsl_mirror_windows::{FlowKey, Settings, TCP};
 
 use crate::maps::FLOWS;
-use crate::packet::Packet;
-use crate::ports;
+use crate::packet::{Packet, SYN};
+use crate::ports::{self, Owner};
 
 /// Windows sends a packet to the guest: it may begin a flow.
 #[inline(always)]
@@ -19,11 +19,13 @@ pub fn begin_from_windows(packet: &Packet) {
 
 /// Whether Windows accepts a packet of the guest's: the beginning of a flow, or one of a known flow.
 ///
-/// A datagram begins a flow if its source port is the guest's. Every SYN does.
+/// A datagram begins a flow if its source port is the guest's. Every SYN does, and a SYN+ACK to a port of the guest's:
+/// Linux' connection to Docker without docker-proxy succeeds before Linux 6.7, although Windows never sees its SYN
+/// (moby#53553).
 #[inline(always)]
-pub fn accepts_from_guest(settings: &Settings, packet: &Packet) -> bool {
+pub fn accepts_from_guest(settings: &Settings, packet: &Packet, owner: Owner) -> bool {
     let begins = if packet.protocol == TCP {
-        packet.is_syn()
+        packet.is_syn() || packet.flags & SYN != 0 && owner == Owner::Guest
     } else {
         ports::is_leased(settings, packet.source_port) || ports::is_bound(packet.protocol, packet.source_port)
     };

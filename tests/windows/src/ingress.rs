@@ -29,14 +29,14 @@ pub fn windows_takes(ctx: TcContext) -> i32 {
         };
         owner
     } else {
-        if !flows::accepts_from_guest(settings, &packet) {
-            return frame::drop(Dropped::UnknownFlow);
-        }
         let owner = if ports::rules(packet.protocol, packet.destination_port) & rule::BLOCKED_OUT == 0 {
             ports::owner(settings, packet.protocol, packet.destination_port)
         } else {
             Owner::Firewall
         };
+        if !flows::accepts_from_guest(settings, &packet, owner) {
+            return frame::drop(Dropped::UnknownFlow);
+        }
         fragments::follow(&packet, Direction::FromGuest, owner);
         owner
     };
