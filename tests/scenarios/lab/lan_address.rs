@@ -1,7 +1,12 @@
 //! The address that guest and Windows share on the LAN, with and without hostAddressLoopback (table 128), without
 //! wsl-mirror (WSL#41284, WSL#12255, WSL#13367, moby#48136; WSL#12023 of containers and Windows' programs).
 
-use std::{net::Ipv4Addr, thread, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    panic::resume_unwind,
+    thread::{self, ScopedJoinHandle},
+    time::Duration,
+};
 
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, LAN_ADDRESS, Lab, Service, Transport,
@@ -74,11 +79,7 @@ impl World {
             let windows = scope.spawn(|| answers(|port| ask(self.lab.windows(), port)));
             let linux = scope.spawn(|| answers(|port| ask(self.lab.guest(), port)));
             let container = scope.spawn(|| answers(in_container));
-            Answering {
-                windows: windows.join().unwrap(),
-                linux: linux.join().unwrap(),
-                container: container.join().unwrap(),
-            }
+            Answering { windows: join(windows), linux: join(linux), container: join(container) }
         })
     }
 }
@@ -87,8 +88,12 @@ fn answers(ask: impl Fn(u16) -> bool + Sync) -> Vec<u16> {
     let ask = &ask;
     thread::scope(|scope| {
         let asked = PORTS.map(|port| (port, scope.spawn(move || ask(port))));
-        asked.into_iter().filter_map(|(port, answer)| answer.join().unwrap().then_some(port)).collect()
+        asked.into_iter().filter_map(|(port, answer)| join(answer).then_some(port)).collect()
     })
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 fn is_answered_in_container(docker: &Docker, transport: Transport, port: u16) -> bool {
