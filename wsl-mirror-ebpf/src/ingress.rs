@@ -1,23 +1,22 @@
 //! tc ingress of `loopback0`: a packet from Windows, before the stack sees it.
 //!
-//! The program is the first on the hook. It returns `TCX_NEXT`, so that the next program on the hook still runs, but
-//! for packets that it has `lo` deliver.
+//! The program is the first on the hook. It returns `TCX_NEXT`, so that the next program on the hook still runs.
 
 use core::mem;
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use wsl_mirror_core::abi::{Protocol, Reason, Verdict};
+use wsl_mirror_core::abi::{Carrying, Protocol, Reason, Settings, Verdict};
 use wsl_mirror_core::fragments;
-use wsl_mirror_core::packet::{self, MAX_HEADERS, Packet, Role};
-use wsl_mirror_core::verdict::{Decision, decide};
+use wsl_mirror_core::packet::{self, LOCALHOST, MAX_HEADERS, Packet, Role};
+use wsl_mirror_core::verdict::decide;
 
 use crate::action::NEXT;
-use crate::counters::{count, count_established, count_port};
-use crate::delivery;
+use crate::counters::{count, count_carried, count_port};
 use crate::kernel::Ingress;
 use crate::maps::settings;
+use crate::rewrite::{self, Address, Checksum};
 use crate::skb::Skb;
 
 /// A packet came in on `loopback0`.
@@ -68,46 +67,59 @@ fn opaque_packet(packet: Packet, skb: &Skb) -> Packet {
 /// Decides about a fragment without ports.
 #[inline(always)]
 fn later_fragment(skb: &mut Skb) -> i32 {
-    let (Some(settings), Some(datagram)) = (settings(), packet::fragment(skb)) else {
+    let (Some(settings), Some(datagram)) = (carrying(), packet::fragment(skb)) else {
         count(Reason::LaterFragment);
         return NEXT;
     };
-    let decision = fragments::later(datagram, &mut Ingress { skb, settings });
-    if !decision.by_lo {
-        count(decision.reason);
-        return NEXT;
+    let mut reason = fragments::later(datagram, &mut Ingress { skb, settings });
+    if matches!(reason, Reason::Fragment) {
+        reason = carry(skb, settings, None, reason);
     }
-    skb.add_mark(settings.mark);
-    delivery::deliver(skb, settings, decision.reason).0
+    count(reason);
+    NEXT
+}
+
+/// The settings, if flows can be carried on this machine.
+#[inline(always)]
+fn carrying() -> Option<&'static Settings> {
+    settings().filter(|settings| matches!(Carrying::from_number(settings.carrying), Carrying::On))
+}
+
+/// Sends the packet to the alias: the reason that it counts.
+#[inline(always)]
+fn carry(skb: &mut Skb, settings: &Settings, checksum: Option<Checksum>, reason: Reason) -> Reason {
+    match rewrite::replace(skb, checksum, Address::Destination, LOCALHOST, settings.alias) {
+        Ok(()) => {
+            skb.add_mark(settings.mark);
+            reason
+        }
+        Err(_) => Reason::RewriteFailed,
+    }
 }
 
 #[inline(always)]
 fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
-    let Some(settings) = settings() else {
-        count(Reason::NoSettings);
+    let Some(settings) = carrying() else {
+        count(if settings().is_some() { Reason::NotCarrying } else { Reason::NoSettings });
         return NEXT;
     };
-    let decision = decide(packet, &mut Ingress { skb, settings });
+    let decided = decide(packet, &mut Ingress { skb, settings });
     // Hidden from the verifier likewise.
-    let same = skb.opaque(decision.reason as u64 | u64::from(decision.by_lo) << 31);
-    let Some(reason) = Reason::from_number(same as u32 & 0xff) else { return NEXT };
-    let decision = Decision { reason, by_lo: same >> 31 != 0 };
-    if matches!(decision.reason.verdict(), Verdict::Steer) {
-        skb.add_mark(settings.mark);
+    let Some(mut reason) = Reason::from_number(skb.opaque(decided as u64) as u32) else { return NEXT };
+    if matches!(reason.verdict(), Verdict::Steer) {
+        let checksum = Checksum::of(packet.protocol, packet.transport);
+        reason = carry(skb, settings, Some(checksum), reason);
     }
-    fragments::first(packet, decision, &mut Ingress { skb, settings });
-    let (action, reason) = if decision.by_lo {
-        delivery::deliver(skb, settings, decision.reason)
-    } else {
-        count(decision.reason);
-        (NEXT, decision.reason)
-    };
+    fragments::first(packet, reason, &mut Ingress { skb, settings });
+    count(reason);
+    if matches!(reason.verdict(), Verdict::Steer) {
+        count_carried(packet);
+    }
     match reason {
-        Reason::Established => count_established(packet),
-        Reason::Reply => {}
+        Reason::Established | Reason::Reply | Reason::NeverCarried => return NEXT,
         _ => count_port(packet, reason),
     }
-    if !matches!(reason, Reason::Established | Reason::Reply | Reason::NotOurs | Reason::EngineNat) {
+    if !matches!(reason, Reason::NotOurs | Reason::EngineNat) {
         debug!(
             skb.context(),
             "{:i}:{} -> 127.0.0.1:{} protocol {}: reason {}",
@@ -118,5 +130,5 @@ fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
             reason as u32
         );
     }
-    action
+    NEXT
 }

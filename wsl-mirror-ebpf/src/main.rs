@@ -3,6 +3,7 @@
 //! | hook | program | file |
 //! | --- | --- | --- |
 //! | tc ingress of `loopback0` | `wsl_mirror` | [`ingress`] |
+//! | tc egress of `loopback0` | `wsl_mirror_eg`, before Linux 6.2 `wsl_mirror_egl` | [`egress`] |
 //! | bind(2), after the port is chosen | `wsl_mirror_bd4`, `wsl_mirror_bd6` | [`bind`] |
 //! | getsockname(2) | `wsl_mirror_gs4`, `wsl_mirror_gs6` | [`getsockname`] |
 //!
@@ -22,12 +23,13 @@ mod action;
 mod bind;
 mod conntrack;
 mod counters;
-mod delivery;
+mod egress;
 mod getsockname;
 mod ingress;
 mod instructions;
 mod kernel;
 mod maps;
+mod rewrite;
 mod skb;
 mod sockets;
 mod tags;

@@ -3,8 +3,7 @@
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage};
 use aya_ebpf::macros::btf_map;
 use wsl_mirror_core::abi::{
-    FlowKey, FlowState, FragmentKey, LAYOUT, Owner, OwnerPolicy, PORTS, PortDelivery, PortKey, PortPolicy,
-    PortStats, Settings, SocketDelivery, Verdicts,
+    FragmentKey, LAYOUT, Owner, OwnerPolicy, PORTS, PortKey, PortPolicy, PortStats, Settings, Verdicts,
 };
 
 /// `BPF_F_NO_PREALLOC`: the kernel allocates each entry when it is made.
@@ -31,7 +30,9 @@ pub static VERDICTS: PerCpuArray<Verdicts, 1> = PerCpuArray::new();
 #[btf_map]
 pub static PORT_STATS: PerCpuHashMap<PortKey, PortStats, 131_072, NO_PREALLOC> = PerCpuHashMap::new();
 
-/// Packets of steered flows after their first, by [`PortKey::index`].
+/// Packets of carried flows, by [`PortKey::index`].
+///
+/// 0 says that no flow to the port was ever carried: its segments cost no conntrack lookup.
 ///
 /// Apart from `PORT_STATS`, because the program counts nearly every packet here: it finds an array's element in 2 ns and
 /// a hash map's in 30 (measured, `cargo xtask bench --packets`). `status` maps the array into memory: reading each of
@@ -39,18 +40,7 @@ pub static PORT_STATS: PerCpuHashMap<PortKey, PortStats, 131_072, NO_PREALLOC> =
 #[btf_map]
 pub static PORT_PACKETS: Array<u64, PORTS, MMAPABLE> = Array::new();
 
-#[btf_map]
-pub static FLOWS: LruHashMap<FlowKey, FlowState, 32_768> = LruHashMap::new();
-
-/// What a listener has learned about delivery by `lo`.
-#[btf_map]
-pub static SOCKET_DELIVERY: SkStorage<SocketDelivery> = SkStorage::new();
-
-/// Mapped into memory by the loader, which writes one field of an element while the program may write the other.
-#[btf_map]
-pub static PORT_DELIVERY: Array<PortDelivery, PORTS, MMAPABLE> = Array::new();
-
-/// Datagrams whose fragments are delivered by `lo`, and when the first one was (`bpf_ktime_get_ns`).
+/// Carried datagrams that came in fragments, and when the first fragment came (`bpf_ktime_get_ns`).
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, u64, 4096> = LruHashMap::new();
 

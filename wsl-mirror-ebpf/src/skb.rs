@@ -43,6 +43,12 @@ impl Skb {
         self.ctx.data_end() - self.ctx.data() >= self.len()
     }
 
+    /// Whether the first `len` bytes are directly accessible.
+    #[inline(always)]
+    pub fn is_readable(&self, len: usize) -> bool {
+        self.ctx.data() + len <= self.ctx.data_end()
+    }
+
     /// Makes the first `len` bytes, or as many as there are, directly accessible.
     #[inline(always)]
     pub fn pull(&self, len: usize) -> Result<(), i32> {
@@ -54,12 +60,6 @@ impl Skb {
     #[inline(always)]
     pub fn opaque(&self, number: u64) -> u64 {
         instructions::opaque(number, u64::from(self.ctx.len()))
-    }
-
-    /// Zeroes the frame's destination address: zero is `lo`'s own. Copies of the frame keep theirs.
-    #[inline(always)]
-    pub fn clear_destination(&self) -> Result<(), i32> {
-        self.ctx.skb.store(0, &[0_u8; 6], 0).map_err(|error| error as i32)
     }
 
     /// Sets these bits of `skb->mark`, and no other.

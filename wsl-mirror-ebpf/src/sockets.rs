@@ -6,7 +6,6 @@ use wsl_mirror_core::abi::{Policy, Protocol};
 use wsl_mirror_core::packet::Packet;
 use wsl_mirror_core::verdict::Listener;
 
-use crate::delivery;
 use crate::skb::Skb;
 use crate::tags;
 use crate::tuple::Tuple;
@@ -23,44 +22,27 @@ const THIS_NETNS: u64 = (BPF_F_CURRENT_NETNS as i64).cast_unsigned();
 /// `SO_ATTACH_REUSEPORT_EBPF`, so it may find another member of such a group.
 #[inline(always)]
 pub fn listener(skb: &Skb, packet: &Packet) -> Option<Listener> {
-    let answer = with_listener(skb, packet, Task::Read);
-    let owner = Policy::from_byte(answer as u8);
-    (answer & EXISTS != 0).then_some(Listener { owner, by_lo: answer & BY_LO != 0 })
-}
-
-/// Has the listener remember that its flows are to be delivered by `lo`.
-#[inline(always)]
-pub fn learn(skb: &Skb, packet: &Packet) {
-    with_listener(skb, packet, Task::Learn);
-}
-
-/// What [`with_listener`] does with a listener.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-enum Task {
-    Read,
-    Learn,
+    let answer = find_listener(skb, packet);
+    (answer & EXISTS != 0).then_some(Listener { owner: Policy::from_byte(answer as u8) })
 }
 
 // The answer about a listener is one number, since a function of the program returns one register. The lowest byte is
 // the policy of its owner.
 /// There is a listener.
 const EXISTS: u32 = 1 << 8;
-/// Its flows are delivered by `lo`.
-const BY_LO: u32 = 1 << 9;
 /// There is no listener; the lookup found a connection, in whatever state.
-const CONNECTION: u32 = 1 << 10;
+const CONNECTION: u32 = 1 << 9;
 
-/// Finds the packet's listener. A function in the program too: several places call it, and only when flows begin.
+/// Finds the packet's listener. A function in the program too: only flows that begin need it.
 #[inline(never)]
-fn with_listener(skb: &Skb, packet: &Packet, task: Task) -> u32 {
+fn find_listener(skb: &Skb, packet: &Packet) -> u32 {
     match packet.protocol {
         Protocol::Tcp => {
-            let answer = tcp_listener(skb, &mut Tuple::of(packet), task);
+            let answer = tcp_listener(skb, &mut Tuple::of(packet));
             if answer == CONNECTION {
                 // A SYN on a reused tuple finds the TIME_WAIT socket of the connection before it, and a segment of a
                 // connection that socket. No connection has port 0: from there the lookup finds only listeners.
-                tcp_listener(skb, &mut Tuple::from_port_zero(packet), task) & !CONNECTION
+                tcp_listener(skb, &mut Tuple::from_port_zero(packet)) & !CONNECTION
             } else {
                 answer
             }
@@ -73,7 +55,7 @@ fn with_listener(skb: &Skb, packet: &Packet, task: Task) -> u32 {
             if socket.is_null() {
                 return 0;
             }
-            let answer = carry_out(socket, task);
+            let answer = describe(socket);
             release(socket);
             answer
         }
@@ -81,25 +63,20 @@ fn with_listener(skb: &Skb, packet: &Packet, task: Task) -> u32 {
 }
 
 #[inline(always)]
-fn tcp_listener(skb: &Skb, tuple: &mut Tuple, task: Task) -> u32 {
+fn tcp_listener(skb: &Skb, tuple: &mut Tuple) -> u32 {
     let socket = find_tcp(skb, tuple);
     if socket.is_null() {
         return 0;
     }
     // SAFETY: not null, and held until `release`; `state` may be read of any kind of TCP socket.
-    let answer = if unsafe { (*socket).state } == LISTEN { carry_out(socket, task) } else { CONNECTION };
+    let answer = if unsafe { (*socket).state } == LISTEN { describe(socket) } else { CONNECTION };
     release(socket);
     answer
 }
 
 #[inline(always)]
-fn carry_out(socket: *mut bpf_sock, task: Task) -> u32 {
-    if matches!(task, Task::Learn) {
-        delivery::set_by_lo(socket);
-        return EXISTS;
-    }
-    let by_lo = if delivery::is_by_lo(socket) { BY_LO } else { 0 };
-    EXISTS | by_lo | tags::policy(socket) as u32
+fn describe(socket: *mut bpf_sock) -> u32 {
+    EXISTS | tags::policy(socket) as u32
 }
 
 /// Whether a TCP socket with exactly this packet's addresses and ports exists, whatever its state.

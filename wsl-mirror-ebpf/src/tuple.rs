@@ -27,12 +27,31 @@ impl Tuple {
         }
     }
 
+    /// The packet's, but to another address.
+    #[inline(always)]
+    pub const fn to(packet: &Packet, destination: [u8; 4]) -> Self {
+        let mut tuple = Self::of(packet);
+        tuple.destination = destination;
+        tuple
+    }
+
     /// The packet's, but from port 0: no connection has that, so only a listener matches.
     #[inline(always)]
     pub const fn from_port_zero(packet: &Packet) -> Self {
         let mut tuple = Self::of(packet);
         tuple.source_port = 0;
         tuple
+    }
+
+    /// From these addresses and ports; ports in host order.
+    #[inline(always)]
+    pub const fn new(source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> Self {
+        Self {
+            source: source.0,
+            destination: destination.0,
+            source_port: source.1.to_be(),
+            destination_port: destination.1.to_be(),
+        }
     }
 
     /// As the kernel's calls take it.

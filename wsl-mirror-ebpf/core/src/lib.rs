@@ -2,8 +2,9 @@
 //!
 //! - [`abi`]: map keys and values, verdicts and reasons, for the programs, the loader and the command line.
 //! - [`packet`]: from bytes to a [`packet::Packet`], or to the reason why the frame passes.
-//! - [`verdict`]: from a packet and the kernel's answers about it to a [`verdict::Decision`].
+//! - [`verdict`]: on ingress, from a packet and the kernel's answers about it to an [`abi::Reason`].
 //! - [`fragments`]: the same for fragments without ports.
+//! - [`egress`]: what leaves with the alias as its source.
 //! - [`kfuncs`]: the conntrack functions that the program calls, and how the loader finds the calls.
 //!
 //! Nothing in here touches the kernel: the program (`kernel.rs`) implements [`packet::Frame`], [`verdict::Kernel`] and
@@ -11,6 +12,7 @@
 #![no_std]
 
 pub mod abi;
+pub mod egress;
 pub mod fragments;
 pub mod kfuncs;
 pub mod packet;

@@ -1,9 +1,9 @@
 //! From bytes to a packet that can be steered, or the reason why it cannot.
 
-use crate::abi::{FlowKey, FragmentKey, Protocol, Reason};
+use crate::abi::{FragmentKey, Protocol, Reason};
 
-const ETHERNET: usize = 14;
-const IPV4_MIN: usize = 20;
+pub(crate) const ETHERNET: usize = 14;
+pub(crate) const IPV4_MIN: usize = 20;
 const TCP_MIN: usize = 20;
 const UDP: usize = 8;
 /// The most bytes of a frame that [`parse`] reads: Ethernet, IPv4 with all its options, TCP without options.
@@ -12,13 +12,13 @@ pub const MAX_HEADERS: usize = ETHERNET + 60 + TCP_MIN;
 /// 127.0.0.1
 pub const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
 
-const ETH_P_IP: u16 = 0x0800;
+pub(crate) const ETH_P_IP: u16 = 0x0800;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 
 /// IPv4's "more fragments" and fragment offset.
 const MORE_FRAGMENTS: u16 = 0x2000;
-const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(crate) const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// Bytes of a frame, bounds checked.
 pub trait Bytes {
@@ -89,18 +89,16 @@ pub struct Packet {
     pub server_port: u16,
     /// What it can mean to its flow.
     pub role: Role,
-    /// TCP's sequence number, host order; 0 for UDP.
-    pub sequence: u32,
+    /// Offset of the transport header in the frame, in bytes.
+    pub transport: u16,
     /// IPv4's identification, host order, if the packet is a datagram's first fragment: the others carry no ports.
     pub first_fragment: Option<u16>,
 }
 
-impl Packet {
-    /// The packet's flow, as `FLOWS` has it.
-    #[inline(always)]
-    pub const fn flow(&self) -> FlowKey {
-        FlowKey::new(self.protocol, self.client, self.client_port, self.server_port)
-    }
+/// Offset of the transport header in the frame, by the first byte of the IPv4 header.
+#[inline(always)]
+pub(crate) const fn transport_offset(version_ihl: u8) -> u16 {
+    14 + (version_ihl & 0x0f) as u16 * 4
 }
 
 /// What a later fragment has in common with the first one of its datagram. Only of a frame that [`parse`] has called
@@ -176,7 +174,6 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
         return Err(Reason::PortZero);
     }
     let first_fragment = if fragment & MORE_FRAGMENTS == 0 { None } else { Some(ip.u16(4)) };
-    let mut sequence = 0;
     let role = match protocol {
         Protocol::Tcp => {
             let Some(transport) = frame.at(ETHERNET + header, TCP_MIN) else { return Err(Reason::Truncated) };
@@ -184,7 +181,6 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
             if data_offset < TCP_MIN || header + data_offset > total {
                 return Err(Reason::BadHeader);
             }
-            sequence = u32::from_be_bytes(transport.four(4));
             match transport.u8(13) & TcpFlags::KIND {
                 TcpFlags::SYN => Role::Syn,
                 TcpFlags::ACK => Role::Ack,
@@ -201,5 +197,6 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
             Role::Datagram
         }
     };
-    Ok(Packet { protocol, client, client_port, server_port, role, sequence, first_fragment })
+    let transport = transport_offset(version_ihl);
+    Ok(Packet { protocol, client, client_port, server_port, role, transport, first_fragment })
 }

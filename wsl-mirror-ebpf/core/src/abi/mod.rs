@@ -6,8 +6,6 @@
 //! A change to anything in a map is a new layout: it changes [`LAYOUT`] and with it the pin directory.
 
 mod counters;
-mod delivery;
-mod flow;
 mod fragment;
 mod owner;
 #[cfg(feature = "user")]
@@ -18,20 +16,20 @@ mod reason;
 mod settings;
 
 pub use counters::PortStats;
-pub use delivery::{PortDelivery, PortRule, SocketDelivery};
-pub use flow::{Carrier, FlowKey, FlowState};
 pub use fragment::FragmentKey;
 pub use owner::{BUILT_IN_OWNERS, Owner, OwnerPolicy};
 pub use policy::{Policy, PortPolicy};
 pub use port::{PORTS, PortKey, Protocol};
 pub use reason::{Reason, Verdict, Verdicts};
-pub use settings::{DEFAULT_MARK, Hook, Settings};
+pub use settings::{Carrying, DEFAULT_ALIAS, DEFAULT_MARK, Hook, Settings};
 
 /// The directory in bpffs of every layout's pins.
 pub const PINS: &str = "/sys/fs/bpf/wsl-mirror";
 
-/// The version of this module's layout; part of the pin path (`/sys/fs/bpf/wsl-mirror/v1`).
-pub const LAYOUT: u32 = 1;
+/// The version of this module's layout; part of the pin path (`/sys/fs/bpf/wsl-mirror/v2`).
+///
+/// Layout 1 belongs to the mechanism before the alias. No release has it.
+pub const LAYOUT: u32 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -43,12 +41,8 @@ mod tests {
         assert_eq!(size_of::<PortKey>(), 4);
         assert_eq!(size_of::<PortPolicy>(), 2);
         assert_eq!(size_of::<PortStats>(), 24);
-        assert_eq!(size_of::<FlowKey>(), 12);
-        assert_eq!(size_of::<FlowState>(), 12);
-        assert_eq!(size_of::<Settings>(), 44);
+        assert_eq!(size_of::<Settings>(), 48);
         assert_eq!(size_of::<FragmentKey>(), 8);
-        assert_eq!(size_of::<PortDelivery>(), 8);
-        assert_eq!(size_of::<SocketDelivery>(), 4);
         assert_eq!(size_of::<Owner>(), 20);
         assert_eq!(size_of::<OwnerPolicy>(), 4);
         assert_eq!(size_of::<Verdicts>(), Reason::ALL.len() * 8);

@@ -1,9 +1,6 @@
 //! What user space may read from maps and write into them.
 
-use super::{
-    FlowKey, FlowState, FragmentKey, Owner, OwnerPolicy, PortDelivery, PortKey, PortPolicy, PortStats,
-    Settings, SocketDelivery, Verdicts,
-};
+use super::{FragmentKey, Owner, OwnerPolicy, PortKey, PortPolicy, PortStats, Settings, Verdicts};
 
 // SAFETY: `repr(C)`, integers only, no padding, every bit pattern is a value.
 unsafe impl aya::Pod for Settings {}
@@ -18,14 +15,6 @@ unsafe impl aya::Pod for Owner {}
 // SAFETY: as above.
 unsafe impl aya::Pod for OwnerPolicy {}
 // SAFETY: as above.
-unsafe impl aya::Pod for SocketDelivery {}
-// SAFETY: as above.
-unsafe impl aya::Pod for PortDelivery {}
-// SAFETY: as above.
 unsafe impl aya::Pod for FragmentKey {}
-// SAFETY: as above.
-unsafe impl aya::Pod for FlowKey {}
-// SAFETY: as above.
-unsafe impl aya::Pod for FlowState {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Verdicts {}

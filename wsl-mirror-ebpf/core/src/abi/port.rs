@@ -2,7 +2,7 @@
 
 use core::mem::transmute;
 
-/// The number of ports of both protocols: the length of `PORT_PACKETS`.
+/// The number of ports of both protocols: the length of `PORT_PACKETS`, which counts packets of carried flows.
 pub const PORTS: usize = 2 * 65_536;
 
 /// A transport protocol that can be steered, by its IP protocol number.

@@ -9,20 +9,23 @@ pub enum Verdict {
     Pass,
     /// Untouched, on to the next program, because one of our own calls failed.
     Failed,
-    /// Marked, with a conntrack entry that engines' DNAT rules leave alone.
+    /// Carried: sent to the alias, by a conntrack entry that no engine's rule touches; on egress a reply of such a flow.
     Steer,
+    /// Dropped, on egress alone: the alias never leaves this machine.
+    Drop,
 }
 
 impl Verdict {
     /// All, in the order in which they are listed.
-    pub const ALL: [Self; 3] = [Self::Steer, Self::Pass, Self::Failed];
+    pub const ALL: [Self; 4] = [Self::Steer, Self::Pass, Self::Drop, Self::Failed];
 
-    /// `pass`, `failed` or `steer`.
+    /// `pass`, `failed`, `steer` or `drop`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pass => "pass",
             Self::Failed => "failed",
             Self::Steer => "steer",
+            Self::Drop => "drop",
         }
     }
 }
@@ -98,20 +101,12 @@ reasons! {
     New => steer_new, Steer;
     /// a flow began on the addresses of a finished one, whose conntrack entry was replaced
     Reused => steer_reused, Steer;
-    /// an engine's DNAT had caught the flow before it was established; it was taken back
-    Healed => steer_healed, Steer;
-    /// an established flow had lost its conntrack entry (conntrack -F); it got a new one
-    PickedUp => steer_picked_up, Steer;
-    /// a packet of a flow that was steered
+    /// a packet of a carried flow
     Established => steer_established, Steer;
-    /// the flow was steered, but there was no room to remember that: should its entry get lost, it is judged anew
-    Unremembered => steer_unremembered, Steer;
-    /// a flow's first SYN had been eaten by a rule for what is not on lo: from now on the listener's flows go by lo
-    Learned => steer_learned, Steer;
-    /// a flow within Linux that such a rule stands against, delivered by lo; its conntrack entry is left as it is
-    Local => steer_local, Steer;
-    /// a later fragment of a datagram that is delivered by lo
+    /// a later fragment of a carried datagram
     Fragment => steer_fragment, Steer;
+    /// a reply of a carried flow, on egress
+    Returned => steer_reply, Steer;
 
     /// not IPv4 (ARP, IPv6, …)
     NotIpv4 => pass_not_ipv4, Pass;
@@ -127,21 +122,27 @@ reasons! {
     NotTcpUdp => pass_not_tcp_udp, Pass;
     /// not from 127.0.0.0/8 to 127.0.0.1
     NotLoopback => pass_not_loopback, Pass;
-    /// a later fragment: it carries no ports and goes where its first fragment goes
+    /// a later fragment: it carries no ports, and its first fragment has not come or was not carried
     LaterFragment => pass_later_fragment, Pass;
     /// source or destination port 0
     PortZero => pass_port_zero, Pass;
+    /// this machine cannot carry flows at present (`wsl-mirror status` says why)
+    NotCarrying => pass_not_carrying, Pass;
+    /// it begins no flow, and no flow to this port was ever carried
+    NeverCarried => pass_never_carried, Pass;
     /// a reply of a flow that Linux opened
     Reply => pass_reply, Pass;
-    /// a flow that began without us and needs no help: Linux to Linux, or older than wsl-mirror
+    /// a flow that another conntrack entry carries: Linux to Linux, older than wsl-mirror, or picked up
     NotOurs => pass_not_ours, Pass;
-    /// an engine carries the flow by DNAT, or did before its conntrack entry was lost
+    /// an engine carries the flow by DNAT
     EngineNat => pass_engine_nat, Pass;
+    /// a carried flow had lost its conntrack entry (conntrack -F); it goes on by a new one, without the alias
+    PickedUp => pass_picked_up, Pass;
     /// the port is exempt
     Exempt => pass_exempt, Pass;
-    /// whoever serves the port is to be left alone (OWNERS)
+    /// the policy of the port's owner is to pass (OWNERS)
     OwnerPolicy => pass_owner_policy, Pass;
-    /// whoever serves the port is nobody that is steered (OWNERS has no word of it, and the default is to pass)
+    /// no policy names the port or its owner, and the default is to pass
     DefaultPolicy => pass_default_policy, Pass;
     /// nobody listens on the port
     NoListener => pass_no_listener, Pass;
@@ -150,22 +151,27 @@ reasons! {
     /// a segment of an unknown connection that cannot begin one (RST, FIN, SYN+ACK, …)
     Stray => pass_stray, Pass;
 
-    /// nobody has written SETTINGS yet
+    /// the alias is its source, and it is no reply of a carried flow: a forgery or a loop, on egress
+    NoReply => drop_no_reply, Drop;
+    /// the kernel could not translate a reply of a carried flow, on egress
+    ReplyFailed => drop_reply_failed, Drop;
+
+    /// the loader has not written SETTINGS yet
     NoSettings => failed_no_settings, Failed;
     /// bpf_skb_pull_data failed: the headers could not be made readable
     PullFailed => failed_pull, Failed;
     /// bpf_skb_ct_lookup failed with something else than "not found"
     LookupFailed => failed_lookup, Failed;
-    /// a finished or caught conntrack entry could not be taken away
+    /// a finished conntrack entry, or a stray one on the alias, could not be removed
     ExpireFailed => failed_expire, Failed;
     /// bpf_skb_ct_alloc failed: the conntrack table is full or memory is short
     AllocFailed => failed_alloc, Failed;
     /// bpf_ct_set_nat_info failed
     NatFailed => failed_nat, Failed;
-    /// bpf_ct_insert_entry failed: another CPU was first, or the hash chain is too long
+    /// bpf_ct_insert_entry failed: another entry has the flow's addresses, or the hash chain is too long
     InsertFailed => failed_insert, Failed;
-    /// bpf_skb_store_bytes failed: the packet could not be delivered by lo, and took the plain way
-    DeliverFailed => failed_deliver, Failed;
+    /// the kernel could not write the alias into the packet
+    RewriteFailed => failed_rewrite, Failed;
 }
 
 #[cfg(test)]

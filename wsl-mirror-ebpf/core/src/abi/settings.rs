@@ -1,10 +1,15 @@
 //! The loader's settings for the programs.
 
-/// The bit of `skb->mark` that steered packets get unless the configuration names others.
+/// The bit of `skb->mark` that carried packets get unless the configuration names others. Nothing depends on it.
 ///
-/// Bits that others use: 0x1 (WSL's own `WSLOUTPUT` chain), 0x2000 (netavark, CNI portmap), 0x4000 and 0x8000
-/// (kube-proxy), 0xf00 (Cilium), 0xff0000 (Tailscale).
-pub const DEFAULT_MARK: u32 = 0x1000;
+/// Bits that others use: 0x1 (WSL's own `WSLOUTPUT` chain), 0xf00 (Cilium), 0x1000 (netavark from 2.1 on), 0x2000
+/// (netavark, CNI portmap), 0x4000 and 0x8000 (kube-proxy), 0xff0000 (Tailscale).
+pub const DEFAULT_MARK: u32 = 0x80;
+
+/// The alias unless the configuration names another one: the address to which carried flows are sent inside Linux.
+///
+/// A loopback address: a packet to it cannot leave this machine, whatever goes wrong.
+pub const DEFAULT_ALIAS: [u8; 4] = [127, 119, 0, 1];
 
 /// Value of `SETTINGS` (array, one element): what the loader tells the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,21 +17,23 @@ pub const DEFAULT_MARK: u32 = 0x1000;
 pub struct Settings {
     /// [`LAYOUT`](super::LAYOUT) of the loader that wrote this. 0: not written yet, and every packet passes.
     pub layout: u32,
-    /// The bits that are set in `skb->mark` of a steered packet. No other bit is touched.
+    /// The bits that are set in `skb->mark` of a carried packet. No other bit is touched.
     pub mark: u32,
     /// A [`Policy`]: what ports get that neither `PORT_POLICY` nor `OWNERS` says anything about.
     pub default_policy: u32,
-    /// A [`Hook`]: how the program is attached.
+    /// A [`Hook`]: how the programs are attached.
     pub hook: u32,
-    /// Index of the interface that the program is attached to.
+    /// Index of the interface that the programs are attached to.
     pub ifindex: u32,
     /// Index of the interface on which the loader made the `clsact` qdisc, 0 if it made none: `unload` removes
     /// only a qdisc of ours.
     pub clsact_ifindex: u32,
     /// Name of the interface, filled up with zeros.
     pub interface: [u8; 16],
-    /// Index of `lo` while delivery by `lo` is set up. 0: every packet takes the plain way.
-    pub lo_ifindex: u32,
+    /// The alias, 127.x.y.z, in the order in which one writes it.
+    pub alias: [u8; 4],
+    /// A [`Carrying`]: whether flows can be carried on this machine.
+    pub carrying: u32,
 }
 
 impl Settings {
@@ -37,13 +44,37 @@ impl Settings {
     }
 }
 
-/// How the program is attached.
+/// Whether flows can be carried on this machine.
+///
+/// A carried flow needs NAT's hooks. They exist only while a table has a nat chain, and neither an untracked packet nor
+/// one in a conntrack zone of its own finds the flow's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Carrying {
+    /// They cannot: every packet passes.
+    Off = 0,
+    /// They can.
+    On = 1,
+}
+
+impl Carrying {
+    /// The state that this number stands for. Unknown numbers mean [`Carrying::Off`].
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::On,
+            _ => Self::Off,
+        }
+    }
+}
+
+/// How the programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Hook {
-    /// A tcx link on ingress (Linux 6.6 and later).
+    /// tcx links (Linux 6.6 and later).
     Tcx = 1,
-    /// A `cls_bpf` filter in direct-action mode on the ingress side of a clsact qdisc.
+    /// `cls_bpf` filters in direct-action mode on a clsact qdisc.
     ClsBpf = 2,
 }
 

@@ -1,38 +1,41 @@
-//! Conntrack's answer, and what its entry of a flow means.
+//! Conntrack's answer, and what its entry means.
 
-use crate::abi::Reason;
-use crate::packet::{Packet, Role};
+use crate::packet::Role;
 
 /// `IPS_*` bits of `nf_conn.status` (`include/uapi/linux/netfilter/nf_conntrack_common.h`).
 pub mod status {
     /// Conntrack has seen a reply.
-    pub const SEEN_REPLY: u64 = 1 << 1;
+    pub const SEEN_REPLY: u32 = 1 << 1;
     /// The source is translated.
-    pub const SRC_NAT: u64 = 1 << 4;
+    pub const SRC_NAT: u32 = 1 << 4;
     /// The destination is translated.
-    pub const DST_NAT: u64 = 1 << 5;
-    /// NAT has decided about the source, one way or the other.
-    pub const SRC_NAT_DONE: u64 = 1 << 7;
-    /// NAT has decided about the destination, one way or the other.
-    pub const DST_NAT_DONE: u64 = 1 << 8;
+    pub const DST_NAT: u32 = 1 << 5;
 }
 
 /// `enum tcp_conntrack` values (`nf_conntrack_tcp.h`).
 pub mod tcp_state {
-    /// New: conntrack has seen no packet of the flow.
-    pub const NONE: u8 = 0;
     /// Finished, waiting for stragglers. A new SYN restarts the flow.
     pub const TIME_WAIT: u8 = 7;
     /// Reset, or past the last ACK. A new SYN restarts the flow.
     pub const CLOSE: u8 = 8;
 }
 
+/// The destination of the tuple under which conntrack is asked for a packet's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Destination {
+    /// The packet's own: 127.0.0.1.
+    Own,
+    /// The alias.
+    Alias,
+}
+
 /// An answer of conntrack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conntrack {
-    /// The flow has no entry.
+    /// The tuple has no entry.
     Missing,
-    /// The flow has this entry.
+    /// The tuple has this entry.
     Found(Entry),
     /// The lookup itself failed.
     Failed,
@@ -41,68 +44,53 @@ pub enum Conntrack {
 /// What conntrack knows about a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The packet goes in the direction of the flow's replies: the other side opened it.
+    /// The tuple goes in the direction of the flow's replies: the other side opened the flow.
     pub is_reply: bool,
-    /// `IPS_*` bits ([`status`]).
-    pub status: u64,
+    /// The lower 32 `IPS_*` bits ([`status`]).
+    pub status: u32,
     /// `enum tcp_conntrack` ([`tcp_state`]); meaningless for UDP.
     pub tcp_state: u8,
-    /// The destination is translated to an address of 127.0.0.0/8: to a program on this machine, not to a
-    /// container.
-    pub is_to_loopback: bool,
 }
 
 impl Entry {
-    /// Why the packet's flow needs a new entry in this one's place, if it does.
+    /// Whether this entry, found on the alias, carries the flow: it is ours, from this run or an earlier one.
     ///
-    /// Either the flow begins; or it is one of ours that an engine's rule caught in mid-stream, because its entry
-    /// was flushed after we had seen the packet and before the stack did.
-    ///
-    /// Nothing wider than this may ever be removed: it would end established flows that engines carry.
+    /// An entry that the kernel made there from a stray packet has no translation.
     #[inline(always)]
-    pub const fn replaceable(&self, packet: &Packet) -> Option<Reason> {
-        match packet.role {
-            Role::Syn if self.is_finished() => Some(Reason::Reused),
-            Role::Syn | Role::Datagram if self.is_caught() && !self.is_reply => Some(Reason::Healed),
-            Role::Ack if self.is_caught() && !self.is_reply => Some(Reason::PickedUp),
-            _ => None,
-        }
+    pub const fn carries(self) -> bool {
+        !self.is_reply && self.is_translated()
     }
 
-    /// Whether we made this entry, in whatever run.
+    /// Whether a packet of this role may expire the entry. Anything wider ends flows that live.
     ///
-    /// In ours the destination is decided and the source never is: `nf_nat_setup_info` leaves an entry alone that
-    /// is in the table already, and ours is from the start. Any other entry has both decided before it gets there,
-    /// on the flow's first way through the stack; or neither, on a machine without NAT.
+    /// - A bare SYN may expire the finished entry of exactly its tuple. Conntrack itself drops an entry in `TIME_WAIT` on
+    ///   a SYN and starts over with a fresh one, which engines' rules catch (`nf_conntrack_tcp_packet`, "Attempt to
+    ///   reopen a closed/aborted connection"). To one in CLOSE that the other side began, the SYN is invalid. The server
+    ///   begins the entry if it is the first to speak after a flush.
+    /// - A SYN or a datagram may expire an entry on the alias that translates nothing: it carries no flow.
     #[inline(always)]
-    pub(super) const fn is_ours(&self) -> bool {
-        self.status & (status::SRC_NAT_DONE | status::DST_NAT_DONE) == status::DST_NAT_DONE
+    pub const fn is_expirable(self, role: Role, destination: Destination) -> bool {
+        let is_finished =
+            matches!(role, Role::Syn) && matches!(self.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE);
+        let is_stray = matches!(destination, Destination::Alias)
+            && matches!(role, Role::Syn | Role::Datagram)
+            && !self.is_translated();
+        is_finished || is_stray
     }
 
-    /// Whether somebody else's DNAT translates the flow.
+    /// Whether the destination is translated.
     #[inline(always)]
-    pub(super) const fn is_translated(&self) -> bool {
+    pub(super) const fn is_translated(self) -> bool {
         self.status & status::DST_NAT != 0
     }
 
-    /// Whether the TCP flow of this entry is over, so that a SYN begins another one.
-    ///
-    /// Conntrack drops an entry in `TIME_WAIT`, whichever side opened it, and starts over with a fresh one that
-    /// engines' rules catch (`nf_conntrack_tcp_packet`, "Attempt to reopen a closed/aborted connection"). To an
-    /// entry in CLOSE that the other side opened, the SYN is invalid.
-    #[inline(always)]
-    const fn is_finished(&self) -> bool {
-        matches!(self.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE)
-    }
-
-    /// Whether an engine's DNAT caught the flow and it cannot work: conntrack saw no reply, and without source NAT
+    /// Whether an engine's DNAT has caught the flow and it cannot work: conntrack saw no reply, and without source NAT
     /// the container sees 127.0.0.1 and would answer itself.
     ///
-    /// Engines that need no help (Podman, Docker without its proxy) masquerade such flows. A program on this machine,
-    /// to which a rule may redirect a port, need not answer at all.
+    /// Engines that need no help (Podman, Docker without its proxy) masquerade such flows.
     #[inline(always)]
-    const fn is_caught(&self) -> bool {
-        self.status & (status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY) == status::DST_NAT
-            && !self.is_to_loopback
+    pub(super) const fn is_caught(self) -> bool {
+        const NAT: u32 = status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY;
+        self.status & NAT == status::DST_NAT
     }
 }

@@ -1,16 +1,16 @@
 //! The kernel as the verdict sees it.
 
-use super::{Conntrack, KnownFlow, Listener, Way};
-use crate::abi::{FlowState, Policy, Reason};
+use super::{Conntrack, Destination, Listener};
+use crate::abi::{Policy, Reason};
 use crate::packet::Packet;
 
 /// What the program asks of the kernel and does to it. Each call may fail; none may hold anything on return.
 #[expect(clippy::result_unit_err, reason = "of a call that failed, the verdict needs to know only that")]
 pub trait Kernel {
-    /// Finds the packet's conntrack entry.
-    fn conntrack(&mut self, packet: &Packet) -> Conntrack;
-    /// Reads the record of the packet's flow.
-    fn known_flow(&mut self, packet: &Packet) -> KnownFlow;
+    /// Whether a flow to the packet's destination port was ever carried.
+    fn was_carried(&mut self, packet: &Packet) -> bool;
+    /// Finds the conntrack entry of the packet's tuple with this destination.
+    fn conntrack(&mut self, packet: &Packet, destination: Destination) -> Conntrack;
     /// The user's policy of the packet's destination port.
     fn port_policy(&mut self, packet: &Packet) -> Policy;
     /// The policy of ports that neither the user's nor an owner's policy covers.
@@ -19,18 +19,10 @@ pub trait Kernel {
     fn listener(&mut self, packet: &Packet) -> Option<Listener>;
     /// Whether a TCP socket with exactly this packet's addresses and ports exists.
     fn has_connection(&mut self, packet: &Packet) -> bool;
-    /// Which ways there are to the packet's destination port.
-    fn way(&mut self, packet: &Packet) -> Way;
-    /// Removes the packet's conntrack entry if it still is of no use ([`super::Entry::replaceable`]).
-    fn expire(&mut self, packet: &Packet) -> Result<(), ()>;
-    /// Makes a conntrack entry for the flow whose destination NAT is already done, to where it goes anyway.
-    fn create(&mut self, packet: &Packet) -> Result<(), Reason>;
-    /// Records the packet's flow; for a flow that is delivered by `lo` also that its port has such flows.
-    fn remember(&mut self, packet: &Packet, flow: FlowState) -> Result<(), ()>;
-    /// Has the packet's listener remember that its flows are to be delivered by `lo`.
-    fn learn(&mut self, packet: &Packet);
-    /// Drops the record of the packet's flow.
-    fn forget(&mut self, packet: &Packet);
+    /// Expires the entry of this tuple if the packet still may ([`super::Entry::is_expirable`]).
+    fn expire(&mut self, packet: &Packet, destination: Destination) -> Result<(), ()>;
+    /// Makes an entry of this tuple whose destination NAT is already done, to 127.0.0.1 and the packet's port.
+    fn create(&mut self, packet: &Packet, destination: Destination) -> Result<(), Reason>;
     /// The same number, hidden from the kernel's verifier: else the verifier follows all later code once for each
     /// value that it knows the number can have.
     fn opaque(&self, number: u64) -> u64 {

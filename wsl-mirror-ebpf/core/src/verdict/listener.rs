@@ -7,6 +7,4 @@ use crate::abi::Policy;
 pub struct Listener {
     /// The policy of its owner (`OWNERS`).
     pub owner: Policy,
-    /// Its flows are delivered by `lo`, since a rule was seen to eat the others.
-    pub by_lo: bool,
 }

@@ -1,54 +1,32 @@
-//! A packet's request to be steered, and the policy that grants it.
+//! A flow that begins, and the policy that admits it.
 
-use super::{Decision, Kernel, Listener};
+use super::Kernel;
 use crate::abi::{Policy, Reason};
-use crate::packet::{Packet, Role};
+use crate::packet::Packet;
 
-/// What the conntrack entry says about a packet.
-pub(super) enum Answer {
-    /// The entry alone decides.
-    Decided(Decision),
-    /// The port's policy, its listener and its ways decide.
-    Ask(Request),
-}
-
-impl Answer {
-    /// The packet goes the plain way for this reason.
-    #[inline(always)]
-    pub const fn plain(reason: Reason) -> Self {
-        Self::Decided(Decision::plain(reason))
-    }
-}
-
-/// A request to steer a packet, and how.
+/// A flow that begins, and the entries that have to go first.
 ///
 /// Bits of one number, and no fields: the program hides one number from the kernel's verifier ([`Kernel::opaque`]).
 #[derive(Clone, Copy)]
 pub(super) struct Request(u64);
 
 impl Request {
-    /// The bits that hold the reason for the verdict, should the request be granted.
+    /// The bits that hold the reason for the verdict, should the policy admit the flow.
     const REASON: u64 = 0xff;
-    /// No policy can refuse the packet, and [`Request::BY_LO`] alone says which way it goes.
-    pub const GRANTED: u64 = 1 << 8;
-    /// The packet goes by `lo`, whatever its listener says.
-    pub const BY_LO: u64 = 1 << 9;
-    /// The packet's entry has to be removed first.
-    pub const REPLACE: u64 = 1 << 10;
-    /// The flow goes on with its entry; only the way is in question.
-    pub const CONTINUE: u64 = 1 << 11;
-    /// Of a flow that goes on: a second SYN, because a rule may have dropped the first.
-    pub const REPEATED_SYN: u64 = 1 << 12;
+    /// The entry on the alias has to go first.
+    pub const EXPIRE_ON_ALIAS: u64 = 1 << 8;
+    /// The entry of the packet's own tuple has to go first.
+    pub const EXPIRE_OWN: u64 = 1 << 9;
 
     #[inline(always)]
     pub const fn new(reason: Reason, bits: u64) -> Self {
         Self(reason as u64 | bits)
     }
 
-    /// A request that is granted already.
+    /// The same request for another reason, with these bits too.
     #[inline(always)]
-    pub const fn granted(reason: Reason, by_lo: bool, bits: u64) -> Self {
-        Self::new(reason, bits | Self::GRANTED | if by_lo { Self::BY_LO } else { 0 })
+    pub const fn with(self, reason: Reason, bits: u64) -> Self {
+        Self(self.0 & !Self::REASON | reason as u64 | bits)
     }
 
     /// The same request, of which the kernel's verifier knows no bit.
@@ -64,48 +42,28 @@ impl Request {
 
     #[inline(always)]
     pub const fn reason(self) -> Reason {
-        match Reason::from_number((self.0 & Self::REASON) as u32) {
-            Some(reason) => reason,
-            // Every request has one.
-            None => Reason::NotOurs,
-        }
+        if self.0 & Self::REASON == Reason::Reused as u64 { Reason::Reused } else { Reason::New }
     }
-
-    /// The decision after a policy refused the packet for this reason.
-    #[inline(always)]
-    pub fn refused<K: Kernel>(self, packet: &Packet, reason: Reason, kernel: &mut K) -> Decision {
-        let may_begin = matches!(packet.role, Role::Syn | Role::Datagram);
-        if may_begin && !matches!(self.reason(), Reason::Established) {
-            // The record of an earlier flow on the same addresses is not true of this one.
-            kernel.forget(packet);
-        }
-        Decision::plain(if self.has(Self::CONTINUE) { self.reason() } else { reason })
-    }
-}
-
-/// A policy's answer about a flow that begins.
-pub(super) enum Admission {
-    /// The flow is steered to this listener.
-    Admitted(Listener),
-    /// The packet passes for this reason.
-    Refused(Reason),
 }
 
 /// Decides about a port: the port's own policy, else its owner's, else the default.
+///
+/// # Errors
+/// The reason for which the packet passes.
 #[inline(always)]
-pub(super) fn admit<K: Kernel>(packet: &Packet, kernel: &mut K) -> Admission {
+pub(super) fn admit<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<(), Reason> {
     let of_port = kernel.port_policy(packet);
     if matches!(of_port, Policy::Pass) {
-        return Admission::Refused(Reason::Exempt);
+        return Err(Reason::Exempt);
     }
-    let Some(listener) = kernel.listener(packet) else { return Admission::Refused(Reason::NoListener) };
+    let Some(listener) = kernel.listener(packet) else { return Err(Reason::NoListener) };
     let policy = match (of_port, listener.owner) {
         (Policy::Steer, _) | (_, Policy::Steer) => Policy::Steer,
-        (_, Policy::Pass) => return Admission::Refused(Reason::OwnerPolicy),
+        (_, Policy::Pass) => return Err(Reason::OwnerPolicy),
         (_, Policy::Unset) => kernel.default_policy(),
     };
     match policy {
-        Policy::Steer => Admission::Admitted(listener),
-        Policy::Pass | Policy::Unset => Admission::Refused(Reason::DefaultPolicy),
+        Policy::Steer => Ok(()),
+        Policy::Pass | Policy::Unset => Err(Reason::DefaultPolicy),
     }
 }
