@@ -5,17 +5,20 @@ mod problems;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Deserialize;
-use wsl_mirror_core::abi::{BUILT_IN_OWNERS, Owner, OwnerPolicy, Policy, PortKey};
+use wsl_mirror_core::abi::{
+    BUILT_IN_OWNERS, DEFAULT_ALIAS, DEFAULT_MARK, Owner, OwnerPolicy, Policy, PortKey,
+};
 
 use self::values::{Choice, OwnerRule, Port};
 use crate::exit::{Exit, Failure, OrExit as _};
 
 pub use self::problems::{Invalid, Problem};
-pub use self::values::{DeliveryChoice, HookChoice, LogLevel};
+pub use self::values::{HookChoice, LogLevel};
 
 /// Where the configuration is unless `--config` says otherwise. It need not exist.
 pub const PATH: &str = "/etc/wsl-mirror.toml";
@@ -27,9 +30,12 @@ pub struct Config {
     /// The interface that carries Windows' 127.0.0.1.
     #[serde(deserialize_with = "values::interface_name")]
     pub interface: String,
-    /// The bits that steered packets get in `skb->mark`; `None` for the first one that nobody else uses.
+    /// The address to which carried flows are sent inside Linux.
+    #[serde(deserialize_with = "values::alias")]
+    pub alias: Ipv4Addr,
+    /// The bits that carried packets get in `skb->mark`.
     #[serde(deserialize_with = "values::mark")]
-    pub mark: Option<u32>,
+    pub mark: u32,
     /// What ports get about which nothing is written, served by whom nothing is written about.
     pub default: Choice,
     /// What ports get by who serves them, beside what is built in.
@@ -39,8 +45,6 @@ pub struct Config {
     pub exempt: Vec<Port>,
     /// How the program is attached.
     pub hook: HookChoice,
-    /// How steered packets get past rules that drop what does not come in on `lo`.
-    pub delivery: DeliveryChoice,
     /// What the program logs, for `wsl-mirror log`.
     pub log: LogLevel,
 }
@@ -49,12 +53,12 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             interface: "loopback0".into(),
-            mark: None,
+            alias: Ipv4Addr::from(DEFAULT_ALIAS),
+            mark: DEFAULT_MARK,
             default: Choice::Pass,
             owners: Vec::new(),
             exempt: Vec::new(),
             hook: HookChoice::Auto,
-            delivery: DeliveryChoice::Auto,
             log: LogLevel::Off,
         }
     }

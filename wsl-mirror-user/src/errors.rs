@@ -19,11 +19,6 @@ impl Errors {
         self.0.push(error);
     }
 
-    /// Whether every step went well.
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// How many steps failed.
     pub const fn len(&self) -> usize {
         self.0.len()
@@ -53,11 +48,13 @@ impl Errors {
 
     /// Fails with this exit code and a headline if a step failed: `failed` completes "3 things …".
     pub fn into_failure(self, exit: Exit, failed: &str) -> Result<()> {
-        if self.is_empty() {
-            return Ok(());
-        }
         let texts: Vec<String> = self.0.iter().map(|error| format!("{error:#}")).collect();
-        Err(Failure::new(exit, format!("{} things {failed}: {}", texts.len(), texts.join("; "))))
+        let things = match texts.len() {
+            0 => return Ok(()),
+            1 => "1 thing".to_owned(),
+            several => format!("{several} things"),
+        };
+        Err(Failure::new(exit, format!("{things} {failed}: {}", texts.join("; "))))
     }
 }
 
@@ -86,15 +83,15 @@ mod tests {
         let several = errors(&["a", "b"]).into_result("failed").unwrap_err();
         assert_eq!((several.to_string().as_str(), exit_of(&several)), ("2 things failed: a; b", Exit::Busy));
         let failure = errors(&["a"]).into_failure(Exit::Kernel, "failed").unwrap_err();
-        assert_eq!(exit_of(&failure), Exit::Kernel);
+        assert_eq!((failure.to_string().as_str(), exit_of(&failure)), ("1 thing failed: a", Exit::Kernel));
     }
 
     #[test]
     fn a_step_that_went_well_keeps_its_value() {
         let mut errors = Errors::default();
         assert_eq!(errors.keep(Ok(1)), Some(1));
-        assert!(errors.is_empty());
+        assert_eq!(errors.len(), 0);
         assert_eq!(errors.keep::<u8>(Err(anyhow!("no"))), None);
-        assert!(!errors.is_empty());
+        assert_eq!(errors.len(), 1);
     }
 }

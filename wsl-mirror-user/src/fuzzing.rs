@@ -10,12 +10,12 @@ use rtnetlink::{
 
 use crate::{
     config::Config,
-    host::firewall,
+    host::{conntrack, firewall},
     install::wsl_conf,
     loader::{
         attachments,
         btf::Btf,
-        clsact, delivery, object,
+        clsact, object,
         pins::bpffs,
         relocate::{Targets, relocate},
     },
@@ -97,7 +97,7 @@ pub fn proc(data: &[u8]) {
     let _ = object::kfuncs_after(text);
 }
 
-/// `nft -n -j list ruleset`: whatever is understood of it can be asked for marks and drops.
+/// `nft -n -j list ruleset`: whatever is understood of it can be asked for obstacles.
 pub fn nft(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(ruleset) = firewall::parse_nft(text) {
@@ -132,32 +132,26 @@ pub fn wsl_conf(data: &[u8]) {
 
 fn ask(ruleset: firewall::Ruleset) {
     let firewall = firewall::Firewall { ruleset, ..firewall::Firewall::default() };
-    let _ = (firewall.marks(), firewall.restores(1), firewall.drops("loopback0"));
+    let _ = firewall.obstacles("loopback0", [127, 119, 0, 1]);
 }
 
-/// What rtnetlink answers to a question for filters or rules: messages one behind the other, as recv(2) gives them. And the
-/// whole as the body of one, which a fuzzer comes by more easily.
+/// What netlink answers to a question for filters: messages one behind the other, as recv(2) gives them. And the whole as
+/// the body of one, of a filter and of a conntrack entry, which a fuzzer comes by more easily.
 pub fn netlink(data: &[u8]) {
     /// `RTM_NEWTFILTER` (`include/uapi/linux/rtnetlink.h`).
     const NEW_FILTER: u16 = 44;
-    /// `RTM_NEWRULE`
-    const NEW_RULE: u16 = 32;
-    let look = |message: &RouteNetlinkMessage| match message {
-        RouteNetlinkMessage::NewTrafficFilter(filter) => {
-            for direction in attachments::Direction::ALL {
-                let _ = clsact::classify(filter, attachments::on_side(direction));
-            }
+    let look = |message: &RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewTrafficFilter(filter) = message else { return };
+        for direction in attachments::Direction::ALL {
+            let _ = clsact::classify(filter, attachments::on_side(direction));
         }
-        RouteNetlinkMessage::NewRule(rule) => delivery::rule::look_at(rule.clone()),
-        _ => {}
     };
-    for kind in [NEW_FILTER, NEW_RULE] {
-        let mut header = NetlinkHeader::default();
-        header.message_type = kind;
-        if let Ok(message) = RouteNetlinkMessage::deserialize(&header, data) {
-            look(&message);
-        }
+    let mut header = NetlinkHeader::default();
+    header.message_type = NEW_FILTER;
+    if let Ok(message) = RouteNetlinkMessage::deserialize(&header, data) {
+        look(&message);
     }
+    let _ = conntrack::parse(data).map(|entry| conntrack::key(&entry));
     let mut rest = data;
     while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
         if let NetlinkPayload::InnerMessage(message) = &message.payload {

@@ -29,7 +29,7 @@ use crate::output::Output;
 
 /// Puts packets for Windows' 127.0.0.1 back on the road to docker-proxy, in WSL2's mirrored mode.
 ///
-/// One small eBPF program on `loopback0`; no firewall rule. `load` it once (at boot), and it goes on by itself.
+/// Two small eBPF programs on `loopback0`; no firewall rule. `load` it once (at boot), and it goes on by itself.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = Exit::help(), max_term_width = 100)]
 struct Args {

@@ -1,6 +1,6 @@
 //! What a round is asked to look at, and what became of it: the words that schedule and keeper share.
 
-/// What may have changed. Interfaces, policy rules and sysctls are read in any case: that costs next to nothing.
+/// What may have changed. Interfaces and tc filters are read in any case: that costs next to nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "a set, each of its members with a name")]
 pub struct Changes {

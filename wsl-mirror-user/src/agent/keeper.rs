@@ -112,7 +112,7 @@ impl Keeper {
         self.is_loaded = false;
         let done = self.read_state().and_then(|state| {
             // Nor is it in force as long as another distribution steers, if it could not be afterwards.
-            plan::renewal(&State { steered_by_others: None, ..state.clone() }, &self.config)?;
+            plan::plan(&State { steered_by_others: None, ..state.clone() }, &self.config)?;
             self.put_right(&state, changes, repairs)
         });
         let Err(refused) = done else { return done };
@@ -156,11 +156,7 @@ impl Keeper {
                 warnings: Vec::new(),
             });
         }
-        let plan = match (self.is_loaded, self.has_loaded) {
-            (true, _) => plan::difference,
-            (false, true) => plan::renewal,
-            (false, false) => plan::plan,
-        };
+        let plan = if self.is_loaded { plan::difference } else { plan::plan };
         let mut steps = plan(state, &self.config)?;
         let ifindex = state.interface.index;
         let is_same_interface = state.settings.is_some_and(|settings| settings.ifindex == ifindex);
@@ -176,7 +172,7 @@ impl Keeper {
         }
         if !steps.is_empty() {
             let loads = steps.iter().any(|step| matches!(step, Step::LoadProgram { .. }));
-            let object = if loads { object::for_this_kernel()? } else { Vec::new() };
+            let object = if loads { object::for_this_kernel()? } else { object::Fitted::default() };
             let target = Target {
                 interface: &interface,
                 object: &object,
@@ -206,11 +202,11 @@ impl Keeper {
     }
 
     fn warnings(&self, state: &State) -> Vec<String> {
-        let shared = plan::shared_mark(state, &self.config);
-        let mut warnings: Vec<String> = shared.into_iter().chain(self.untagged.clone()).collect();
+        let obstacles = state.obstacles(self.config.alias).into_iter();
+        let obstacles = obstacles.map(|obstacle| format!("no flow can be carried: {obstacle}"));
+        let mut warnings: Vec<String> = obstacles.chain(self.untagged.clone()).collect();
         if !self.unread.is_empty() {
-            let known =
-                if state.delivery.firewall.has_gaps { "say is not known" } else { "said before counts" };
+            let known = if state.firewall.has_gaps { "say is not known" } else { "said before counts" };
             let why = self.unread.join("; ");
             warnings.push(format!("some packet filters could not be read, and what they {known}: {why}"));
         }

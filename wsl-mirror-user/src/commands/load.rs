@@ -52,6 +52,9 @@ impl Load {
         let (notes, done) = apply::apply(&steps, target);
         output::notes(&notes);
         done?;
+        for obstacle in state.obstacles(config.alias) {
+            output::note(&format!("no flow can be carried until the next load: {obstacle}"));
+        }
         Ok(Exit::Success)
     }
 }

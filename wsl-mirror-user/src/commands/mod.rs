@@ -19,11 +19,11 @@ use crate::output::Output;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Load the program, pin it, attach it; or replace the one that runs, without losing a packet
+    /// Load the programs, pin them, attach them; or replace those that run, without losing a packet
     Load(load::Load),
     /// Do what load does, and stay: wait for the interface, and put right what changes
     Run(run::Run),
-    /// Take everything away that load made
+    /// Take everything away that load made; carried flows end
     Unload(unload::Unload),
     /// Show whether and how packets are steered
     Status(status::Status),

@@ -17,7 +17,7 @@ use crate::output;
 pub struct Unload {}
 
 impl Unload {
-    /// Takes everything away. Flows that were steered go on: their conntrack entries stay.
+    /// Takes everything away. Carried flows end.
     #[expect(clippy::unused_self, reason = "every command is called alike")]
     pub fn exec(self) -> Result<Exit> {
         require_root("unload an eBPF program")?;
@@ -33,8 +33,13 @@ impl Unload {
             ));
         }
         agent::lock::tidy_up();
-        if !unload::unload()? {
-            output::note("nothing is loaded");
+        let unloaded = unload::unload()?;
+        output::notes(&unloaded.notes);
+        match unloaded.flows {
+            _ if !unloaded.found => output::note("nothing is loaded"),
+            0 => {}
+            1 => output::note("ended 1 carried flow"),
+            flows => output::note(&format!("ended {flows} carried flows")),
         }
         Ok(Exit::Success)
     }

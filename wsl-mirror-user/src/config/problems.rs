@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// The keys of the file, and those of an element of `owners`. serde knows them too, and tells nobody; a test compares.
-pub const KEYS: [&str; 8] = ["interface", "mark", "default", "owners", "exempt", "hook", "delivery", "log"];
+pub const KEYS: [&str; 8] = ["interface", "alias", "mark", "default", "owners", "exempt", "hook", "log"];
 /// The keys of an element of `owners`.
 pub const OWNER_KEYS: [&str; 3] = ["name", "uid", "policy"];
 
@@ -144,7 +144,6 @@ mod tests {
             ("exempts", "exempt"),
             ("Interface", "interface"),
             ("intreface", "interface"),
-            ("deliver", "delivery"),
             ("owner", "owners"),
             ("logs", "log"),
             ("marks", "mark"),

@@ -12,15 +12,14 @@ fn an_empty_file_means_the_defaults() {
 #[test]
 fn every_key_is_understood() {
     let config = Config::parse(
-        "interface = \"lo9\"\nmark = 0x3000\ndefault = \"pass\"\nexempt = [22, \"53/udp\", \"8000-8001/tcp\"]\n\
-         hook = \"cls_bpf\"\ndelivery = \"plain\"\nlog = \"debug\"\n\
+        "interface = \"lo9\"\nalias = \"127.1.2.3\"\nmark = 0x3000\ndefault = \"pass\"\nexempt = [22, \"53/udp\", \"8000-8001/tcp\"]\n\
+         hook = \"cls_bpf\"\nlog = \"debug\"\n\
          owners = [{ name = \"rootlessport\", uid = 1000, policy = \"steer\" }, \
          { name = \"mine\", uid = \"any\", policy = \"pass\" }, { name = \"other\", policy = \"steer\" }]\n",
     )
     .unwrap();
     assert_eq!(config.interface, "lo9");
-    assert_eq!(config.mark, Some(0x3000));
-    assert_eq!(config.delivery, DeliveryChoice::Plain);
+    assert_eq!((config.alias, config.mark), (Ipv4Addr::new(127, 1, 2, 3), 0x3000));
     assert_eq!(Policy::from(config.default), Policy::Pass);
     assert_eq!(config.hook, HookChoice::ClsBpf);
     assert_eq!(config.log, LogLevel::Debug);
@@ -43,7 +42,7 @@ fn the_example_names_every_key_with_its_default() {
     let example = include_str!("../../../contrib/wsl-mirror.toml");
     assert_eq!(Config::parse(example).unwrap(), Config::default());
     let keys: Vec<_> = example.parse::<toml::Table>().unwrap().keys().cloned().collect();
-    assert_eq!(keys, ["default", "delivery", "exempt", "hook", "interface", "log", "mark", "owners"]);
+    assert_eq!(keys, ["alias", "default", "exempt", "hook", "interface", "log", "mark", "owners"]);
 }
 
 #[test]
@@ -74,19 +73,38 @@ fn a_bad_port_is_an_error_with_line_and_column() {
 }
 
 #[test]
-fn a_mark_without_bits_or_with_too_many_is_an_error() {
-    for text in [
-        "mark = 0",
-        "mark = 0xffffffff",
-        "mark = -1",
-        "mark = 0x1_0000_0000",
-        "mark = 0x1ff",
-        "mark = \"any\"",
-    ] {
+fn a_mark_with_too_many_bits_is_an_error() {
+    for text in ["mark = 0xffffffff", "mark = -1", "mark = 0x1_0000_0000", "mark = 0x1ff", "mark = \"auto\""]
+    {
         assert!(error(text).contains("line 1, column 8"), "{text}: {}", error(text));
     }
-    assert_eq!(Config::parse("mark = 0xff").unwrap().mark, Some(0xff));
-    assert_eq!(Config::parse("mark = \"auto\"").unwrap().mark, None);
+    assert_eq!(Config::parse("mark = 0xff").unwrap().mark, 0xff);
+    assert_eq!(Config::parse("mark = 0").unwrap().mark, 0, "none");
+}
+
+#[test]
+fn an_alias_that_is_not_only_this_machines_is_an_error() {
+    for (alias, why) in [
+        ("127.0.0.1", "tells carried flows from all others"),
+        ("192.0.0.8", "only an address of 127.0.0.0/8"),
+        ("128.0.0.1", "only an address of 127.0.0.0/8"),
+        ("127.0.0", "no IPv4 address"),
+        ("::1", "no IPv4 address"),
+        ("localhost", "no IPv4 address"),
+    ] {
+        let error = error(&format!("alias = \"{alias}\""));
+        assert!(error.contains("line 1, column 9") && error.contains(why), "{alias}: {error}");
+    }
+    assert!(error("alias = 2130706433").contains("line 1, column 9"));
+    for alias in ["127.0.0.0", "127.0.0.2", "127.255.255.255"] {
+        let config = Config::parse(&format!("alias = \"{alias}\"")).unwrap();
+        assert_eq!(config.alias.to_string(), alias);
+    }
+}
+
+#[test]
+fn the_key_of_an_older_mechanism_is_unknown() {
+    assert!(error("delivery = \"auto\"").contains("there is no key \"delivery\""));
 }
 
 #[test]

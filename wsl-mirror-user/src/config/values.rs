@@ -1,6 +1,7 @@
 //! The values of the configuration's keys.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
@@ -93,16 +94,6 @@ pub enum HookChoice {
     ClsBpf,
 }
 
-/// `delivery`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeliveryChoice {
-    /// As if received on `lo`, on ports where nothing else helps and if the machine lets us.
-    Auto,
-    /// As they came in.
-    Plain,
-}
-
 /// `log`: the program's own messages. The numbers are aya-log's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -181,31 +172,31 @@ pub fn process_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String
     }
 }
 
-/// Deserializes `mark`.
-pub fn mark<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    struct MarkVisitor;
-    impl Visitor<'_> for MarkVisitor {
-        type Value = Option<u32>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a number like 0x1000, or \"auto\"")
+/// Deserializes `alias`.
+pub fn alias<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ipv4Addr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.parse::<Ipv4Addr>() {
+        Ok(Ipv4Addr::LOCALHOST) => {
+            Err(de::Error::custom("alias cannot be 127.0.0.1: the alias tells carried flows from all others"))
         }
-
-        fn visit_i64<E: de::Error>(self, value: i64) -> Result<Option<u32>, E> {
-            let unexpected = || E::invalid_value(de::Unexpected::Signed(value), &self);
-            let mark = u32::try_from(value).map_err(|_| unexpected())?;
-            match mark.count_ones() {
-                1..=MARK_BITS_MAX => Ok(Some(mark)),
-                0 => Err(E::custom("mark needs at least one bit")),
-                bits => Err(E::custom(format!(
-                    "mark has {bits} bits; at most {MARK_BITS_MAX}, since others use skb->mark too"
-                ))),
-            }
-        }
-
-        fn visit_str<E: de::Error>(self, value: &str) -> Result<Option<u32>, E> {
-            if value == "auto" { Ok(None) } else { Err(E::invalid_value(de::Unexpected::Str(value), &self)) }
-        }
+        Ok(address) if address.is_loopback() => Ok(address),
+        Ok(address) => Err(de::Error::custom(format!(
+            "{address} cannot be the alias: only an address of 127.0.0.0/8 stays on this machine"
+        ))),
+        Err(_) => Err(de::Error::custom(format!("{text:?} is no IPv4 address"))),
     }
-    deserializer.deserialize_any(MarkVisitor)
+}
+
+/// Deserializes `mark`.
+pub fn mark<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let value = i64::deserialize(deserializer)?;
+    let mark = u32::try_from(value).map_err(|_| {
+        de::Error::invalid_value(de::Unexpected::Signed(value), &"a number of 32 bits like 0x80")
+    })?;
+    match mark.count_ones() {
+        0..=MARK_BITS_MAX => Ok(mark),
+        bits => Err(de::Error::custom(format!(
+            "mark has {bits} bits; at most {MARK_BITS_MAX}, since others use skb->mark too"
+        ))),
+    }
 }

@@ -2,10 +2,10 @@
 //! What we make on it belongs to the loader.
 
 pub mod cgroup;
+pub mod conntrack;
 pub mod firewall;
 pub mod interface;
 pub mod lock;
-pub mod marks;
 pub mod netlink;
 pub mod networking;
 pub mod sockets;

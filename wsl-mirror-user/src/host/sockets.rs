@@ -1,22 +1,20 @@
 //! Sockets that serve, and the processes that hold them: for those that were bound before we were there.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use anyhow::{Context as _, Result, bail};
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use anyhow::{Context as _, Result};
+use netlink_packet_core::{Emitable as _, NLM_F_DUMP, NLM_F_REQUEST, Parseable as _};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SOCK_DIAG_BY_FAMILY};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr};
 use procfs::process::{FDTarget, Process, all_processes};
 use rustix::fs::fstat;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use wsl_mirror_core::abi::{Owner, OwnerPolicy, Protocol};
 
+use super::netlink::Conversation;
 use crate::errors::Errors;
 use crate::exit::{Exit, OrExit as _};
 
@@ -73,48 +71,62 @@ pub fn served() -> (Vec<Served>, Errors) {
     (sockets, failures)
 }
 
-fn dump(
+/// A TCP socket with a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
     family: u8,
-    protocol: u8,
-    states: StateFlags,
-    mut take: impl FnMut(&netlink_packet_sock_diag::inet::InetResponse),
-) -> Result<()> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let request = InetRequest {
-        family,
-        protocol,
-        extensions: ExtensionFlags::empty(),
-        states,
-        socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
-    };
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    loop {
-        let (answer, _) = socket.recv_from_full()?;
-        let mut rest = answer.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)?;
-            let length = usize::try_from(message.header.length)?.next_multiple_of(4);
-            match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => take(&response),
-                // A dump that breaks off says so here.
-                NetlinkPayload::Done(done) if done.code < 0 => {
-                    return Err(io::Error::from_raw_os_error(-done.code).into());
-                }
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => return Err(error.to_io().into()),
-                other => bail!("unexpected answer: {other:?}"),
-            }
-            rest = rest.get(length..).unwrap_or_default();
-        }
+    id: SocketId,
+}
+
+impl Connection {
+    /// Its own address and port.
+    pub const fn local(&self) -> (IpAddr, u16) {
+        (self.id.source_address, self.id.source_port)
     }
+
+    /// Its peer's address and port.
+    pub const fn remote(&self) -> (IpAddr, u16) {
+        (self.id.destination_address, self.id.destination_port)
+    }
+
+    /// The request of `sock_diag` for exactly this socket: it has the socket's cookie.
+    pub fn request(&self) -> Vec<u8> {
+        request(self.family, IPPROTO_TCP, StateFlags::all(), self.id.clone())
+    }
+}
+
+/// Every TCP socket of this network namespace that has a peer.
+pub fn connections() -> Result<Vec<Connection>> {
+    let mut connections = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        dump(family, IPPROTO_TCP, StateFlags::all() - StateFlags::LISTEN, |socket| {
+            connections.push(Connection { family, id: socket.header.socket_id.clone() });
+        })
+        .context("cannot list the TCP sockets (sock_diag)")?;
+    }
+    Ok(connections)
+}
+
+fn dump(family: u8, protocol: u8, states: StateFlags, mut take: impl FnMut(&InetResponse)) -> Result<()> {
+    let id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    let body = request(family, protocol, states, id);
+    Conversation::begin(NETLINK_SOCK_DIAG)?.ask(
+        SOCK_DIAG_BY_FAMILY,
+        NLM_F_REQUEST | NLM_F_DUMP,
+        &body,
+        |body| {
+            take(&InetResponse::parse(body)?);
+            Ok(())
+        },
+    )
+}
+
+/// `struct inet_diag_req_v2`.
+fn request(family: u8, protocol: u8, states: StateFlags, socket_id: SocketId) -> Vec<u8> {
+    let request = InetRequest { family, protocol, extensions: ExtensionFlags::empty(), states, socket_id };
+    let mut bytes = vec![0; request.buffer_len()];
+    request.emit(&mut bytes);
+    bytes
 }
 
 /// Who holds these sockets, by inode. Of other PID namespaces (another distribution's), only what is below ours is
@@ -220,7 +232,7 @@ mod tests {
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let (all, failures) = served();
-        assert!(failures.is_empty(), "{failures:?}");
+        assert_eq!(failures.len(), 0, "{failures:?}");
         for (protocol, address) in
             [(Protocol::Tcp, tcp.local_addr().unwrap()), (Protocol::Udp, udp.local_addr().unwrap())]
         {

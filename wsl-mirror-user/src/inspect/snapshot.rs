@@ -1,18 +1,19 @@
 //! One look at the machine: what is loaded here and where it hangs, what others steer, what the agent reports.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use aya::programs::{ProgramInfo, loaded_programs};
-use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, Settings, Verdicts};
+use wsl_mirror_core::abi::{Carrying, Hook, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, Verdicts};
 
 use crate::agent::lock;
 use crate::agent::report::Report;
-use crate::host::firewall;
+use crate::host::firewall::{self, Obstacle};
 use crate::host::interface;
 use crate::host::lock::{Access, Lock};
 use crate::host::networking::NetworkingMode;
-use crate::loader::delivery;
+use crate::loader::attachments::Direction;
 use crate::loader::maps::{self, PortTraffic};
 use crate::loader::pins::Pins;
 use crate::loader::state::{self, Attachment};
@@ -22,8 +23,6 @@ use crate::loader::state::{self, Attachment};
 pub struct Snapshot {
     /// What this distribution has loaded, if pins of ours are there.
     pub loaded: Option<Loaded>,
-    /// What `unload` would do about a load whose distribution was terminated.
-    pub left_behind: Vec<delivery::Change>,
     /// The programs of other distributions.
     pub elsewhere: Vec<Elsewhere>,
     /// The report of this distribution's agent, if it runs.
@@ -58,10 +57,16 @@ pub struct Loaded {
     pub hook: Option<Hook>,
     /// What the kernel says about the program.
     pub program: Option<Program>,
-    /// The bits that steered packets get.
+    /// The address to which carried flows are sent inside Linux.
+    pub alias: Ipv4Addr,
+    /// Whether flows are carried, as the program was told.
+    pub carrying: Carrying,
+    /// What keeps flows from being carried now.
+    pub obstacles: Vec<Obstacle>,
+    /// What of the machine's packet filters could not be read.
+    pub unread: Vec<String>,
+    /// The bits that carried packets get.
     pub mark: u32,
-    /// How steered packets get to their listener.
-    pub delivery: Delivery,
     /// What ports get about which nothing is written.
     pub default_policy: Policy,
     /// What ports get by their owner.
@@ -85,28 +90,6 @@ pub struct Program {
     pub tag: u64,
 }
 
-/// How steered packets get to their listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivery {
-    /// Their way.
-    pub way: Way,
-    /// What stands in the way of delivery by `lo` now.
-    pub obstacles: Vec<delivery::Objection>,
-    /// Ports whose packets a rule drops before conntrack if they do not come in on `lo`.
-    pub dropped: Vec<firewall::Drop>,
-    /// What of the machine's packet filters could not be read.
-    pub unread: Vec<String>,
-}
-
-/// The way of steered packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// As they came in.
-    Plain,
-    /// As if received on `lo`, on ports where nothing else helps.
-    Lo,
-}
-
 impl Snapshot {
     /// Reads the machine, under the lock: a load is seen before or after, not half-way.
     pub fn read(on_wait: fn(&str)) -> Result<Self> {
@@ -114,15 +97,7 @@ impl Snapshot {
         let pins = Pins::read()?;
         let loaded = if pins.has("SETTINGS") { Some(Loaded::read(&pins)?) } else { None };
         let elsewhere = elsewhere(&pins)?;
-        Ok(Self {
-            left_behind: match loaded {
-                None if elsewhere.is_empty() => delivery::teardown(&delivery::Machine::read()?),
-                _ => Vec::new(),
-            },
-            loaded,
-            elsewhere,
-            agent: lock::holder(),
-        })
+        Ok(Self { loaded, elsewhere, agent: lock::holder() })
     }
 
     /// Whether packets are steered, by whichever distribution.
@@ -142,6 +117,7 @@ impl Loaded {
         pins.require_our_layout()?;
         let settings = maps::SETTINGS.pinned()?.get()?;
         let attachment = state::attachment(&settings, pins)?;
+        let firewall = firewall::read();
         let counts_ports = pins.has("PORT_STATS") && pins.has("PORT_PACKETS");
         Ok(Self {
             interface: settings.interface_name().to_owned(),
@@ -155,8 +131,11 @@ impl Loaded {
                 Attachment::Alive(id) => Program::read(id),
                 _ => None,
             },
+            alias: settings.alias.into(),
+            carrying: Carrying::from_number(settings.carrying),
+            obstacles: firewall.obstacles(settings.interface_name(), settings.alias),
+            unread: firewall.unread,
             mark: settings.mark,
-            delivery: Delivery::new(&settings, &state::delivery_state(&state::our_programs(pins)?)?),
             default_policy: Policy::from_byte(u8::try_from(settings.default_policy).unwrap_or_default()),
             // A load that was killed may have left some of the maps unpinned.
             owners: if pins.has("OWNERS") { maps::OWNERS.pinned()?.all()? } else { BTreeMap::new() },
@@ -177,22 +156,6 @@ impl Loaded {
     }
 }
 
-impl Delivery {
-    fn new(settings: &Settings, state: &delivery::State) -> Self {
-        let way = if settings.lo_ifindex == 0 { Way::Plain } else { Way::Lo };
-        let mut obstacles = state.obstacles(settings.mark);
-        if way == Way::Lo {
-            obstacles.extend(state.missing(settings.mark));
-        }
-        Self {
-            way,
-            obstacles,
-            dropped: state.firewall.drops(settings.interface_name()),
-            unread: state.firewall.unread.clone(),
-        }
-    }
-}
-
 impl Program {
     /// What the kernel says about a program; it may have been replaced since its id was read.
     fn read(id: u32) -> Option<Self> {
@@ -203,14 +166,15 @@ impl Program {
 
 fn elsewhere(pins: &Pins) -> Result<Vec<Elsewhere>> {
     let others = state::others(&state::our_programs(pins)?)?;
-    let named = others.into_iter().filter_map(|found| {
-        Some(Elsewhere {
-            interface: interface::name(found.ifindex)?,
-            ifindex: found.ifindex,
-            hook: found.hook,
-            program: found.program,
-        })
-    });
+    let named =
+        others.into_iter().filter(|found| found.direction == Direction::Ingress).filter_map(|found| {
+            Some(Elsewhere {
+                interface: interface::name(found.ifindex)?,
+                ifindex: found.ifindex,
+                hook: found.hook,
+                program: found.program,
+            })
+        });
     Ok(named.collect())
 }
 
@@ -236,8 +200,11 @@ pub mod tests {
             networking: None,
             hook: Some(Hook::Tcx),
             program: Some(Program { id: 42, name: "wsl_mirror".into(), tag: 0xff }),
-            mark: 0x1000,
-            delivery: Delivery { way: Way::Lo, obstacles: vec![], dropped: vec![], unread: vec![] },
+            alias: Ipv4Addr::new(127, 119, 0, 1),
+            carrying: Carrying::On,
+            obstacles: Vec::new(),
+            unread: Vec::new(),
+            mark: 0x80,
             default_policy: Policy::Steer,
             owners: BTreeMap::from([(Owner::new(b"docker-proxy", 0), OwnerPolicy::new(Policy::Steer))]),
             policies: BTreeMap::from([(key(22), exempt), (key(23), exempt), (key(24), forced)]),

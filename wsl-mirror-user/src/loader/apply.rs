@@ -10,10 +10,11 @@ use aya::programs::links::FdLink;
 use wsl_mirror_core::abi::{Owner, OwnerPolicy, Settings};
 
 use super::attachments::{CgroupAttachment, InterfaceAttachment};
+use super::object::Fitted;
 use super::pins::{self, bpffs};
 use super::programs::{self, Programs};
-use super::step::{OwnerChange, PolicyChange, RuleChange, Step};
-use super::{cgroup, clsact, delivery, maps, owners, tcx};
+use super::step::{OwnerChange, PolicyChange, Step};
+use super::{cgroup, clsact, maps, owners, tcx};
 use crate::exit::{Exit, OrExit as _};
 use crate::host::interface;
 use crate::notes::Notes;
@@ -25,7 +26,7 @@ pub struct Target<'a> {
     /// The interface's name.
     pub interface: &'a str,
     /// The object, fit for this kernel.
-    pub object: &'a [u8],
+    pub object: &'a Fitted,
     /// Where the programs on the cgroup are attached.
     pub cgroup: OwnedFd,
     /// What people see when the kernel refuses a program.
@@ -39,8 +40,6 @@ pub fn apply(steps: &[Step], target: Target<'_>) -> (Notes, Result<()>) {
         target,
         programs: None,
         undo: Vec::new(),
-        prepared: Vec::new(),
-        is_plain: false,
         notes: Notes::default(),
     };
     for step in steps {
@@ -59,10 +58,6 @@ struct Work<'a> {
     target: Target<'a>,
     programs: Option<Programs>,
     undo: Vec<Undo>,
-    /// Changes for delivery by `lo`. They are undone after all else, or when one of them fails.
-    prepared: Vec<delivery::Change>,
-    /// Whether one of them failed.
-    is_plain: bool,
     notes: Notes,
 }
 
@@ -77,17 +72,7 @@ impl Work<'_> {
                 error = error.context(format!("and then could not {what}: {undo_error:#}"));
             }
         }
-        self.undo_preparations()
-            .into_iter()
-            .fold(error, |error, failed| error.context(format!("and then {failed}")))
-    }
-
-    /// Gives what could not be undone.
-    fn undo_preparations(&mut self) -> Vec<String> {
-        let undos = self.prepared.drain(..).rev().filter_map(delivery::Change::undo);
-        undos
-            .filter_map(|undo| undo.carry_out().err().map(|error| format!("could not {undo}: {error:#}")))
-            .collect()
+        error
     }
 
     fn programs(&mut self) -> Result<&mut Programs> {
@@ -109,7 +94,6 @@ impl Work<'_> {
                 Ok(())
             }
             Step::WritePolicies(changes) => self.write_policies(changes),
-            Step::WriteRules(changes) => self.write_rules(changes.clone()),
             Step::WriteOwners(changes) => self.write_owners(changes),
             Step::WriteSettings { old, new } => self.write_settings(*old, *new),
             Step::PinMap(name) => {
@@ -132,36 +116,7 @@ impl Work<'_> {
             Step::AddFilter(on) => self.add_filter(*on),
             Step::ReplaceInFilter { on, old } => self.replace_in_filter(*on, *old),
             Step::SwapProgramPin(on) => pins::replace_by_new(on.program_pin),
-            Step::PrepareDelivery(change) => {
-                self.prepare_delivery(*change);
-                Ok(())
-            }
-            Step::CleanUp(change) => {
-                // The program works without it, and the next load or unload tries again.
-                if let Err(error) = change.carry_out() {
-                    self.notes.add(format!("could not {change}: {error:#}"));
-                }
-                Ok(())
-            }
         }
-    }
-
-    /// The first change that fails undoes those before it, and the settings will say plain delivery. The load goes on.
-    fn prepare_delivery(&mut self, change: delivery::Change) {
-        if self.is_plain {
-            return;
-        }
-        let Err(error) = change.carry_out() else {
-            self.prepared.push(change);
-            return;
-        };
-        self.is_plain = true;
-        self.notes.add(format!(
-            "could not {change}: {error:#}; so ports behind a rule that drops what does not come in on lo stay out of \
-             reach"
-        ));
-        let failed = self.undo_preparations();
-        self.notes.extend(failed);
     }
 
     fn mount_bpffs(&mut self) -> Result<()> {
@@ -200,24 +155,10 @@ impl Work<'_> {
 
     fn write_settings(&mut self, old: Option<Settings>, new: Settings) -> Result<()> {
         let mut map = self.programs()?.map(&maps::SETTINGS)?;
-        map.set(if self.is_plain { Settings { lo_ifindex: 0, ..new } } else { new })?;
+        map.set(new)?;
         if let Some(old) = old {
             self.on_failure("restore SETTINGS", move || map.set(old));
         }
-        Ok(())
-    }
-
-    fn write_rules(&mut self, changes: Vec<RuleChange>) -> Result<()> {
-        let mut map = self.programs()?.map(&maps::PORT_DELIVERY)?;
-        for change in &changes {
-            map.set(change.key, change.new);
-        }
-        self.on_failure("restore PORT_DELIVERY", move || {
-            for change in changes {
-                map.set(change.key, change.old);
-            }
-            Ok(())
-        });
         Ok(())
     }
 

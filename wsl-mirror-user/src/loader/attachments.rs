@@ -1,14 +1,24 @@
 //! What is attached where: the one list over which state, plan, apply and unload iterate.
 
 use aya::programs::TcAttachType;
+use wsl_mirror_core::kfuncs::Kfunc;
 
 /// Every attachment. The programs on interfaces decide about packets, those on the cgroup write down who serves a socket.
-const ALL: [Entry; 5] = [
-    Entry::on_interface("wsl_mirror", Direction::Ingress, "program", "link"),
+///
+/// The loader attaches in this order and detaches in the opposite one: the reply of a carried flow always meets the
+/// egress program.
+const ALL: [Entry; 6] = [
+    Entry::on_interface(&EGRESS, Direction::Egress, "program_egress", "link_egress"),
+    Entry::on_interface(&INGRESS, Direction::Ingress, "program", "link"),
     Entry::on_cgroup("wsl_mirror_bd4", CgroupProgram::Sock, "link_post_bind4"),
     Entry::on_cgroup("wsl_mirror_bd6", CgroupProgram::Sock, "link_post_bind6"),
     Entry::on_cgroup("wsl_mirror_gs4", CgroupProgram::SockAddr, "link_getsockname4"),
     Entry::on_cgroup("wsl_mirror_gs6", CgroupProgram::SockAddr, "link_getsockname6"),
+];
+const INGRESS: [Form; 1] = [Form { program: "wsl_mirror", needs: None }];
+const EGRESS: [Form; 2] = [
+    Form { program: "wsl_mirror_eg", needs: Some(Kfunc::KernelContext) },
+    Form { program: "wsl_mirror_egl", needs: None },
 ];
 
 /// A program and its place.
@@ -23,14 +33,23 @@ enum Entry {
 /// A program on the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InterfaceAttachment {
-    /// The program's name in the object and, cut to 15 bytes, in the kernel.
-    pub program: &'static str,
+    /// The program's forms. The loader attaches the first that the kernel can run.
+    pub forms: &'static [Form],
     /// The side of the interface. No two attachments have the same.
     pub direction: Direction,
     /// The program's pin.
     pub program_pin: &'static str,
     /// The pin of its tcx link.
     pub link_pin: &'static str,
+}
+
+/// One of several programs that do the same on different kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// The program's name in the object and, cut to 15 bytes, in the kernel.
+    pub program: &'static str,
+    /// The kfunc without which the kernel cannot run this form.
+    pub needs: Option<Kfunc>,
 }
 
 /// A program on the cgroup. It runs in the process that binds or asks.
@@ -83,14 +102,27 @@ impl Direction {
     }
 }
 
+impl InterfaceAttachment {
+    /// Whether this is the kernel's name of one of the program's forms.
+    pub fn has_form(&self, name: &str) -> bool {
+        self.forms.iter().any(|form| form.program == name)
+    }
+
+    /// The name of the form for a kernel that lacks these kfuncs, if there is one.
+    pub fn form_without(&self, lacks: &[Kfunc]) -> Option<&'static str> {
+        let runs = |form: &&Form| form.needs.is_none_or(|needed| !lacks.contains(&needed));
+        self.forms.iter().find(runs).map(|form| form.program)
+    }
+}
+
 impl Entry {
     const fn on_interface(
-        program: &'static str,
+        forms: &'static [Form],
         direction: Direction,
         program_pin: &'static str,
         link_pin: &'static str,
     ) -> Self {
-        Self::Interface(InterfaceAttachment { program, direction, program_pin, link_pin })
+        Self::Interface(InterfaceAttachment { forms, direction, program_pin, link_pin })
     }
 
     const fn on_cgroup(program: &'static str, kind: CgroupProgram, link_pin: &'static str) -> Self {
@@ -143,11 +175,28 @@ mod tests {
     fn no_two_attachments_share_a_pin_a_program_or_a_side() {
         let pins: Vec<_> = pins().collect();
         assert_eq!(pins.iter().collect::<HashSet<_>>().len(), pins.len());
-        let programs: Vec<_> =
-            on_interface().map(|on| on.program).chain(on_cgroup().map(|on| on.program)).collect();
-        assert_eq!(programs.iter().collect::<HashSet<_>>().len(), ALL.len());
+        let programs: Vec<_> = on_interface()
+            .flat_map(|on| on.forms)
+            .map(|form| form.program)
+            .chain(on_cgroup().map(|on| on.program))
+            .collect();
+        assert_eq!(programs.iter().collect::<HashSet<_>>().len(), ALL.len() + 1);
         assert!(programs.iter().all(|name| name.len() <= 15), "the kernel cuts them: {programs:?}");
         let sides = |direction| on_interface().filter(|on| on.direction == direction).count();
         assert!(Direction::ALL.into_iter().all(|direction| sides(direction) <= 1));
+    }
+
+    #[test]
+    fn egress_is_attached_before_ingress() {
+        let sides: Vec<_> = on_interface().map(|on| on.direction).collect();
+        assert_eq!(sides, [Direction::Egress, Direction::Ingress]);
+    }
+
+    #[test]
+    fn the_egress_program_is_the_one_that_the_kernel_runs() {
+        let egress = on_side(Direction::Egress).unwrap();
+        assert_eq!(egress.form_without(&[]), Some("wsl_mirror_eg"));
+        assert_eq!(egress.form_without(&[Kfunc::KernelContext]), Some("wsl_mirror_egl"));
+        assert!(egress.has_form("wsl_mirror_egl") && !egress.has_form("wsl_mirror"));
     }
 }

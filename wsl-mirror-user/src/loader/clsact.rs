@@ -12,8 +12,15 @@ use super::attachments::{self, Direction, InterfaceAttachment};
 use crate::exit::{Exit, OrExit as _};
 use crate::host::netlink;
 
-/// The priority of our filter, always the same, so that a second load finds the first one's. Lower numbers run first.
-pub const PRIORITY: u16 = 1;
+/// The priority of our filter, always the same, so that a second load finds the first one's. Lower numbers run first: ours
+/// is the first on ingress and the last on egress.
+pub const fn priority(direction: Direction) -> u16 {
+    match direction {
+        Direction::Ingress => 1,
+        Direction::Egress => u16::MAX,
+    }
+}
+
 /// The handle of our filter within its priority.
 const HANDLE: TcHandle = TcHandle::new(0x77, 0x736d);
 /// `ETH_P_ALL` in network order: the protocol of our filter.
@@ -116,7 +123,7 @@ pub fn remove(ifindex: u32) -> Result<()> {
 
 /// Attaches a program by our filter.
 pub fn add_filter(program: &mut SchedClassifier, interface: &str, direction: Direction) -> Result<()> {
-    let options = NlOptions { priority: PRIORITY, handle: HANDLE, ..NlOptions::default() };
+    let options = NlOptions { priority: priority(direction), handle: HANDLE, ..NlOptions::default() };
     let id = program
         .attach_with_options(interface, direction.attach_type(), TcAttachOptions::Netlink(options))
         .or_exit(Exit::Kernel, || {
@@ -142,7 +149,7 @@ pub fn remove_filter(interface: &str, direction: Direction) -> Result<()> {
 }
 
 fn our_filter(interface: &str, direction: Direction) -> Result<SchedClassifierLink> {
-    Ok(SchedClassifierLink::attached(interface, direction.attach_type(), PRIORITY, HANDLE, None)?)
+    Ok(SchedClassifierLink::attached(interface, direction.attach_type(), priority(direction), HANDLE, None)?)
 }
 
 /// A filter outlives us, but aya would remove it with the program's last handle.
@@ -177,10 +184,11 @@ pub fn classify(filter: &TcMessage, ours: Option<InterfaceAttachment>) -> Filter
     if filter.header.handle == tc::TcHandle::UNSPEC {
         return Filter::None;
     }
-    let at_our_priority = ours.is_some() && filter.header.info >> 16 == u32::from(PRIORITY);
+    let at_our_priority =
+        ours.is_some_and(|ours| filter.header.info >> 16 == u32::from(priority(ours.direction)));
     let of_our_kind = kind(filter) == Some("bpf") && filter.header.info & 0xffff == ALL_PROTOCOLS;
     let has_our_handle = u32::from(filter.header.handle) == u32::from(HANDLE);
-    let has_our_program = ours.is_some_and(|ours| name(filter) == Some(ours.program));
+    let has_our_program = ours.zip(name(filter)).is_some_and(|(ours, name)| ours.has_form(name));
     if at_our_priority && of_our_kind && has_our_handle && has_our_program {
         Filter::Ours { program: program_id(filter) }
     } else if at_our_priority && (has_our_handle || !of_our_kind) {

@@ -67,9 +67,15 @@ pub fn read() -> Result<Vec<Instance>> {
                 Err(error) => return Err(error),
             };
             instances.extend(
-                programs.iter().filter(|program| program.name_as_str() == Some(on.program)).map(|program| {
-                    Instance { ifindex, direction: on.direction, hook: Hook::Tcx, program: program.id() }
-                }),
+                programs
+                    .iter()
+                    .filter(|program| program.name_as_str().is_some_and(|name| on.has_form(name)))
+                    .map(|program| Instance {
+                        ifindex,
+                        direction: on.direction,
+                        hook: Hook::Tcx,
+                        program: program.id(),
+                    }),
             );
         }
     }

@@ -24,7 +24,16 @@ pub fn pristine() -> &'static [u8] {
 }
 
 /// The object with the running kernel's kfuncs and offsets in it.
-pub fn for_this_kernel() -> Result<Vec<u8>> {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fitted {
+    /// The ELF file.
+    pub bytes: Vec<u8>,
+    /// The optional kfuncs that the kernel lacks. Programs that call them cannot be loaded.
+    pub lacks: Vec<Kfunc>,
+}
+
+/// Fits the object to the running kernel.
+pub fn for_this_kernel() -> Result<Fitted> {
     let blob = std::fs::read(VMLINUX).map_err(no_btf)?;
     let targets = match Btf::parse(&blob).map(|btf| Targets::resolve(&btf)) {
         Ok(Ok(targets)) => targets,
@@ -34,9 +43,9 @@ pub fn for_this_kernel() -> Result<Vec<u8>> {
                 .or_exit(Exit::NoBtf, || format!("cannot read the kernel's BTF ({VMLINUX})"));
         }
     };
-    let mut object = OBJECT.to_vec();
-    relocate(&mut object, &targets).context("cannot fit the eBPF object to this kernel")?;
-    Ok(object)
+    let mut bytes = OBJECT.to_vec();
+    relocate(&mut bytes, &targets).context("cannot fit the eBPF object to this kernel")?;
+    Ok(Fitted { bytes, lacks: targets.lacks() })
 }
 
 fn no_btf(error: io::Error) -> anyhow::Error {
@@ -67,11 +76,12 @@ fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
-/// The kfuncs that came after this release (`5.10.102.1-microsoft-standard-WSL2`); none if it cannot be read.
+/// The kfuncs that no program works without and that came after this release (`5.10.102.1-microsoft-standard-WSL2`); none if it cannot be read.
 pub fn kfuncs_after(release: &str) -> Vec<&'static str> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u16>);
     let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return Vec::new() };
-    Kfunc::ALL.into_iter().filter(|kfunc| (major, minor) < kfunc.since()).map(Kfunc::name).collect()
+    let lacks = |kfunc: &Kfunc| !kfunc.is_optional() && (major, minor) < kfunc.since();
+    Kfunc::ALL.into_iter().filter(lacks).map(Kfunc::name).collect()
 }
 
 /// How this kernel has conntrack.
@@ -119,8 +129,9 @@ mod tests {
 
     #[test]
     fn what_is_too_new_for_a_kernel_is_told_by_its_release() {
-        assert_eq!(kfuncs_after("5.10.102.1-microsoft-standard-WSL2").len(), Kfunc::ALL.len());
-        assert_eq!(kfuncs_after("5.15.167.4-microsoft-standard-WSL2").len(), Kfunc::ALL.len());
+        let needed = Kfunc::ALL.iter().filter(|kfunc| !kfunc.is_optional()).count();
+        assert_eq!(kfuncs_after("5.10.102.1-microsoft-standard-WSL2").len(), needed);
+        assert_eq!(kfuncs_after("5.15.167.4-microsoft-standard-WSL2").len(), needed);
         assert_eq!(kfuncs_after("6.0.0"), ["bpf_ct_set_nat_info"]);
         for fine in ["6.1.0", "6.6.87.2-microsoft-standard-WSL2", "7.2.13", "10.0-rc1", "unheard of", ""] {
             assert!(kfuncs_after(fine).is_empty(), "{fine}");

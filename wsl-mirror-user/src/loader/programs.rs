@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData};
-use aya::programs::{ProgramError, SchedClassifier, loaded_programs};
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
 
 use super::attachments::{self, Direction, InterfaceAttachment};
 use super::maps::{Access, Definition};
+use super::object::Fitted;
 use super::{cgroup, pins};
 use crate::config::LogLevel;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -25,28 +26,38 @@ pub enum VerifierLog {
 /// Programs with their maps.
 pub enum Programs {
     /// New ones.
-    Loaded(Ebpf),
+    Loaded {
+        /// The object's.
+        ebpf: Ebpf,
+        /// The names of the programs for the interface, as this kernel runs them.
+        forms: BTreeMap<Direction, &'static str>,
+    },
     /// The pinned ones.
     Pinned(BTreeMap<Direction, SchedClassifier>),
 }
 
 impl Programs {
     /// Loads the object's programs and maps. The maps of these names are the pinned ones.
-    pub fn load(object: &[u8], reused: &[&'static str], level: LogLevel, log: VerifierLog) -> Result<Self> {
+    pub fn load(object: &Fitted, reused: &[&'static str], level: LogLevel, log: VerifierLog) -> Result<Self> {
         let level = level as u8;
         let mut loader = EbpfLoader::new();
         loader.override_global(aya_log::LEVEL, &level, true);
         for name in reused {
             loader.map_pin_path(name, pins::path(name));
         }
-        let mut ebpf = loader.load(object).or_exit(Exit::Kernel, || "the kernel refused our maps".into())?;
+        let mut ebpf =
+            loader.load(&object.bytes).or_exit(Exit::Kernel, || "the kernel refused our maps".into())?;
+        let mut forms = BTreeMap::new();
+        // The verifier never sees the other forms: it would refuse them.
         for on in attachments::on_interface() {
-            accept(on.program, log, classifier(&mut ebpf, on)?.load())?;
+            let name = on.form_without(&object.lacks).context("no form of a program fits this kernel")?;
+            accept(name, log, classifier(&mut ebpf, name)?.load())?;
+            forms.insert(on.direction, name);
         }
         for on in attachments::on_cgroup() {
             accept(on.program, log, cgroup::load(&mut ebpf, on))?;
         }
-        Ok(Self::Loaded(ebpf))
+        Ok(Self::Loaded { ebpf, forms })
     }
 
     /// Opens the pinned programs.
@@ -54,10 +65,9 @@ impl Programs {
         let mut programs = BTreeMap::new();
         for on in attachments::on_interface() {
             let info = pins::program_info(on.program_pin)?;
-            let program = SchedClassifier::from_program_info(info, on.program.into())
-                .or_exit(Exit::Kernel, || {
-                    format!("cannot open the pinned program {}", pins::path(on.program_pin).display())
-                })?;
+            let program = open(info).or_exit(Exit::Kernel, || {
+                format!("cannot open the pinned program {}", pins::path(on.program_pin).display())
+            })?;
             programs.insert(on.direction, program);
         }
         Ok(Self::Pinned(programs))
@@ -66,9 +76,11 @@ impl Programs {
     /// The program for the interface.
     pub fn on_interface(&mut self, on: InterfaceAttachment) -> Result<&mut SchedClassifier> {
         match self {
-            Self::Loaded(ebpf) => classifier(ebpf, on),
+            Self::Loaded { ebpf, forms } => {
+                classifier(ebpf, forms.get(&on.direction).context("no program of ours for this side")?)
+            }
             Self::Pinned(programs) => {
-                programs.get_mut(&on.direction).with_context(|| format!("{} is not pinned", on.program))
+                programs.get_mut(&on.direction).with_context(|| format!("{} is not pinned", on.program_pin))
             }
         }
     }
@@ -76,14 +88,14 @@ impl Programs {
     /// The object's new programs and maps.
     pub fn loaded(&mut self) -> Result<&mut Ebpf> {
         match self {
-            Self::Loaded(ebpf) => Ok(ebpf),
+            Self::Loaded { ebpf, .. } => Ok(ebpf),
             Self::Pinned(_) => bail!("the plan does not load the program first"),
         }
     }
 
     /// The map that the programs use, opened once more: that of new programs by its id, for it may be pinned or not.
     pub fn map<A: Access>(&mut self, definition: &Definition<A>) -> Result<A> {
-        let Self::Loaded(ebpf) = self else { return definition.pinned() };
+        let Self::Loaded { ebpf, .. } = self else { return definition.pinned() };
         let name = definition.name();
         let map = ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
         let (Map::Array(data) | Map::HashMap(data) | Map::SkStorage(data)) = map else {
@@ -105,12 +117,17 @@ pub fn by_id(id: u32, on: InterfaceAttachment) -> Result<SchedClassifier> {
     let pinned = pins::program_info(on.program_pin).ok().filter(|info| info.id() == id);
     let info = pinned.or_else(|| loaded_programs().flatten().find(|info| info.id() == id));
     info.context("it is not there any more")
-        .and_then(|info| Ok(SchedClassifier::from_program_info(info, on.program.into())?))
+        .and_then(open)
         .or_exit(Exit::Kernel, || format!("cannot open the program that runs now (id {id})"))
 }
 
-fn classifier(ebpf: &mut Ebpf, on: InterfaceAttachment) -> Result<&mut SchedClassifier> {
-    let program = ebpf.program_mut(on.program);
+fn open(info: ProgramInfo) -> Result<SchedClassifier> {
+    let name = info.name_as_str().unwrap_or_default().to_owned();
+    Ok(SchedClassifier::from_program_info(info, name.into())?)
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name);
     Ok(program.context("the eBPF object has no program of ours")?.try_into()?)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Why there are placeholders: [`wsl_mirror_core::kfuncs`]. The walk goes over the executable sections in
 //! instructions of 8 bytes (16 for `ld_imm64`); a call to a placeholder becomes a kfunc call, a load from a
-//! placeholder offset gets the real one. Ids change with every build of a kernel: they are looked up at each
+//! placeholder offset and a move of a placeholder number get the real offset. Ids change with every build of a kernel: they are looked up at each
 //! load and never kept.
 
 use anyhow::{Context as _, Result, bail};
@@ -15,8 +15,10 @@ use super::btf::Btf;
 const CALL: u8 = 0x85;
 /// `BPF_LD | BPF_IMM | BPF_DW`, the one instruction that is two long.
 const LD_IMM64: u8 = 0x18;
-/// `BPF_LDX | BPF_MEM | BPF_DW` and `BPF_B`.
-const LOADS: [u8; 2] = [0x79, 0x71];
+/// `BPF_LDX | BPF_MEM | BPF_DW`, `BPF_W` and `BPF_B`.
+const LOADS: [u8; 3] = [0x79, 0x61, 0x71];
+/// `BPF_ALU64 | BPF_MOV | BPF_K`.
+const MOVE: u8 = 0xb7;
 /// `BPF_PSEUDO_KFUNC_CALL` in the source register's half of the register byte.
 const PSEUDO_KFUNC_CALL: u8 = 2 << 4;
 
@@ -32,7 +34,7 @@ pub struct Targets {
 pub struct Missing {
     /// Kernel functions by name.
     pub kfuncs: Vec<&'static str>,
-    /// Fields of `struct nf_conn`.
+    /// Fields of structures.
     pub fields: Vec<String>,
 }
 
@@ -44,13 +46,15 @@ impl Targets {
         for kfunc in Kfunc::ALL {
             match btf.function(kfunc.name()).and_then(|id| i32::try_from(id).ok()) {
                 Some(id) => targets.kfuncs.push((kfunc, id)),
+                None if kfunc.is_optional() => {}
                 None => missing.kfuncs.push(kfunc.name()),
             }
         }
         for field in Field::ALL {
-            match btf.field_offset("nf_conn", field.path()).and_then(|offset| i16::try_from(offset).ok()) {
+            let offset = btf.field_offset(field.structure(), field.path());
+            match offset.and_then(|offset| i16::try_from(offset).ok()) {
                 Some(offset) => targets.fields.push((field, offset)),
-                None => missing.fields.push(format!("nf_conn.{}", field.path().join("."))),
+                None => missing.fields.push(format!("{}.{}", field.structure(), field.path().join("."))),
             }
         }
         if missing == Missing::default() { Ok(targets) } else { Err(missing) }
@@ -65,14 +69,22 @@ impl Targets {
         }
     }
 
-    fn kfunc(&self, placeholder: i32) -> Option<i32> {
-        let found = self.kfuncs.iter().find(|(kfunc, _)| kfunc.placeholder().cast_signed() == placeholder);
-        found.map(|(_, id)| *id)
+    /// The optional kfuncs that the kernel lacks.
+    pub fn lacks(&self) -> Vec<Kfunc> {
+        let is_there = |kfunc: &Kfunc| self.kfuncs.iter().any(|(found, _)| found == kfunc);
+        Kfunc::ALL.into_iter().filter(|kfunc| !is_there(kfunc)).collect()
     }
 
-    fn field(&self, placeholder: i16) -> Option<i16> {
-        let found = self.fields.iter().find(|(field, _)| field.placeholder().cast_signed() == placeholder);
-        found.map(|(_, offset)| *offset)
+    fn kfunc(&self, placeholder: i32) -> Option<(Kfunc, i32)> {
+        self.kfuncs.iter().copied().find(|(kfunc, _)| kfunc.placeholder().cast_signed() == placeholder)
+    }
+
+    fn field(&self, placeholder: i16) -> Option<(Field, i16)> {
+        self.fields.iter().copied().find(|(field, _)| field.placeholder().cast_signed() == placeholder)
+    }
+
+    fn number(&self, placeholder: i32) -> Option<(Field, i16)> {
+        self.fields.iter().copied().find(|(field, _)| field.number_placeholder().cast_signed() == placeholder)
     }
 }
 
@@ -81,7 +93,7 @@ impl Targets {
 /// An object in which a placeholder never occurs was not built from this source tree: that is an error, and
 /// so is one that does not end on an instruction.
 pub fn relocate(object: &mut [u8], targets: &Targets) -> Result<()> {
-    let mut uses = vec![0_usize; targets.kfuncs.len() + targets.fields.len()];
+    let (mut kfuncs, mut fields) = (Vec::new(), Vec::new());
     for range in executable_sections(object)? {
         let instructions = &mut object[range];
         let mut at = 0;
@@ -93,25 +105,28 @@ pub fn relocate(object: &mut [u8], targets: &Targets) -> Result<()> {
             let imm = i32::from_le_bytes([instruction[4], instruction[5], instruction[6], instruction[7]]);
             let off = i16::from_le_bytes([instruction[2], instruction[3]]);
             if code == CALL && instruction[1] == 0 {
-                if let Some(id) = targets.kfunc(imm) {
+                if let Some((kfunc, id)) = targets.kfunc(imm) {
                     instruction[1] = PSEUDO_KFUNC_CALL;
                     instruction[4..8].copy_from_slice(&id.to_le_bytes());
-                    if let Some(n) = targets.kfuncs.iter().position(|(_, found)| *found == id) {
-                        uses[n] += 1;
-                    }
+                    kfuncs.push(kfunc);
                 }
             } else if LOADS.contains(&code)
-                && let Some(offset) = targets.field(off)
+                && let Some((field, offset)) = targets.field(off)
             {
                 instruction[2..4].copy_from_slice(&offset.to_le_bytes());
-                if let Some(n) = targets.fields.iter().position(|(_, found)| *found == offset) {
-                    uses[targets.kfuncs.len() + n] += 1;
-                }
+                fields.push(field);
+            } else if code == MOVE
+                && let Some((field, offset)) = targets.number(imm)
+            {
+                instruction[4..8].copy_from_slice(&i32::from(offset).to_le_bytes());
+                fields.push(field);
             }
             at += if code == LD_IMM64 { 16 } else { 8 };
         }
     }
-    if uses.contains(&0) {
+    let is_unused = targets.kfuncs.iter().any(|(kfunc, _)| !kfuncs.contains(kfunc))
+        || targets.fields.iter().any(|(field, _)| !fields.contains(field));
+    if is_unused {
         bail!(
             "the eBPF object does not use every kernel function that this program resolves for it: rebuild it"
         );
@@ -163,6 +178,10 @@ mod tests {
                 let index = usize::try_from(imm(after) - 1000).unwrap();
                 assert_eq!(imm(before).cast_unsigned(), Kfunc::ALL[index].placeholder());
                 assert_eq!((before[1], after[1]), (0, PSEUDO_KFUNC_CALL));
+            } else if before[0] == MOVE {
+                let index = usize::try_from(imm(after) - 100).unwrap();
+                assert_eq!(imm(before).cast_unsigned(), Field::ALL[index].number_placeholder());
+                assert_eq!(before[..4], after[..4]);
             } else {
                 let offset = |i: &[u8; 8]| u16::from_le_bytes([i[2], i[3]]);
                 let index = usize::from(offset(after) - 100);
@@ -174,6 +193,19 @@ mod tests {
         let in_code: usize =
             before.iter().zip(&after).map(|(a, b)| a.iter().zip(b).filter(|(a, b)| a != b).count()).sum();
         assert_eq!(differing, in_code, "bytes outside the code have changed");
+    }
+
+    #[test]
+    fn an_optional_kfunc_that_the_kernel_lacks_is_left_alone() {
+        let mut targets = Targets::made_up();
+        targets.kfuncs.retain(|(kfunc, _)| !kfunc.is_optional());
+        assert_eq!(targets.lacks(), [Kfunc::KernelContext]);
+        let mut object = pristine().to_vec();
+        relocate(&mut object, &targets).unwrap();
+        let call = |i: &&[u8; 8]| i[0] == CALL && i[1] == 0;
+        let placeholder = Kfunc::KernelContext.placeholder().to_le_bytes();
+        let left = instructions(&object);
+        assert!(left.iter().filter(call).any(|i| i[4..] == placeholder));
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! Reads the state: pins, maps, links, the interface and its hooks.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::Result;
-use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, PortKey, PortPolicy, PortRule, Settings};
+use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, PortKey, PortPolicy, Settings};
 
 use super::attachments::{self, CgroupAttachment, Direction};
 use super::clsact::{self, Clsact};
 use super::instances::{self, Instance};
 use super::pins::{self, Pins, bpffs};
-use super::{cgroup, delivery, maps, tcx};
+use super::{cgroup, maps, tcx};
 use crate::config::HookChoice;
-use crate::host::firewall::{self, Firewall};
+use crate::host::firewall::{self, Firewall, Obstacle};
 use crate::host::interface;
 
 /// The state that a plan begins with.
@@ -40,10 +41,15 @@ pub struct State {
     pub steered_by_others: Option<Instance>,
     /// Whether the interface that is steered according to `SETTINGS` still is the one that was steered then.
     pub steered_is_alive: bool,
-    /// What `PORT_DELIVERY`, if pinned, says of rules.
-    pub rules: BTreeMap<PortKey, PortRule>,
-    /// What delivery by `lo`, and the mark, depend on.
-    pub delivery: delivery::State,
+    /// The packet filters. Large: an agent reads them once and shares them.
+    pub firewall: Arc<Firewall>,
+}
+
+impl State {
+    /// What keeps flows to this alias from being carried on the interface.
+    pub fn obstacles(&self, alias: Ipv4Addr) -> Vec<Obstacle> {
+        self.firewall.obstacles(&self.interface.name, alias.octets())
+    }
 }
 
 /// The interface that the configuration names.
@@ -78,8 +84,6 @@ fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Arc<Firewall>) 
     let settings = if pins.has("SETTINGS") { Some(maps::SETTINGS.pinned()?.get()?) } else { None };
     let policies = if pins.has("PORT_POLICY") { maps::PORT_POLICY.pinned()?.all()? } else { BTreeMap::new() };
     let owners = if pins.has("OWNERS") { maps::OWNERS.pinned()?.all()? } else { BTreeMap::new() };
-    let rules =
-        if pins.has("PORT_DELIVERY") { maps::PORT_DELIVERY.pinned()?.rules() } else { BTreeMap::new() };
     let steered_is_alive = match &settings {
         Some(settings) => attachment(settings, &pins)?.is_alive(),
         None => false,
@@ -88,12 +92,11 @@ fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Arc<Firewall>) 
     Ok(State {
         has_bpffs: bpffs::is_mounted(),
         steered_is_alive,
-        delivery: delivery_with(&others, firewall),
+        firewall,
         steered_by_others: others.into_iter().find(|other| index != 0 && other.ifindex == index),
         settings,
         policies,
         owners,
-        rules,
         detached: detached(&pins)?,
         interface: read_interface(name, index, choice)?,
         pinned_programs: pinned_programs(&pins)?,
@@ -113,21 +116,6 @@ fn read_interface(name: &str, index: u32, choice: HookChoice) -> Result<Interfac
     let needs_filter = choice == HookChoice::ClsBpf || tcx_programs.is_none();
     let clsact = if needs_filter && index != 0 { clsact::read(index)? } else { Clsact::default() };
     Ok(Interface { name: name.to_owned(), index, tcx_programs, clsact })
-}
-
-/// Reads what delivery by `lo` and the mark depend on. What cannot be read costs us the delivery, not the load.
-pub fn delivery_state(own: &[u32]) -> Result<delivery::State> {
-    Ok(delivery_with(&others(own)?, firewall::read().into()))
-}
-
-fn delivery_with(others: &[Instance], firewall: Arc<Firewall>) -> delivery::State {
-    let machine = delivery::Machine::read().map_err(|error| format!("{error:#}"));
-    delivery::State { machine, firewall, has_others: !others.is_empty() }
-}
-
-/// Whether there is a wsl-mirror on an interface that is not one of this distribution's `own`.
-pub fn has_others(own: &[u32]) -> Result<bool> {
-    Ok(!others(own)?.is_empty())
 }
 
 /// The programs of other distributions, on any interface.
@@ -190,7 +178,7 @@ impl Attachment {
     }
 }
 
-/// Asks the interface whether our programs are on it, and gives the id of the first.
+/// Asks the interface whether our programs are on it, and gives the id of the ingress program.
 pub fn attachment(settings: &Settings, pins: &Pins) -> Result<Attachment> {
     let Some(name) = interface::name(settings.ifindex) else {
         return Ok(match interface::index(settings.interface_name()) {
@@ -209,12 +197,12 @@ pub fn attachment(settings: &Settings, pins: &Pins) -> Result<Attachment> {
             attached
         }
     };
-    let programs: Option<Vec<u32>> =
-        attachments::on_interface().map(|on| attached.get(&on.direction).copied()).collect();
-    Ok(programs.and_then(|ids| ids.first().copied()).map_or(Attachment::Detached, Attachment::Alive))
+    let is_whole = attachments::on_interface().all(|on| attached.contains_key(&on.direction));
+    let ingress = attached.get(&Direction::Ingress).copied().filter(|_| is_whole);
+    Ok(ingress.map_or(Attachment::Detached, Attachment::Alive))
 }
 
-/// The id of the program that runs now, whatever hook it hangs on.
+/// The id of the ingress program that runs now, whatever hook it hangs on.
 pub fn running_program(pins: &Pins) -> Result<Option<u32>> {
     if !pins.has("SETTINGS") {
         return Ok(None);

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv4Addr;
 
-use wsl_mirror_core::abi::{Owner, OwnerPolicy, Policy, PortKey, PortPolicy, PortRule, Settings};
+use wsl_mirror_core::abi::{Carrying, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, Settings};
 
-use super::attachments::{CgroupAttachment, InterfaceAttachment};
-use super::delivery;
+use super::attachments::{CgroupAttachment, Direction, InterfaceAttachment};
 use super::pins::{self, bpffs};
 use crate::config::LogLevel;
 
@@ -47,7 +47,7 @@ pub enum Step {
     AttachToCgroup(CgroupAttachment),
     /// Tag the listeners that were bound before the programs on the cgroup were attached.
     TagSockets(BTreeMap<Owner, OwnerPolicy>),
-    /// Attach the program: a new tcx link, first in the chain, pinned.
+    /// Attach the program: a new tcx link, first on ingress and last on egress, pinned.
     AttachLink(InterfaceAttachment),
     /// Replace the program in the pinned link, in one stroke.
     ReplaceInLink {
@@ -69,12 +69,6 @@ pub enum Step {
     },
     /// Put the new program's pin in the place of the old one's.
     SwapProgramPin(InterfaceAttachment),
-    /// Write what the machine's rules say of ports.
-    WriteRules(Vec<RuleChange>),
-    /// Prepare the machine for delivery by `lo`. A failure means plain delivery.
-    PrepareDelivery(delivery::Change),
-    /// Remove what no packet needs any more.
-    CleanUp(delivery::Change),
 }
 
 /// A port's entry in `PORT_POLICY`, before and after.
@@ -86,17 +80,6 @@ pub struct PolicyChange {
     pub old: PortPolicy,
     /// The entry after.
     pub new: PortPolicy,
-}
-
-/// What `PORT_DELIVERY` says of the rules for a port, before and after.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RuleChange {
-    /// The port.
-    pub key: PortKey,
-    /// The entry before.
-    pub old: Option<PortRule>,
-    /// The entry after.
-    pub new: Option<PortRule>,
 }
 
 /// An owner's entry in `OWNERS`, before and after.
@@ -126,20 +109,17 @@ impl fmt::Display for Step {
             }
             Self::UsePinned => f.write_str("go on with the pinned program and its maps"),
             Self::WritePolicies(changes) => write!(f, "write {} ports to PORT_POLICY", changes.len()),
-            Self::WriteRules(changes) => write!(
-                f,
-                "write to PORT_DELIVERY what the machine's rules say of {} ports: {} they keep to lo, {} they close",
-                changes.len(),
-                changes.iter().filter(|change| change.new == Some(PortRule::NotOnLo)).count(),
-                changes.iter().filter(|change| change.new == Some(PortRule::Closed)).count()
-            ),
             Self::WriteOwners(changes) => write!(f, "write {} owners to OWNERS", changes.len()),
             Self::WriteSettings { new, .. } => write!(
                 f,
-                "write SETTINGS: mark {:#x}, default {}, delivery {}",
+                "write SETTINGS: alias {}, carrying {}, mark {:#x}, default {}",
+                Ipv4Addr::from(new.alias),
+                match Carrying::from_number(new.carrying) {
+                    Carrying::On => "on",
+                    Carrying::Off => "off",
+                },
                 new.mark,
-                Policy::from_byte(u8::try_from(new.default_policy).unwrap_or_default()).name(),
-                if new.lo_ifindex == 0 { "plain" } else { "by lo where nothing else helps" }
+                Policy::from_byte(u8::try_from(new.default_policy).unwrap_or_default()).name()
             ),
             Self::PinMap(name) => write!(f, "pin the map {name}"),
             Self::PinProgram(on) => {
@@ -151,19 +131,26 @@ impl fmt::Display for Step {
             Self::TagSockets(_) => f.write_str("tag the sockets that serve by the processes that hold them"),
             Self::AttachLink(on) => write!(
                 f,
-                "attach the program by a tcx link, first on {}, and pin the link",
+                "attach the program by a tcx link, {} on {}, and pin the link",
+                match on.direction {
+                    Direction::Ingress => "first",
+                    Direction::Egress => "last",
+                },
                 on.direction.name()
             ),
-            Self::ReplaceInLink { .. } => f.write_str("replace the program in the pinned link"),
+            Self::ReplaceInLink { on, .. } => {
+                write!(f, "replace the program in the pinned link on {}", on.direction.name())
+            }
             Self::AddClsact => f.write_str("make a clsact qdisc"),
             Self::AddFilter(on) => {
                 write!(f, "attach the program as a cls_bpf filter on {}", on.direction.name())
             }
-            Self::ReplaceInFilter { .. } => f.write_str("replace the program in our cls_bpf filter"),
+            Self::ReplaceInFilter { on, .. } => {
+                write!(f, "replace the program in our cls_bpf filter on {}", on.direction.name())
+            }
             Self::SwapProgramPin(on) => {
                 write!(f, "rename that pin to {}", pins::path(on.program_pin).display())
             }
-            Self::PrepareDelivery(change) | Self::CleanUp(change) => change.fmt(f),
         }
     }
 }
@@ -174,8 +161,7 @@ impl Step {
     pub const fn is_repair(&self) -> bool {
         matches!(
             self,
-            Self::PrepareDelivery(_)
-                | Self::LoadProgram { .. }
+            Self::LoadProgram { .. }
                 | Self::AttachLink(_)
                 | Self::AddClsact
                 | Self::AddFilter(_)

@@ -42,9 +42,12 @@ pub fn is_supported() -> Result<bool> {
     Ok(programs("lo", Direction::Ingress)?.is_some())
 }
 
-/// Attaches a program by a new link, first in its direction.
+/// Attaches a program by a new link: first on ingress, last on egress.
 pub fn attach(program: &mut SchedClassifier, interface: &str, direction: Direction) -> Result<FdLink> {
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let order = TcAttachOptions::TcxOrder(match direction {
+        Direction::Ingress => LinkOrder::first(),
+        Direction::Egress => LinkOrder::last(),
+    });
     let id = program
         .attach_with_options(interface, direction.attach_type(), order)
         .or_exit(Exit::Kernel, || format!("the kernel refused to attach the program to {interface} (tcx)"))?;

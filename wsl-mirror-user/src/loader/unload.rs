@@ -1,45 +1,68 @@
 //! Removes everything that `load` made, and nothing else.
 
 use std::collections::HashSet;
+use std::net::Ipv4Addr;
 
-use anyhow::{Context as _, Result};
-use wsl_mirror_core::abi::Hook;
+use anyhow::Result;
+use wsl_mirror_core::abi::{Carrying, Hook, Settings};
 
-use super::attachments::{self, InterfaceAttachment};
+use super::attachments::{self, Direction, InterfaceAttachment};
+use super::flows::Flows;
 use super::instances::{self, Instance};
 use super::pins::{self, MAPS, Pins, bpffs};
-use super::state::{Attachment, attachment, has_others, our_programs};
-use super::{cgroup, clsact, delivery, maps, tcx};
+use super::state::{Attachment, attachment, others, our_programs};
+use super::{cgroup, clsact, maps, tcx};
 use crate::errors::Errors;
 use crate::exit::Exit;
 use crate::host::interface;
+use crate::notes::Notes;
 
 /// Ends the headline of what `unload` could not do.
 const FAILED: &str = "could not be taken away";
 
-/// Removes everything. An error does not stop it; it reports all of them. Gives whether anything was there.
-pub fn unload() -> Result<bool> {
+/// What `unload` found.
+#[derive(Debug, Default)]
+pub struct Unloaded {
+    /// Whether anything of ours was there.
+    pub found: bool,
+    /// How many carried flows it ended.
+    pub flows: usize,
+    /// What went wrong without harm.
+    pub notes: Notes,
+}
+
+/// Removes everything. An error does not stop it; it reports all of them.
+pub fn unload() -> Result<Unloaded> {
     let pins = Pins::read()?;
     let mut errors = Errors::default();
     if pins.is_empty() {
         // A load that was killed early left only the mount. A terminated distribution left the rest.
         let orphans = errors.keep(remove_orphans()).unwrap_or_default();
-        let left = errors.keep(tear_delivery_down(&[])).unwrap_or_default();
         let mounted = errors.keep(bpffs::unmount_ours()).unwrap_or_default();
         errors.into_failure(Exit::Kernel, FAILED)?;
-        return Ok(orphans || left || mounted);
+        return Ok(Unloaded { found: orphans || mounted, ..Unloaded::default() });
     }
-    let own = our_programs(&pins).unwrap_or_default();
-    // First the programs on the interface: without them nothing depends on the rest.
-    for on in attachments::on_interface().filter(|on| pins.has(on.link_pin)) {
-        errors.keep(remove_link(&pins, on));
+    let mut unloaded = Unloaded { found: true, ..Unloaded::default() };
+    let has_settings = pins.has("SETTINGS");
+    let alias = if has_settings { errors.keep(end_flows(&pins, &mut unloaded)).flatten() } else { None };
+    // Ingress goes before egress, and both before the rest: without them nothing depends on it.
+    for on in detached_in_order() {
+        if on.direction == Direction::Egress
+            && let Some(alias) = alias
+        {
+            // No flow begins any more. Without its entry a listener's packet does not get the alias as its source.
+            errors.keep(Flows::read(alias).and_then(|flows| flows.delete_entries()));
+        }
+        if pins.has(on.link_pin) {
+            errors.keep(remove_link(&pins, on));
+        }
+        if has_settings {
+            errors.keep(remove_filter(&pins, on));
+        }
     }
-    if pins.has("SETTINGS") {
-        errors.keep(remove_filters(&pins));
+    if has_settings {
+        errors.keep(remove_qdisc(&pins));
     }
-    // If our program could not be detached, it still needs delivery by `lo`.
-    let own = if errors.is_empty() { own } else { Vec::new() };
-    errors.keep(tear_delivery_down(&own));
     errors.keep(detach_from_cgroup(&pins));
     let programs = attachments::on_interface().map(|on| on.program_pin);
     let rest = MAPS.into_iter().chain(programs).filter(|name| pins.has(name));
@@ -51,7 +74,42 @@ pub fn unload() -> Result<bool> {
     }
     errors.keep(bpffs::unmount_ours());
     errors.into_failure(Exit::Kernel, FAILED)?;
-    Ok(true)
+    Ok(unloaded)
+}
+
+/// Stops carrying and resets the listeners' ends of carried flows, while the egress program still translates the resets.
+/// Gives the alias whose entries have to go; none where they stay.
+fn end_flows(pins: &Pins, unloaded: &mut Unloaded) -> Result<Option<Ipv4Addr>> {
+    let notes = &mut unloaded.notes;
+    if !others(&our_programs(pins)?)?.is_empty() {
+        notes.add("another distribution's programs are attached, and may carry flows: none is ended");
+        return Ok(None);
+    }
+    let mut map = maps::SETTINGS.pinned()?;
+    let settings = map.get()?;
+    // From here on no flow begins.
+    map.set(Settings { carrying: Carrying::Off as u32, ..settings })?;
+    let flows = match Flows::read(settings.alias.into()) {
+        Ok(flows) => flows,
+        // A kernel without ctnetlink. The entries end by themselves.
+        Err(error) => {
+            notes.add(format!(
+                "carried flows are not counted, and stay in conntrack until they expire: {error:#}"
+            ));
+            return Ok(None);
+        }
+    };
+    if let Err(error) = flows.destroy_sockets() {
+        notes.add(format!("some carried connections end only after a timeout: {error:#}"));
+    }
+    unloaded.flows = flows.count();
+    Ok(Some(settings.alias.into()))
+}
+
+/// The programs on the interface in the order in which they are detached.
+fn detached_in_order() -> impl Iterator<Item = InterfaceAttachment> {
+    let all: Vec<_> = attachments::on_interface().collect();
+    all.into_iter().rev()
 }
 
 /// Removes a pinned link, and waits until the program is off the interface.
@@ -84,6 +142,8 @@ fn detach_from_cgroup(pins: &Pins) -> Result<()> {
 fn remove_orphans() -> Result<bool> {
     let mut orphans = instances::read()?;
     orphans.retain(Instance::is_orphan);
+    // Ingress before egress.
+    orphans.sort_by_key(|orphan| orphan.direction);
     for orphan in &orphans {
         if let Some(name) = interface::name(orphan.ifindex) {
             clsact::remove_filter(&name, orphan.direction)?;
@@ -92,40 +152,30 @@ fn remove_orphans() -> Result<bool> {
     Ok(!orphans.is_empty())
 }
 
-/// Takes away what delivery by `lo` needs, whichever distribution has made it, unless one still needs it. Says whether
-/// there was anything. `gone` are programs that packets do not meet any more, even if they are still listed.
-fn tear_delivery_down(gone: &[u32]) -> Result<bool> {
-    if has_others(gone)? {
-        return Ok(false);
-    }
-    let mut errors = Errors::default();
-    let changes = delivery::teardown(&delivery::Machine::read()?);
-    let mut all_well = true;
-    for change in &changes {
-        // Without its record, what is not put back now would never be.
-        if matches!(change, delivery::Change::Erase(_)) && !all_well {
-            continue;
-        }
-        let done = change.carry_out().with_context(|| format!("could not {change}"));
-        all_well &= errors.keep(done).is_some();
-    }
-    errors.into_failure(Exit::Kernel, FAILED).map(|()| !changes.is_empty())
-}
-
-/// Removes our `cls_bpf` filters, and the qdisc if we made it and it has no other filter.
-fn remove_filters(pins: &Pins) -> Result<()> {
+/// The settings, if our `cls_bpf` filters may still be on the interface: it takes them along when it goes.
+fn filtered(pins: &Pins) -> Result<Option<Settings>> {
     let settings = maps::SETTINGS.pinned()?.get()?;
     if Hook::from_number(settings.hook) != Some(Hook::ClsBpf) {
-        return Ok(());
+        return Ok(None);
     }
-    if !matches!(attachment(&settings, pins)?, Attachment::Alive(_) | Attachment::Detached) {
-        return Ok(()); // The interface took both along.
+    let is_gone =
+        matches!(attachment(&settings, pins)?, Attachment::InterfaceGone | Attachment::InterfaceMadeAnew);
+    Ok((!is_gone).then_some(settings))
+}
+
+/// Removes our `cls_bpf` filter on this side.
+fn remove_filter(pins: &Pins, on: InterfaceAttachment) -> Result<()> {
+    let Some(settings) = filtered(pins)? else { return Ok(()) };
+    let is_there = clsact::read(settings.ifindex)?.our_programs.contains_key(&on.direction);
+    match interface::name(settings.ifindex) {
+        Some(name) if is_there => clsact::remove_filter(&name, on.direction),
+        _ => Ok(()),
     }
-    for direction in clsact::read(settings.ifindex)?.our_programs.into_keys() {
-        if let Some(name) = interface::name(settings.ifindex) {
-            clsact::remove_filter(&name, direction)?;
-        }
-    }
+}
+
+/// Removes the qdisc if we made it and nobody else has a filter there.
+fn remove_qdisc(pins: &Pins) -> Result<()> {
+    let Some(settings) = filtered(pins)? else { return Ok(()) };
     let left = clsact::read(settings.ifindex)?;
     if settings.clsact_ifindex == settings.ifindex && left.exists && !left.has_others {
         clsact::remove(settings.ifindex)?;

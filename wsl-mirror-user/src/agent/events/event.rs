@@ -3,7 +3,7 @@
 /// Something has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// To interfaces, policy rules or sysctls.
+    /// To interfaces or tc filters.
     Machine,
     /// To nftables.
     PacketFilters,

@@ -1,4 +1,4 @@
-//! Changes of files, by inotify: the configuration, and the sysctls that netlink does not tell of.
+//! Changes of the configuration, by inotify.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,7 +14,6 @@ use tokio::io::unix::AsyncFd;
 
 use super::event::Event;
 use super::readable::readable;
-use crate::loader::delivery::sysctls;
 
 /// Files that are watched. The folder of the configuration, for editors put a new file in the place of the old one.
 pub struct Files {
@@ -32,16 +31,10 @@ struct Message {
 }
 
 impl Files {
-    /// Watches the configuration, and the sysctls that netlink does not tell of.
+    /// Watches the configuration.
     pub fn watch(config: &Path) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let folder = add_folder(&inotify, config)?;
-        // Netlink tells of some of them only (`devinet_conf_proc`). inotify sees those who write by the same mount of
-        // /proc, which other distributions do not.
-        for path in sysctls::files() {
-            // Where there is none, none can change.
-            let _ = inotify::add_watch(&inotify, path.as_str(), WatchFlags::MODIFY);
-        }
         Ok(Self { inotify: readable(inotify)?, config: config.to_owned(), folder: Some(folder) })
     }
 

@@ -23,8 +23,8 @@ use crate::exit::{Exit, OrExit as _};
 
 pub use self::event::Event;
 
-/// Groups of rtnetlink (`enum rtnetlink_groups`): interfaces, tc filters, IPv4's policy rules and per-interface sysctls.
-const ROUTE_GROUPS: u32 = group(1) | group(4) | group(8) | group(24);
+/// Groups of rtnetlink (`enum rtnetlink_groups`): interfaces and tc filters.
+const ROUTE_GROUPS: u32 = group(1) | group(4);
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = group(7);
 /// At most so many messages are taken at once.

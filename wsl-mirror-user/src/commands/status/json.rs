@@ -1,12 +1,13 @@
 //! `wsl-mirror status --json`. Fields are added, never renamed or removed.
 
+use std::net::Ipv4Addr;
+
 use serde::Serialize;
-use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, PortKey, Protocol, Reason};
+use wsl_mirror_core::abi::{Carrying, Hook, Owner, OwnerPolicy, PortKey, Protocol, Reason};
 
 use crate::agent::report::Report as Agent;
-use crate::host::firewall;
 use crate::host::networking::NetworkingMode;
-use crate::inspect::snapshot::{Delivery as DeliveryState, Elsewhere, Loaded, Program, Snapshot, Way};
+use crate::inspect::snapshot::{Elsewhere, Loaded, Program, Snapshot};
 use crate::loader::maps::PortTraffic;
 use crate::loader::state::Attachment;
 
@@ -19,9 +20,6 @@ pub struct Status<'a> {
     steering: bool,
     #[serde(flatten)]
     details: Option<Details<'a>>,
-    /// What `unload` would do about a load whose distribution was terminated.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    left_behind: Vec<String>,
     /// What other distributions steer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     elsewhere: Vec<Other<'a>>,
@@ -52,9 +50,11 @@ struct Details<'a> {
     /// `tcx` or `cls_bpf`.
     hook: &'static str,
     program: Option<LoadedProgram<'a>>,
-    /// The bits that steered packets get.
+    /// The address to which carried flows are sent inside Linux.
+    alias: Ipv4Addr,
+    carrying: CarryingState<'a>,
+    /// The bits that carried packets get.
     mark: u32,
-    delivery: Delivery<'a>,
     /// `steer` or `pass`.
     default_policy: &'static str,
     /// What ports get by who serves them.
@@ -66,29 +66,15 @@ struct Details<'a> {
     ports: Vec<Port>,
 }
 
-/// How steered packets get to their listener.
+/// Whether flows are carried.
 #[derive(Debug, Serialize)]
-struct Delivery<'a> {
-    /// `lo`: as if received there, on ports where nothing else helps; `plain`: as they came in.
-    way: &'static str,
-    /// What stands in the way of delivery by `lo` now. With `lo` packets are lost then; with `plain` and nothing here
-    /// it is the configuration that says so, or a `load` would change it.
+struct CarryingState<'a> {
+    /// `on` or `off`, as the program was told.
+    state: &'static str,
+    /// What keeps flows from being carried now, one sentence each.
     obstacles: Vec<String>,
-    /// Ports whose packets a rule drops before conntrack if they do not come in on `lo`.
-    dropped: Vec<Dropped<'a>>,
     /// What of the machine's packet filters could not be read.
     unread: &'a [String],
-}
-
-#[derive(Debug, Serialize)]
-struct Dropped<'a> {
-    first_port: u16,
-    last_port: u16,
-    protocol: &'static str,
-    /// `not_on_lo` or `closed`.
-    rule: &'static str,
-    /// The rule.
-    by: &'a str,
 }
 
 #[derive(Debug, Serialize)]
@@ -134,7 +120,6 @@ impl<'a> From<&'a Snapshot> for Status<'a> {
             loaded: snapshot.loaded.is_some(),
             steering: snapshot.is_steering(),
             details: snapshot.loaded.as_ref().map(Details::from),
-            left_behind: snapshot.left_behind.iter().map(ToString::to_string).collect(),
             elsewhere: snapshot.elsewhere.iter().map(Other::from).collect(),
             agent: snapshot.agent.as_ref(),
         }
@@ -162,8 +147,16 @@ impl<'a> From<&'a Loaded> for Details<'a> {
             networking: loaded.networking.as_ref().map(NetworkingMode::name),
             hook: loaded.hook.map_or("unknown", Hook::name),
             program: loaded.program.as_ref().map(LoadedProgram::from),
+            alias: loaded.alias,
+            carrying: CarryingState {
+                state: match loaded.carrying {
+                    Carrying::On => "on",
+                    Carrying::Off => "off",
+                },
+                obstacles: loaded.obstacles.iter().map(ToString::to_string).collect(),
+                unread: &loaded.unread,
+            },
             mark: loaded.mark,
-            delivery: Delivery::from(&loaded.delivery),
             default_policy: loaded.default_policy.name(),
             owners: loaded.owners.iter().map(OwnerRule::from).collect(),
             exempt_ports: loaded.exempt_ports(),
@@ -183,32 +176,6 @@ impl<'a> From<&'a Loaded> for Details<'a> {
 impl<'a> From<&'a Program> for LoadedProgram<'a> {
     fn from(program: &'a Program) -> Self {
         Self { id: program.id, name: &program.name, tag: format!("{:016x}", program.tag) }
-    }
-}
-
-impl<'a> From<&'a DeliveryState> for Delivery<'a> {
-    fn from(delivery: &'a DeliveryState) -> Self {
-        Self {
-            way: match delivery.way {
-                Way::Plain => "plain",
-                Way::Lo => "lo",
-            },
-            obstacles: delivery.obstacles.iter().map(ToString::to_string).collect(),
-            dropped: delivery.dropped.iter().map(Dropped::from).collect(),
-            unread: &delivery.unread,
-        }
-    }
-}
-
-impl<'a> From<&'a firewall::Drop> for Dropped<'a> {
-    fn from(drop: &'a firewall::Drop) -> Self {
-        Self {
-            first_port: *drop.ports.start(),
-            last_port: *drop.ports.end(),
-            protocol: drop.protocol.name(),
-            rule: drop.rule.name(),
-            by: &drop.by,
-        }
     }
 }
 
@@ -250,8 +217,8 @@ mod tests {
         let mut status = json(&Snapshot { loaded: Some(loaded()), ..Snapshot::default() });
         let expected_without_verdicts = serde_json::json!({
             "loaded": true, "steering": true, "attachment": "alive", "interface": "loopback0", "ifindex": 7,
-            "hook": "tcx", "program": {"id": 42, "name": "wsl_mirror", "tag": "00000000000000ff"}, "mark": 4096,
-            "delivery": {"way": "lo", "obstacles": [], "dropped": [], "unread": []}, "default_policy": "steer",
+            "hook": "tcx", "program": {"id": 42, "name": "wsl_mirror", "tag": "00000000000000ff"}, "alias": "127.119.0.1", "carrying": {"state": "on", "obstacles": [], "unread": []}, "mark": 128,
+            "default_policy": "steer",
             "exempt_ports": 2,
             "owners": [{"name": "docker-proxy", "uid": 0, "policy": "steer"}],
             "ports": [{"port": 8080, "protocol": "tcp", "steered_flows": 3, "steered_packets": 30,
@@ -296,8 +263,9 @@ mod tests {
             "ifindex",
             "hook",
             "program",
+            "alias",
+            "carrying",
             "mark",
-            "delivery",
             "default_policy",
             "owners",
             "exempt_ports",

@@ -1,11 +1,10 @@
 //! `wsl-mirror status` for people.
 
-use wsl_mirror_core::abi::{Hook, Owner, PortRule, Protocol, Reason};
+use wsl_mirror_core::abi::{Carrying, Hook, Owner, Protocol, Reason};
 
 use crate::agent::report::Report as Agent;
-use crate::host::firewall;
 use crate::host::networking::NetworkingMode;
-use crate::inspect::snapshot::{Delivery, Elsewhere, Loaded, Snapshot, Way};
+use crate::inspect::snapshot::{Elsewhere, Loaded, Snapshot};
 use crate::loader::state::Attachment;
 use crate::output::{self, BAD, GOOD, HEADING};
 
@@ -31,18 +30,9 @@ fn own(snapshot: &Snapshot) -> Option<String> {
     match &snapshot.loaded {
         None if !snapshot.elsewhere.is_empty() => None,
         Some(own) if !own.attachment.is_alive() && snapshot.is_steering() => None,
-        None => Some(not_loaded(snapshot)),
+        None => Some(format!("{BAD}not loaded{BAD:#}: `wsl-mirror load` loads it")),
         Some(own) => Some(loaded(own)),
     }
-}
-
-fn not_loaded(snapshot: &Snapshot) -> String {
-    let mut text = vec![format!("{BAD}not loaded{BAD:#}: `wsl-mirror load` loads it")];
-    if !snapshot.left_behind.is_empty() {
-        text.push("left behind by another distribution; `wsl-mirror unload` would:".to_owned());
-    }
-    text.extend(snapshot.left_behind.iter().map(|change| format!("  {change}")));
-    text.join("\n")
 }
 
 fn loaded(loaded: &Loaded) -> String {
@@ -53,8 +43,9 @@ fn loaded(loaded: &Loaded) -> String {
     if let Some(program) = &loaded.program {
         text.push(format!("program  {} id {} tag {:016x}", program.name, program.id, program.tag));
     }
+    text.extend(carrying(loaded));
+    text.push(format!("alias    {}", loaded.alias));
     text.push(format!("mark     {:#x}", loaded.mark));
-    text.extend(delivery(&loaded.delivery));
     text.push(format!("default  {}", loaded.default_policy.name()));
     for (owner, policy) in &loaded.owners {
         let user =
@@ -122,46 +113,24 @@ fn ports(loaded: &Loaded) -> Vec<String> {
     vec![format!("\n{HEADING}ports so far{HEADING:#}"), output::table(headings, &[1, 2, 3, 4], rows)]
 }
 
-fn delivery(delivery: &Delivery) -> Vec<String> {
-    let is_clear = delivery.obstacles.is_empty();
-    let mut text = vec![match (delivery.way, is_clear) {
-        (Way::Lo, true) => "delivery by lo where nothing else helps".to_owned(),
-        (Way::Lo, false) => format!(
-            "delivery {BAD}by lo, which loses packets{BAD:#}; once this is put right, or else to take the plain \
-             way, `wsl-mirror load`:"
-        ),
-        (Way::Plain, true) => {
-            "delivery plain: so says the configuration, or `wsl-mirror load` changes it".to_owned()
+/// Whether flows are carried, and what is in the way.
+fn carrying(loaded: &Loaded) -> Vec<String> {
+    let is_clear = loaded.obstacles.is_empty();
+    let mut text = vec![match (loaded.carrying, is_clear) {
+        (Carrying::On, true) => "carrying on".to_owned(),
+        (Carrying::On, false) => {
+            format!("carrying {BAD}on, but flows hang{BAD:#}; `wsl-mirror load` takes this into account:")
         }
-        (Way::Plain, false) => "delivery plain: by lo packets would be lost:".to_owned(),
+        (Carrying::Off, true) => {
+            format!(
+                "carrying {BAD}off{BAD:#}: nothing is in the way any more; `wsl-mirror load` begins again"
+            )
+        }
+        (Carrying::Off, false) => format!("carrying {BAD}off{BAD:#}, packets pass as if nothing was loaded:"),
     }];
-    text.extend(delivery.obstacles.iter().map(|obstacle| format!("         {obstacle}")));
-    let reach = if delivery.way == Way::Lo && is_clear { Reach::ByLo } else { Reach::Nothing };
-    text.extend(delivery.dropped.iter().map(|drop| dropped(drop, reach)));
-    text.extend(delivery.unread.iter().map(|unread| format!("         could not be read: {unread}")));
+    text.extend(loaded.obstacles.iter().map(|obstacle| format!("         {obstacle}")));
+    text.extend(loaded.unread.iter().map(|unread| format!("         could not be read: {unread}")));
     text
-}
-
-/// What reaches a port whose packets are dropped unless on `lo`.
-#[derive(Clone, Copy)]
-enum Reach {
-    ByLo,
-    Nothing,
-}
-
-fn dropped(drop: &firewall::Drop, reach: Reach) -> String {
-    let ports = match (*drop.ports.start(), *drop.ports.end()) {
-        (1, u16::MAX) => "every port".to_owned(),
-        (first, last) if first == last => first.to_string(),
-        (first, last) => format!("{first}-{last}"),
-    };
-    let what = match (drop.rule, reach) {
-        // The user's will, and nothing that we have to find a way around.
-        (PortRule::Closed, _) => "closed to Windows".to_owned(),
-        (_, Reach::Nothing) => format!("{BAD}out of reach{BAD:#}"),
-        (_, Reach::ByLo) => "only by lo".to_owned(),
-    };
-    format!("         {what}: {ports}/{}, for {}", drop.protocol.name(), drop.by)
 }
 
 /// What the agent says of itself.
@@ -182,8 +151,8 @@ fn count(n: usize, what: &str) -> String {
 mod tests {
     use super::*;
     use crate::agent::report::State;
+    use crate::host::firewall::Obstacle;
     use crate::inspect::snapshot::tests::loaded as loaded_snapshot;
-    use crate::loader::delivery::Objection;
 
     /// The text without styles.
     fn plain(snapshot: &Snapshot) -> String {
@@ -201,8 +170,9 @@ mod tests {
         let expected = "\
 steering loopback0 (index 7) by tcx
 program  wsl_mirror id 42 tag 00000000000000ff
-mark     0x1000
-delivery by lo where nothing else helps
+carrying on
+alias    127.119.0.1
+mark     0x80
 default  steer
 owner    docker-proxy (user 0): steer
 exempt   2 ports (`wsl-mirror exempt list`)
@@ -234,33 +204,28 @@ reason     packets  meaning
     }
 
     #[test]
-    fn people_read_what_is_out_of_reach() {
-        let drop =
-            |ports, rule| firewall::Drop { protocol: Protocol::Tcp, ports, rule, by: "nft rule 7".into() };
-        let text = plain(&with(|loaded| {
-            loaded.networking = Some(NetworkingMode::VirtioProxy);
-            loaded.delivery = Delivery {
-                way: Way::Plain,
-                obstacles: vec![Objection::LoIsDown],
-                dropped: vec![
-                    drop(1..=u16::MAX, PortRule::Closed),
-                    drop(8080..=8081, PortRule::NotOnLo),
-                    drop(9..=9, PortRule::NotOnLo),
-                ],
-                unread: vec!["nftables: no".into()],
-            };
-        }));
-        for line in [
-            "mode     virtioproxy: loopback0 has an address of its own",
-            "delivery plain: by lo packets would be lost:",
-            "         lo is down (`ip link set lo up`)",
-            "         closed to Windows: every port/tcp, for nft rule 7",
-            "         out of reach: 8080-8081/tcp, for nft rule 7",
-            "         out of reach: 9/tcp, for nft rule 7",
-            "         could not be read: nftables: no",
-        ] {
-            assert!(text.lines().any(|found| found == line), "{line}\n\n{text}");
-        }
+    fn people_read_why_no_flow_is_carried() {
+        let lines = |carrying, obstacles: &[Obstacle]| {
+            let text = plain(&with(|loaded| {
+                loaded.carrying = carrying;
+                loaded.obstacles = obstacles.to_vec();
+                loaded.unread = vec!["nftables: no".into()];
+            }));
+            let from = text.lines().skip_while(|line| !line.starts_with("carrying"));
+            from.take_while(|line| !line.starts_with("alias")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let rule = Obstacle::Zone("nft rule 7".into());
+        let indented = format!("         {rule}");
+        let unread = "         could not be read: nftables: no";
+        assert_eq!(lines(Carrying::On, &[]), ["carrying on", unread]);
+        let off = "carrying off, packets pass as if nothing was loaded:";
+        assert_eq!(lines(Carrying::Off, std::slice::from_ref(&rule)), [off, &indented, unread]);
+        let hang = "carrying on, but flows hang; `wsl-mirror load` takes this into account:";
+        assert_eq!(lines(Carrying::On, &[rule]), [hang, &indented, unread]);
+        let again = "carrying off: nothing is in the way any more; `wsl-mirror load` begins again";
+        assert_eq!(lines(Carrying::Off, &[]), [again, unread]);
+        let text = plain(&with(|loaded| loaded.networking = Some(NetworkingMode::VirtioProxy)));
+        assert!(text.contains("\nmode     virtioproxy: loopback0 has an address of its own\n"), "{text}");
     }
 
     #[test]

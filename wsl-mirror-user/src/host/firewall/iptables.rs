@@ -3,13 +3,39 @@
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
-use super::ruleset::{ABOUT_US, Base, Chain, Condition, Rule, Ruleset, Sense, Verdict};
-use crate::host::marks::claimed;
+use super::ruleset::{Base, Chain, Condition, Effect, Kind, Rule, Ruleset, Sense, Verdict};
 
 /// Matches that want nothing but what their options say. Any other may want something without a single option
 /// (`-m socket`).
 const PLAIN_MATCHES: [&str; 9] =
     ["tcp", "udp", "udplite", "sctp", "dccp", "multiport", "comment", "mark", "connmark"];
+
+/// Matches and targets that take conntrack into use (`nf_ct_netns_get`).
+const OF_CONNTRACK: [&str; 18] = [
+    "connbytes",
+    "connlabel",
+    "connlimit",
+    "connmark",
+    "conntrack",
+    "helper",
+    "state",
+    "CONNMARK",
+    "CONNSECMARK",
+    "CT",
+    "DNAT",
+    "MASQUERADE",
+    "NETMAP",
+    "NOTRACK",
+    "REDIRECT",
+    "SAME",
+    "SNAT",
+    "SYNPROXY",
+];
+
+/// Whether a match or target of this name takes conntrack into use.
+pub fn needs_conntrack(name: &str) -> bool {
+    OF_CONNTRACK.contains(&name)
+}
 
 /// Whether it was written by an iptables on top of nftables: its first line says so, in one way or another.
 pub fn is_of_nft(text: &str) -> bool {
@@ -53,9 +79,7 @@ pub fn parse(text: &str, kind: &str) -> Result<Ruleset, String> {
 
 /// `NAME POLICY [packets:bytes]`
 fn read_chain(line: &str, table: &str, kind: &str) -> Chain {
-    let mut words = line.split(' ');
-    let name = words.next().unwrap_or_default().to_owned();
-    let drops = words.next() == Some("DROP");
+    let name = line.split(' ').next().unwrap_or_default().to_owned();
     // `include/uapi/linux/netfilter_ipv4.h`; of nat it does not matter here that each hook has another one.
     let priority = match table {
         "raw" => -300,
@@ -64,6 +88,7 @@ fn read_chain(line: &str, table: &str, kind: &str) -> Chain {
         "security" => 50,
         _ => 0,
     };
+    let translation = if table == "nat" { Kind::Nat } else { Kind::Filter };
     let hook = match name.as_str() {
         "PREROUTING" => Some("prerouting"),
         "INPUT" => Some("input"),
@@ -76,7 +101,7 @@ fn read_chain(line: &str, table: &str, kind: &str) -> Chain {
         table: format!("{kind} {table}"),
         name,
         sees_ipv4: true,
-        base: hook.map(|hook| Base { hook: hook.to_owned(), priority, drops }),
+        base: hook.map(|hook| Base { hook: hook.to_owned(), priority, kind: translation }),
         rules: Vec::new(),
     }
 }
@@ -108,8 +133,6 @@ fn read_rule(words: impl Iterator<Item = String>) -> Rule {
     let mut rule = Rule::default();
     let mut sense = Sense::Is;
     let mut target = String::new();
-    let (mut packet_mask, mut ct_mask) = (u32::MAX, u32::MAX);
-    let mut restores = false;
     while let Some(word) = words.next() {
         let mut value = || words.next_if(|next| next != "!").unwrap_or_default();
         match word.as_str() {
@@ -118,13 +141,16 @@ fn read_rule(words: impl Iterator<Item = String>) -> Rule {
                 continue;
             }
             "-m" | "--match" => {
-                let is_plain = PLAIN_MATCHES.contains(&value().as_str());
+                let name = value();
+                rule.needs_conntrack |= needs_conntrack(&name);
+                let is_plain = PLAIN_MATCHES.contains(&name.as_str());
                 rule.conditions.extend((!is_plain).then_some(Condition::Unknown));
             }
             "-i" | "--in-interface" => {
-                let name = value();
-                let name = name.strip_suffix('+').map(|name| format!("{name}*")).unwrap_or(name);
-                rule.conditions.push(Condition::Interface(vec![name], sense));
+                rule.conditions.push(Condition::InInterface(vec![pattern(value())], sense));
+            }
+            "-o" | "--out-interface" => {
+                rule.conditions.push(Condition::OutInterface(vec![pattern(value())], sense));
             }
             "-d" | "--destination" => {
                 let known = addresses(&value()).map(|range| Condition::Destination(vec![range], sense));
@@ -139,36 +165,18 @@ fn read_rule(words: impl Iterator<Item = String>) -> Rule {
                 let known = protocol(&value()).into_iter().collect();
                 rule.conditions.push(Condition::Protocol(known, sense));
             }
-            "--dport" | "--destination-port" | "--dports" | "--destination-ports" => {
-                let ranges: Option<Vec<_>> = value().split(',').map(ports).collect();
-                let known = ranges.map(|ranges| Condition::DestinationPort(ranges, sense));
-                rule.conditions.push(known.unwrap_or(Condition::Unknown));
-            }
-            "--comment" => rule.is_about_us |= value().starts_with(ABOUT_US),
-            "--mark" => {
-                rule.mark_bits |= with_mask(&value());
-                rule.conditions.push(Condition::Unknown);
-            }
+            "--comment" => drop(value()),
             "-j" | "--jump" => {
                 target = value();
                 rule.verdict = verdict(&target);
-                // Who gets it there may let it through.
-                if ["NFQUEUE", "QUEUE"].contains(&target.as_str()) {
-                    rule.conditions.push(Condition::Unknown);
+                rule.needs_conntrack |= needs_conntrack(&target);
+                if target == "NOTRACK" {
+                    rule.effect = Some(Effect::Untracks);
                 }
             }
+            "--notrack" if target == "CT" => rule.effect = Some(Effect::Untracks),
+            "--zone" | "--zone-orig" | "--zone-reply" if target == "CT" => rule.effect = Some(Effect::Zones),
             "-g" | "--goto" => rule.verdict = Verdict::Goto(value()),
-            "--set-xmark" | "--set-mark" | "--or-mark" | "--xor-mark" | "--tproxy-mark" => {
-                rule.mark_bits |= with_mask(&value());
-            }
-            "--and-mark" => rule.mark_bits |= number(&value()).map_or(0, |kept| claimed(!kept)),
-            "--restore-mark" => restores = true,
-            "--nfmask" => packet_mask = number(&value()).unwrap_or(u32::MAX),
-            "--ctmask" => ct_mask = number(&value()).unwrap_or(u32::MAX),
-            "--mask" => {
-                packet_mask = number(&value()).unwrap_or(u32::MAX);
-                ct_mask = packet_mask;
-            }
             // Options of a target decide nothing about who meets it; those of a match may.
             option if option.starts_with('-') && target.is_empty() => {
                 rule.conditions.push(Condition::Unknown);
@@ -177,35 +185,20 @@ fn read_rule(words: impl Iterator<Item = String>) -> Rule {
         }
         sense = Sense::Is;
     }
-    if target == "CONNMARK" {
-        rule.mark_bits |= claimed(packet_mask) | claimed(ct_mask);
-    }
-    if restores {
-        rule.restored_bits = ct_mask;
-    }
     rule
+}
+
+/// The name of an interface; `+` at the end stands for any.
+fn pattern(name: String) -> String {
+    name.strip_suffix('+').map(|name| format!("{name}*")).unwrap_or(name)
 }
 
 fn verdict(target: &str) -> Verdict {
     match target {
-        "ACCEPT" | "NFQUEUE" | "QUEUE" => Verdict::Accept,
-        "DROP" | "REJECT" => Verdict::Drop,
+        "ACCEPT" | "NFQUEUE" | "QUEUE" | "DROP" | "REJECT" => Verdict::End,
         "RETURN" => Verdict::Return,
         // One that is no chain is jumped over.
         name => Verdict::Jump(name.to_owned()),
-    }
-}
-
-/// The bits that `VALUE[/MASK]` names.
-fn with_mask(text: &str) -> u32 {
-    let (value, mask) = text.split_once('/').unwrap_or((text, "0xffffffff"));
-    number(value).unwrap_or(0) | number(mask).map_or(0, claimed)
-}
-
-fn number(text: &str) -> Option<u32> {
-    match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
     }
 }
 
@@ -216,14 +209,6 @@ fn protocol(text: &str) -> Option<u8> {
         "icmp" => Some(1),
         "sctp" => Some(132),
         _ => text.parse().ok(),
-    }
-}
-
-/// `PORT[:PORT]`
-fn ports(text: &str) -> Option<RangeInclusive<u16>> {
-    match text.split_once(':') {
-        Some((first, last)) => Some(first.parse().ok()?..=last.parse().ok()?),
-        None => text.parse().ok().map(|port| port..=port),
     }
 }
 
@@ -256,81 +241,45 @@ mod tests {
     fn conditions_keep_their_sense() {
         let read = rule("! -i lo -d 127.0.0.0/8 -p udp -m udp ! --dport 53:54 -j DROP");
         let expected = [
-            Condition::Interface(vec!["lo".into()], Sense::IsNot),
+            Condition::InInterface(vec!["lo".into()], Sense::IsNot),
             Condition::Destination(vec![0x7f00_0000..=0x7fff_ffff], Sense::Is),
             Condition::Protocol(vec![17], Sense::Is),
-            Condition::DestinationPort(vec![53..=54], Sense::IsNot),
+            Condition::Unknown,
         ];
-        assert_eq!((read.conditions.as_slice(), read.verdict), (expected.as_slice(), Verdict::Drop));
-        assert_eq!(rule("-i eth+").conditions, [Condition::Interface(vec!["eth*".into()], Sense::Is)]);
-        assert_eq!(
-            rule("-p tcp -m multiport --dports 80,443:444").conditions[1],
-            Condition::DestinationPort(vec![80..=80, 443..=444], Sense::Is)
-        );
-        assert!(rule("-m conntrack --ctstate INVALID -j DROP").conditions.contains(&Condition::Unknown));
-        assert!(rule("-m addrtype --dst-type LOCAL -j DOCKER").conditions.contains(&Condition::Unknown));
-        assert_eq!(rule("-j REJECT --reject-with icmp-port-unreachable").conditions, []);
-    }
-
-    /// The ports that are dropped unless they come in on `lo`, by these rules of raw PREROUTING.
-    fn dropped(rules: &[&str]) -> usize {
-        let rules: Vec<_> = rules.iter().map(|rule| format!("-A PREROUTING {rule}\n")).collect();
-        let text = format!("*raw\n:PREROUTING ACCEPT [0:0]\n{}COMMIT\n", rules.concat());
-        super::super::walk::drops(&parse(&text, "iptables-legacy").unwrap(), "loopback0").len()
+        assert_eq!((read.conditions.as_slice(), read.verdict), (expected.as_slice(), Verdict::End));
+        assert_eq!(rule("-o eth+").conditions, [Condition::OutInterface(vec!["eth*".into()], Sense::Is)]);
+        for unknown in ["-m socket", "-m conntrack --ctstate INVALID", "-m mark --mark 1", "--dports 80,443"]
+        {
+            assert!(rule(unknown).conditions.contains(&Condition::Unknown), "{unknown}");
+        }
+        let said = "-m comment --comment \"x y\" -j REJECT --reject-with icmp-port-unreachable";
+        assert_eq!(rule(said).conditions, []);
     }
 
     #[test]
-    fn an_unknown_match_makes_no_rule_certain() {
-        let drop = "! -i lo -p udp -m udp --dport 53 -j DROP";
-        assert_eq!(dropped(&[drop]), 1);
-        for with in [
-            "-m socket",
-            "-m socket --transparent",
-            "-m limit --limit 400/sec",
-            "-m hashlimit --hashlimit-above 400/sec --hashlimit-name flood",
-            "-m set --match-set flood src",
-            "-m quota --quota 100000",
-            "-m statistic --mode random --probability 0.5",
+    fn a_target_tells_what_becomes_of_the_entry() {
+        for (line, effect) in [
+            ("-i eth0 -j CT --notrack", Some(Effect::Untracks)),
+            ("-p tcp -m tcp --dport 80 -j NOTRACK", Some(Effect::Untracks)),
+            ("-j CT --zone 7", Some(Effect::Zones)),
+            ("-j CT --zone-orig 7", Some(Effect::Zones)),
+            ("-j CT --zone-reply mark", Some(Effect::Zones)),
+            ("-j CT --helper ftp", None),
+            ("-m conntrack --ctstate UNTRACKED -j ACCEPT", None),
+            ("-m comment --comment --notrack -j ACCEPT", None),
         ] {
-            let drop = format!("! -i lo -p udp -m udp --dport 53 {with} -j DROP");
-            assert_eq!(dropped(&[&drop]), 0, "{with}");
-            for verdict in ["ACCEPT", "RETURN", "NFQUEUE --queue-num 1"] {
-                let first = format!("-p udp {with} -j {verdict}");
-                assert_eq!(dropped(&[&first, "! -i lo -p udp -m udp --dport 53 -j DROP"]), 0, "{first}");
-            }
-        }
-        assert_eq!(dropped(&["-p udp -j NFQUEUE --queue-num 1 --queue-bypass", drop]), 0);
-        // What is understood still is, and what is for other packets is not in the way.
-        for first in [
-            "-p udp -m comment --comment \"seen\" -j LOG --log-prefix x",
-            "-p tcp -m socket -j ACCEPT",
-            "-p esp -j ACCEPT",
-            "-p icmp -m icmp --icmp-type 8 -j ACCEPT",
-            "-i eth0 -m conntrack --ctstate ESTABLISHED -j ACCEPT",
-        ] {
-            assert_eq!(dropped(&[first, drop]), 1, "{first}");
+            assert_eq!(rule(line).effect, effect, "{line}");
         }
     }
 
     #[test]
-    fn bits_of_the_mark_are_collected() {
-        for (line, bits) in [
-            ("-m mark --mark 0x1", 0x1),
-            ("-m mark ! --mark 0x40000/0xff0000", 0xff_0000),
-            ("-m connmark --mark 16", 0x10),
-            ("-j MARK --set-xmark 0x1/0xffffffff", 0x1),
-            ("-j MARK --set-xmark 0x0/0x100", 0x100),
-            ("-j MARK --and-mark 0xfffffeff", 0x100),
-            ("-j CONNMARK --save-mark --nfmask 0xff0000 --ctmask 0xff0000", 0xff_0000),
-            ("-j CONNMARK --restore-mark --mask 0xf0", 0xf0),
-            ("-j TPROXY --on-port 1 --on-ip 0.0.0.0 --tproxy-mark 0x8/0x8", 0x8),
-            ("-m connlimit --connlimit-mask 32 -j DROP", 0),
-        ] {
-            assert_eq!(rule(line).mark_bits, bits, "{line}");
+    fn a_rule_that_needs_conntrack_is_known_by_its_match_or_target() {
+        for line in ["-m state --state NEW", "-m conntrack --ctstate INVALID -j DROP", "-j MASQUERADE"] {
+            assert!(rule(line).needs_conntrack, "{line}");
         }
-        assert_eq!(rule("-j CONNMARK --restore-mark").restored_bits, u32::MAX);
-        assert_eq!(rule("-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xf0").restored_bits, 0xf0);
-        assert_eq!(rule("-j CONNMARK --save-mark").restored_bits, 0);
+        for line in ["-p tcp -m tcp --dport 80 -j ACCEPT", "-m addrtype --dst-type LOCAL -j DOCKER"] {
+            assert!(!rule(line).needs_conntrack, "{line}");
+        }
     }
 
     #[test]
@@ -345,8 +294,7 @@ mod tests {
             assert!(parse(text, "x").unwrap_err().contains(line), "{text}");
         }
         let counted = parse("*raw\n:INPUT DROP [1:2]\n[1:2] -A INPUT -j ACCEPT\nCOMMIT\n", "x").unwrap();
-        assert_eq!(counted.chains[0].rules[0].verdict, Verdict::Accept);
-        assert!(counted.chains[0].base.as_ref().unwrap().drops);
+        assert_eq!(counted.chains[0].rules[0].verdict, Verdict::End);
     }
 
     #[test]

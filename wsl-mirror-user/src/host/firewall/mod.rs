@@ -1,16 +1,15 @@
-//! What the machine's packet filters say: which bits of the mark they use, which ports they drop unless a packet
-//! comes in on `lo`, and whether they copy marks onto replies. Read, never written.
+//! What the machine's packet filters say of carried flows. Read, never written.
 
 mod iptables;
 mod nft;
+mod obstacles;
 mod ruleset;
-mod walk;
 
-use super::marks::MarkUse;
 use super::tool::{self, Unread};
 
 pub use iptables::parse as parse_iptables;
 pub use nft::parse as parse_nft;
+pub use obstacles::Obstacle;
 pub use ruleset::*;
 
 /// What was read, and what could not be.
@@ -18,11 +17,27 @@ pub use ruleset::*;
 pub struct Firewall {
     /// Everything that was understood.
     pub ruleset: Ruleset,
+    /// Whether the kernel has NAT's hooks: as long as a nat chain exists.
+    pub nat: Hooks,
+    /// Whether the kernel has conntrack's hooks: as long as a rule exists that needs them.
+    pub conntrack: Hooks,
     /// What could not be read, one sentence each: what it says is not known.
     pub unread: Vec<String>,
     /// Whether a part of it is unknown because reading it has failed: another time it may be read. What nobody is
     /// installed for that could read it is not meant.
     pub has_gaps: bool,
+}
+
+/// Whether the kernel has hooks of a kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hooks {
+    /// Nobody needs them.
+    Absent,
+    /// Somebody does.
+    Present,
+    /// Nobody could be asked. WSL's own tables need both kinds.
+    #[default]
+    Unknown,
 }
 
 impl Firewall {
@@ -31,32 +46,15 @@ impl Firewall {
         !self.has_gaps || older.has_gaps
     }
 
-    /// Every use of a bit of the mark by somebody else.
-    pub fn marks(&self) -> Vec<MarkUse> {
-        let rules = self.ruleset.chains.iter().flat_map(|chain| &chain.rules);
-        let by_rules = rules
-            .filter(|rule| rule.mark_bits != 0 && !rule.is_about_us)
-            .map(|rule| MarkUse { bits: rule.mark_bits, by: rule.text.clone() });
-        by_rules.chain(self.ruleset.marks.iter().cloned()).collect()
-    }
-
-    /// The rules through which the packets of local processes come and which give a packet bits of conntrack's
-    /// mark: replies could get ours by them.
-    pub fn restores(&self, mark: u32) -> Vec<&str> {
-        self.ruleset
-            .reached_from("output")
-            .iter()
-            .filter(|chain| chain.sees_ipv4)
-            .flat_map(|chain| &chain.rules)
-            .filter(|rule| rule.restored_bits & mark != 0)
-            .map(|rule| rule.text.as_str())
-            .collect()
-    }
-
-    /// The ports of 127.0.0.1 whose packets are dropped before conntrack if they come in on this interface, and
-    /// not if they come in on `lo`.
-    pub fn drops(&self, interface: &str) -> Vec<Drop> {
-        walk::drops(&self.ruleset, interface)
+    /// What keeps the kernel from translating packets of flows that are carried on this interface to this alias.
+    pub fn obstacles(&self, interface: &str, alias: [u8; 4]) -> Vec<Obstacle> {
+        let mut obstacles = obstacles::of_rules(&self.ruleset, interface, alias);
+        if self.nat == Hooks::Absent {
+            obstacles.insert(0, Obstacle::NoNat);
+        } else if self.conntrack == Hooks::Absent {
+            obstacles.insert(0, Obstacle::NoConntrack);
+        }
+        obstacles
     }
 }
 
@@ -69,14 +67,19 @@ pub fn read() -> Firewall {
         let gone = || Err(Unread::Failed("the thread that reads it broke off".into()));
         (nft.join().unwrap_or_else(|_| gone()), iptables_nft, legacy.join().unwrap_or_else(|_| gone()))
     });
-    put_together(nft, iptables_nft, legacy)
+    put_together(nft, iptables_nft, legacy, &legacy_tables())
 }
 
 /// Whether there are tables of the older `iptables`, whose changes nothing tells of.
 pub fn has_legacy_tables() -> bool {
+    !legacy_tables().is_empty()
+}
+
+/// The names of the older `iptables`' tables, as its saving program has them.
+fn legacy_tables() -> Vec<String> {
     // There is no such file without the kernel's module.
     let tables = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
-    !tables.trim().is_empty()
+    tables.lines().map(str::to_owned).collect()
 }
 
 /// What `iptables-nft` has made, in its own words: nft shows parts of it as `xt` and nothing more.
@@ -107,6 +110,7 @@ fn put_together(
     nft: Result<String, Unread>,
     iptables_nft: Result<String, Unread>,
     legacy: Result<String, Unread>,
+    legacy_tables: &[String],
 ) -> Firewall {
     let mut firewall = Firewall::default();
     let mut chains = Vec::new();
@@ -114,7 +118,8 @@ fn put_together(
     match nft.map(|text| parse_nft(&text)) {
         Ok(Ok(ruleset)) => {
             chains = ruleset.chains;
-            firewall.ruleset.marks = ruleset.marks;
+            firewall.nat = Hooks::Absent;
+            firewall.conntrack = Hooks::Absent;
         }
         Ok(Err(why)) | Err(Unread::Failed(why)) => {
             firewall.unread.push(format!("nftables: {why}"));
@@ -159,10 +164,23 @@ fn put_together(
         Ok(Err(why)) | Err(Unread::Failed(why)) => {
             firewall.unread.push(format!("iptables-legacy: {why}"));
             firewall.has_gaps = true;
+            firewall.conntrack = Hooks::Unknown;
         }
-        Err(Unread::NotInstalled) => firewall
-            .unread
-            .push("iptables-legacy: it has tables, but iptables-legacy-save is not installed".into()),
+        Err(Unread::NotInstalled) => {
+            let why = "iptables-legacy: it has tables, but iptables-legacy-save is not installed";
+            firewall.unread.push(why.into());
+            firewall.conntrack = Hooks::Unknown;
+        }
+    }
+    let is_nat = |chain: &Chain| chain.base.as_ref().is_some_and(|base| base.kind == Kind::Nat);
+    let of_ipv4 = || chains.iter().filter(|chain| chain.sees_ipv4);
+    // The kernel hooks the older kind's whole table at once, and lists it as soon as it exists.
+    if of_ipv4().any(is_nat) || legacy_tables.iter().any(|table| table == "nat") {
+        firewall.nat = Hooks::Present;
+    }
+    // A rule counts wherever it is, also where no packet comes by.
+    if of_ipv4().flat_map(|chain| &chain.rules).any(|rule| rule.needs_conntrack) {
+        firewall.conntrack = Hooks::Present;
     }
     firewall.ruleset.chains = chains;
     firewall

@@ -2,21 +2,11 @@
 
 use std::ops::RangeInclusive;
 
-use wsl_mirror_core::abi::{PortRule, Protocol};
-
-use crate::host::marks::MarkUse;
-
-/// Rules whose comment begins like this are about packets that we have marked: that they name our bits does not
-/// make these somebody else's.
-pub const ABOUT_US: &str = "wsl-mirror";
-
 /// All chains of one or several packet filters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
     /// The chains.
     pub chains: Vec<Chain>,
-    /// Bits that named sets and maps of marks mention.
-    pub marks: Vec<MarkUse>,
 }
 
 /// A chain.
@@ -42,8 +32,17 @@ pub struct Base {
     pub hook: String,
     /// The priority.
     pub priority: i64,
-    /// Whether the policy is to drop.
-    pub drops: bool,
+    /// Whether the chain translates.
+    pub kind: Kind,
+}
+
+/// The kind of a base chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any other.
+    Filter,
+    /// A nat chain: while one exists, the kernel has NAT's hooks.
+    Nat,
 }
 
 /// A rule.
@@ -51,33 +50,40 @@ pub struct Base {
 pub struct Rule {
     /// What a packet has to be like.
     pub conditions: Vec<Condition>,
-    /// What then happens to it.
+    /// What the rule makes of the packet's conntrack entry.
+    pub effect: Option<Effect>,
+    /// What then happens to the packet.
     pub verdict: Verdict,
-    /// The bits of the mark that it looks at or sets.
-    pub mark_bits: u32,
-    /// The bits that it copies from conntrack's mark to the packet's.
-    pub restored_bits: u32,
-    /// Whether it is about us ([`ABOUT_US`]).
-    pub is_about_us: bool,
+    /// Whether it needs conntrack: while such a rule exists, the kernel has conntrack's hooks.
+    pub needs_conntrack: bool,
     /// Whether it holds a part of iptables that nft does not translate.
     pub has_xt: bool,
     /// The rule itself, or how one finds it.
     pub text: String,
 }
 
-/// What a packet has to be like. Only what `walk` needs is told apart.
+/// What a rule makes of a packet's conntrack entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// None: `notrack`.
+    Untracks,
+    /// One in another zone.
+    Zones,
+}
+
+/// What a packet has to be like. Only what `obstacles` needs is told apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// Comes in on one of these interfaces; with `*` at the end, on any whose name begins like that.
-    Interface(Vec<String>, Sense),
+    InInterface(Vec<String>, Sense),
+    /// Leaves by one of these interfaces, likewise.
+    OutInterface(Vec<String>, Sense),
     /// Goes to one of these addresses.
     Destination(Vec<RangeInclusive<u32>>, Sense),
     /// Comes from one of these addresses.
     Source(Vec<RangeInclusive<u32>>, Sense),
     /// Is of one of these protocols.
     Protocol(Vec<u8>, Sense),
-    /// Goes to one of these ports.
-    DestinationPort(Vec<RangeInclusive<u16>>, Sense),
     /// Something else, that may be so or not.
     Unknown,
 }
@@ -97,10 +103,8 @@ pub enum Verdict {
     /// It goes on to the next rule.
     #[default]
     Continue,
-    /// It is through with this base chain.
-    Accept,
-    /// It is gone.
-    Drop,
+    /// It is through with this base chain: accepted, or gone.
+    End,
     /// It goes back to where it was jumped from.
     Return,
     /// It goes through that chain and, if nothing happens there, comes back.
@@ -109,39 +113,8 @@ pub enum Verdict {
     Goto(String),
 }
 
-/// Ports that are dropped unless their packets come in on `lo`, before conntrack.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drop {
-    /// The protocol.
-    pub protocol: Protocol,
-    /// The ports.
-    pub ports: RangeInclusive<u16>,
-    /// Whether it is for what comes from outside, or for this interface.
-    pub rule: PortRule,
-    /// The rule that drops them.
-    pub by: String,
-}
-
 impl Ruleset {
-    /// The chains through which packets of a hook may come.
-    pub fn reached_from(&self, hook: &str) -> Vec<&Chain> {
-        let is_entered = |chain: &&Chain| chain.base.as_ref().is_some_and(|base| base.hook == hook);
-        let mut reached: Vec<&Chain> = self.chains.iter().filter(is_entered).collect();
-        let mut next = 0;
-        while let Some(chain) = reached.get(next).copied() {
-            next += 1;
-            for rule in &chain.rules {
-                if let Verdict::Jump(name) | Verdict::Goto(name) = &rule.verdict
-                    && let Some(target) = self.chain(&chain.table, name)
-                    && !reached.iter().any(|known| std::ptr::eq(*known, target))
-                {
-                    reached.push(target);
-                }
-            }
-        }
-        reached
-    }
-
+    /// The chain of this name.
     pub fn chain(&self, table: &str, name: &str) -> Option<&Chain> {
         self.chains.iter().find(|chain| chain.table == table && chain.name == name)
     }

@@ -1,5 +1,7 @@
 use super::*;
 
+const ALIAS: [u8; 4] = [127, 119, 0, 1];
+
 macro_rules! sample {
     ($name:literal) => {
         Ok(include_str!(concat!("samples/", $name)).to_owned())
@@ -10,160 +12,203 @@ fn nothing() -> Result<String, Unread> {
     Err(Unread::NotInstalled)
 }
 
-fn dropped(firewall: &Firewall) -> Vec<String> {
-    let text = |drop: &Drop| match drop.ports.clone().into_inner() {
-        (first, last) if first == last => format!("{first}/{}", drop.protocol.name()),
-        (first, last) => format!("{first}-{last}/{}", drop.protocol.name()),
+fn failed() -> Result<String, Unread> {
+    Err(Unread::Failed("it failed".into()))
+}
+
+/// A program that has nothing to say.
+macro_rules! none {
+    () => {
+        Ok(String::new())
     };
-    firewall.drops("loopback0").iter().map(text).collect()
 }
 
-fn bits(firewall: &Firewall) -> u32 {
-    firewall.marks().iter().fold(0, |bits, used| bits | used.bits)
+/// Without tables of the older iptables.
+fn together(nft: Result<String, Unread>, iptables_nft: Result<String, Unread>) -> Firewall {
+    put_together(nft, iptables_nft, none!(), &[])
 }
 
-#[test]
-fn docker_28_drops_its_loopback_ports_whichever_iptables_it_uses() {
-    let all = ["8080/tcp", "5353/udp", "8081/udp"];
-    for (what, firewall) in [
-        ("nft", put_together(sample!("docker28.json"), nothing(), Ok(String::new()))),
-        ("iptables-nft", put_together(nothing(), sample!("docker28.save"), Ok(String::new()))),
-        ("both", put_together(sample!("docker28.json"), sample!("docker28.save"), Ok(String::new()))),
-        ("legacy", put_together(sample!("wsl.json"), nothing(), sample!("docker28-legacy.save"))),
-    ] {
-        assert_eq!(dropped(&firewall), all, "{what}");
-        assert!(firewall.unread.iter().all(|why| why.contains("rules that iptables-nft made")), "{what}");
-    }
+fn legacy(text: Result<String, Unread>) -> Firewall {
+    put_together(sample!("wsl.json"), nothing(), text, &["raw".into(), "nat".into()])
+}
+
+fn obstacles(firewall: &Firewall) -> Vec<Obstacle> {
+    firewall.obstacles("loopback0", ALIAS)
 }
 
 #[test]
-fn the_rule_that_drops_is_named() {
-    let firewall = put_together(nothing(), sample!("docker28.save"), Ok(String::new()));
-    let by =
-        |port| firewall.drops("loopback0").into_iter().find(|drop| drop.ports.contains(&port)).unwrap().by;
-    assert_eq!(
-        by(5353),
-        "iptables-nft raw: -A PREROUTING -d 127.0.0.1/32 ! -i lo -p udp -m udp --dport 5353 -j DROP"
-    );
-    let firewall = put_together(sample!("docker28.json"), nothing(), Ok(String::new()));
-    assert_eq!(firewall.drops("loopback0")[0].by, "nft ip raw: chain PREROUTING handle 2");
-}
-
-#[test]
-fn docker_28_in_wsl_accepts_them_before_its_drop() {
+fn engines_and_wsl_are_not_in_the_way() {
     for firewall in [
-        put_together(sample!("docker28-wsl.json"), sample!("docker28-wsl.save"), Ok(String::new())),
-        put_together(sample!("docker28-wsl.json"), nothing(), Ok(String::new())),
-        put_together(sample!("wsl.json"), nothing(), sample!("docker28-wsl-legacy.save")),
+        together(sample!("wsl.json"), nothing()),
+        together(sample!("docker28.json"), nothing()),
+        together(nothing(), sample!("docker28.save")),
+        together(sample!("docker28-wsl.json"), sample!("docker28-wsl.save")),
+        legacy(sample!("docker28-legacy.save")),
+        legacy(sample!("docker28-wsl-legacy.save")),
     ] {
-        assert_eq!(dropped(&firewall), [""; 0]);
-        // On another interface than the one that is accepted they are dropped.
-        assert_eq!(firewall.drops("loopback1").len(), 3);
+        assert_eq!((firewall.nat, firewall.conntrack), (Hooks::Present, Hooks::Present));
+        assert_eq!(obstacles(&firewall), []);
+    }
+}
+
+/// A table with a nat chain and a rule of this statement.
+fn with_rule(statement: &str) -> Firewall {
+    together(
+        Ok(format!(
+            r#"{{"nftables": [
+            {{"chain": {{"family": "ip", "table": "t", "name": "c", "type": "nat", "hook": "input", "prio": 100,
+                         "policy": "accept"}}}},
+            {{"chain": {{"family": "ip", "table": "t", "name": "idle"}}}},
+            {{"rule": {{"family": "ip", "table": "t", "chain": "idle", "handle": 7, "expr": [{statement}]}}}}]}}"#
+        )),
+        nothing(),
+    )
+}
+
+#[test]
+fn without_a_rule_that_needs_conntrack_nothing_is_tracked() {
+    for none in [
+        r#"{"accept": null}"#,
+        r#"{"counter": null}"#,
+        r#"{"notrack": null}"#,
+        r#"{"xt": {"type": "match", "name": "addrtype"}}"#,
+    ] {
+        assert_eq!(obstacles(&with_rule(none)), [Obstacle::NoConntrack], "{none}");
+    }
+    for needs in [
+        r#"{"masquerade": null}"#,
+        r#"{"dnat": {"addr": "192.0.2.7"}}"#,
+        r#"{"redirect": {"port": 80}}"#,
+        r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "established"}}"#,
+        r#"{"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"ct": {"key": "mark"}}}}"#,
+        r#"{"xt": {"type": "target", "name": "MASQUERADE"}}"#,
+    ] {
+        assert_eq!(obstacles(&with_rule(needs)), [], "{needs}");
     }
 }
 
 #[test]
-fn drops_of_nftables_are_found_through_sets_maps_and_jumps() {
-    let firewall = put_together(sample!("native.json"), nothing(), Ok(String::new()));
-    assert_eq!(
-        dropped(&firewall),
-        [
-            "7000-7001/tcp",
-            "7200/tcp",
-            "7300-7301/tcp",
-            "7500/tcp",
-            "7100-7110/udp",
-            "7200/udp",
-            "7300-7301/udp",
-            "7401-7402/udp"
-        ]
-    );
+fn without_a_nat_chain_nothing_is_translated() {
+    let empty = || Ok(r#"{"nftables": [{"metainfo": {"json_schema_version": 1}}]}"#.to_owned());
+    let flushed = together(empty(), none!());
+    assert_eq!(obstacles(&flushed), [Obstacle::NoNat]);
+    let old = put_together(empty(), none!(), nothing(), &["nat".into()]);
+    assert_eq!((old.nat, obstacles(&old)), (Hooks::Present, vec![]), "the older iptables has a nat table");
+    assert_eq!(old.conntrack, Hooks::Unknown, "nobody reads its rules");
+    let raw = put_together(empty(), none!(), none!(), &["raw".into()]);
+    assert_eq!(obstacles(&raw), [Obstacle::NoNat]);
+    for unknown in [together(nothing(), none!()), together(failed(), none!()), Firewall::default()] {
+        assert_eq!((unknown.nat, obstacles(&unknown)), (Hooks::Unknown, vec![]));
+    }
 }
 
 #[test]
-fn wsl_itself_uses_the_lowest_bit() {
-    let firewall = put_together(sample!("wsl.json"), nothing(), Ok(String::new()));
-    assert_eq!(bits(&firewall), 1);
-    assert_eq!(firewall.marks()[0].by, "nft ip filter: chain WSLOUTPUT handle 2");
+fn a_nat_chain_counts_if_ipv4_packets_enter_it() {
+    let with = |family: &str, kind: &str, flags: &str| {
+        let text = format!(
+            r#"{{"nftables": [{{"table": {{"family": "{family}", "name": "t", "flags": {flags}}}}},
+            {{"chain": {{"family": "{family}", "table": "t", "name": "c", "type": "{kind}", "hook": "input",
+                         "prio": 100, "policy": "accept"}}}}]}}"#
+        );
+        together(Ok(text), nothing()).nat
+    };
+    assert_eq!(with("ip", "nat", "[]"), Hooks::Present);
+    assert_eq!(with("inet", "nat", "[]"), Hooks::Present);
+    assert_eq!(with("ip6", "nat", "[]"), Hooks::Absent);
+    assert_eq!(with("ip", "filter", "[]"), Hooks::Absent);
+    assert_eq!(with("ip", "nat", "[\"dormant\"]"), Hooks::Absent);
+}
+
+#[test]
+fn a_rule_of_iptables_that_untracks_or_zones_is_found() {
+    let with = |rules: &str| {
+        let text = format!("*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}\nCOMMIT\n");
+        let old = obstacles(&legacy(Ok(text.clone())));
+        let header = "# Generated by iptables-nft-save v1.8.9 (nf_tables) on Fri\n";
+        let new = obstacles(&together(nothing(), Ok(format!("{header}{text}"))));
+        assert_eq!(old.len(), new.len(), "{rules}");
+        old
+    };
+    let rule = "-A PREROUTING -p udp -m udp --dport 53 -j CT --notrack";
+    assert_eq!(with(rule), [Obstacle::Untracked(format!("iptables-legacy raw: {rule}"))]);
+    let rule = "-A OUTPUT -j NOTRACK";
+    assert_eq!(with(rule), [Obstacle::Untracked(format!("iptables-legacy raw: {rule}"))]);
+    let rule = "-A PREROUTING -m addrtype --dst-type LOCAL -j CT --zone 7";
+    assert_eq!(with(rule), [Obstacle::Zone(format!("iptables-legacy raw: {rule}"))]);
+    assert_eq!(with("-A PREROUTING -i eth0 -j CT --notrack\n-A OUTPUT -o eth0 -j CT --zone 7"), []);
+    assert_eq!(with("-A PREROUTING ! -i loopback0 -j NOTRACK"), []);
+}
+
+#[test]
+fn a_rule_that_nft_does_not_translate_is_read_of_iptables() {
+    let nft = r#"{"nftables": [
+        {"chain": {"family": "ip", "table": "raw", "name": "PREROUTING", "type": "filter", "hook": "prerouting",
+                   "prio": -300, "policy": "accept"}},
+        {"rule": {"family": "ip", "table": "raw", "chain": "PREROUTING", "handle": 2,
+                  "expr": [{"xt": {"type": "target", "name": "CT"}}]}}]}"#;
+    let save = "# Generated by iptables-nft-save v1.8.9 (nf_tables) on Fri\n*raw\n:PREROUTING ACCEPT [0:0]\n\
+                -A PREROUTING -j CT --notrack\nCOMMIT\n";
+    let firewall = together(Ok(nft.into()), Ok(save.into()));
+    let expected = Obstacle::Untracked("iptables-nft raw: -A PREROUTING -j CT --notrack".into());
+    assert_eq!(obstacles(&firewall), [Obstacle::NoNat, expected]);
     assert_eq!(firewall.unread, [""; 0]);
-}
-
-#[test]
-fn marks_of_iptables_come_from_the_program_that_has_all() {
-    let expected = 0x00ff_0000 | 0x4000 | 0xca6c | 0xf00 | 0x100;
-    for firewall in [
-        put_together(sample!("marks-xt.json"), sample!("marks-nft.save"), Ok(String::new())),
-        put_together(nothing(), nothing(), sample!("marks-legacy.save")),
-    ] {
-        assert_eq!(bits(&firewall), expected, "{:#x?}", firewall.marks());
-        assert_eq!(firewall.restores(0x1000), [""; 0], "not of replies");
-        assert_eq!(firewall.restores(0x0008_0000).len(), 1);
-    }
-    // nft alone does not show them all, and that is said.
-    let firewall = put_together(sample!("marks-xt.json"), nothing(), Ok(String::new()));
-    assert!(firewall.unread[0].contains("iptables-nft-save"), "{:?}", firewall.unread);
-}
-
-#[test]
-fn marks_of_nftables_are_found_in_rules_sets_and_maps() {
-    let firewall = put_together(sample!("native.json"), nothing(), Ok(String::new()));
-    let expected =
-        0x8 | 0x6000 | 0x3_0000 | 0x300 | 0x40_0000 | 0x80_0000 | 0x0300_0000 | 0x60 | 0x80 | 0xff0;
-    assert_eq!(bits(&firewall), expected, "{:#x?}", firewall.marks());
-    assert_eq!(firewall.restores(0x1000), ["nft inet guard: chain sub handle 25"]);
-    let both = ["nft inet guard: chain out handle 26", "nft inet guard: chain sub handle 25"];
-    assert_eq!(firewall.restores(0x20), both);
+    let alone = together(Ok(nft.into()), nothing());
+    assert!(alone.unread[0].contains("iptables-nft-save"), "{:?}", alone.unread);
 }
 
 #[test]
 fn unreadable_filters_are_named_and_the_rest_is_used() {
-    let failed = || Err(Unread::Failed("it failed".into()));
-    let firewall = put_together(failed(), failed(), sample!("docker28-legacy.save"));
+    let firewall = put_together(failed(), failed(), sample!("docker28-legacy.save"), &["nat".into()]);
     assert_eq!(firewall.unread, ["nftables: it failed", "iptables-nft: it failed"]);
-    assert_eq!(firewall.drops("loopback0").len(), 3);
-    let firewall = put_together(Ok("{".into()), nothing(), nothing());
+    assert_eq!(firewall.nat, Hooks::Present);
+    let firewall = put_together(Ok("{".into()), nothing(), nothing(), &[]);
     assert_eq!(firewall.unread.len(), 2, "{:?}", firewall.unread);
-    assert_eq!(put_together(sample!("wsl.json"), nothing(), Ok(String::new())).unread, [""; 0]);
-    assert_eq!(put_together(nothing(), nothing(), Ok(String::new())).unread.len(), 1);
+    assert_eq!(together(sample!("wsl.json"), nothing()).unread, [""; 0]);
+    assert_eq!(together(nothing(), nothing()).unread.len(), 1);
 }
 
 #[test]
 fn a_failure_leaves_a_gap_and_a_missing_program_does_not() {
-    let failed = || Err(Unread::Failed("it failed".into()));
-    let none = || Ok(String::new());
     for (nft, iptables_nft, legacy) in [
-        (failed(), sample!("docker28.save"), none()),
-        (nothing(), failed(), none()),
-        (sample!("docker28.json"), failed(), none()),
+        (failed(), sample!("docker28.save"), none!()),
+        (nothing(), failed(), none!()),
+        (sample!("docker28.json"), failed(), none!()),
         (sample!("wsl.json"), nothing(), failed()),
-        (Ok("{".into()), nothing(), none()),
+        (Ok("{".into()), nothing(), none!()),
     ] {
         let what = format!("{nft:?} {iptables_nft:?} {legacy:?}");
-        assert!(put_together(nft, iptables_nft, legacy).has_gaps, "{what}");
+        assert!(put_together(nft, iptables_nft, legacy, &[]).has_gaps, "{what}");
     }
     for (nft, iptables_nft, legacy) in [
         (nothing(), nothing(), nothing()),
-        (sample!("docker28.json"), nothing(), none()),
+        (sample!("docker28.json"), nothing(), none!()),
         // Every rule of this one is nft's own.
-        (sample!("wsl.json"), failed(), none()),
+        (sample!("wsl.json"), failed(), none!()),
     ] {
-        assert!(!put_together(nft, iptables_nft, legacy).has_gaps);
+        assert!(!put_together(nft, iptables_nft, legacy, &[]).has_gaps);
     }
 }
 
 #[test]
 fn a_failed_reading_does_not_supersede_a_good_one() {
-    let good = || put_together(sample!("docker28.json"), sample!("docker28.save"), Ok(String::new()));
-    let failed = || put_together(Err(Unread::Failed("slow".into())), nothing(), Ok(String::new()));
-    let other = || put_together(sample!("wsl.json"), nothing(), Ok(String::new()));
+    let good = || together(sample!("docker28.json"), sample!("docker28.save"));
+    let failed = || together(failed(), nothing());
+    let other = || together(sample!("wsl.json"), nothing());
     assert!(!failed().supersedes(&good()));
     assert!(other().supersedes(&good()) && other().supersedes(&failed()) && failed().supersedes(&failed()));
 }
 
 #[test]
 fn plain_iptables_save_is_attributed_by_its_header() {
-    let legacy = || sample!("docker28-legacy.save");
-    let firewall = put_together(sample!("wsl.json"), legacy(), legacy());
-    assert!(firewall.drops("loopback0").iter().all(|drop| drop.by.starts_with("iptables-legacy")));
+    let text = || {
+        Ok("# Generated by iptables-save v1.8.9 on Fri\n*raw\n:OUTPUT ACCEPT [0:0]\n\
+                      -A OUTPUT -j NOTRACK\nCOMMIT\n"
+            .to_owned())
+    };
+    let firewall = put_together(sample!("wsl.json"), text(), text(), &["raw".into()]);
+    assert_eq!(
+        obstacles(&firewall),
+        [Obstacle::Untracked("iptables-legacy raw: -A OUTPUT -j NOTRACK".into())]
+    );
     assert_eq!(firewall.unread, [""; 0]);
 }

@@ -1,14 +1,9 @@
 //! Our maps: names, and types of keys and values.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use anyhow::Result;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, SkStorage};
 use rustix::mm::ProtFlags;
-use wsl_mirror_core::abi::{
-    Owner, OwnerPolicy, PORTS, PortDelivery, PortKey, PortPolicy, PortRule, PortStats, Settings, Verdicts,
-};
+use wsl_mirror_core::abi::{Owner, OwnerPolicy, PortKey, PortPolicy, PortStats, Settings, Verdicts};
 
 use super::mapped::{Element, Mapped};
 use super::typed::{Definition, MapKey, Typed};
@@ -31,10 +26,8 @@ pub const VERDICTS: Definition<Typed<PerCpuArray<MapData, Verdicts>>> = Definiti
 /// Counters by port.
 pub const PORT_STATS: Definition<Typed<PerCpuHashMap<MapData, PortKey, PortStats>>> =
     Definition::new("PORT_STATS");
-/// Packets of steered flows by port, beyond each flow's first.
+/// Packets of carried flows by port.
 pub const PORT_PACKETS: Definition<Mapped<u64>> = Definition::new("PORT_PACKETS");
-/// Delivery by port: programs write one field of an element and we the other.
-pub const PORT_DELIVERY: Definition<Mapped<PortDelivery>> = Definition::new("PORT_DELIVERY");
 
 impl MapKey for PortKey {
     fn describe(&self) -> String {
@@ -66,29 +59,4 @@ impl PolicyMap {
 
 impl Element for u64 {
     const PROTECTION: ProtFlags = ProtFlags::READ;
-}
-
-impl Element for PortDelivery {
-    const PROTECTION: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
-}
-
-impl Mapped<PortDelivery> {
-    /// The rule of each port that has one.
-    pub fn rules(&self) -> BTreeMap<PortKey, PortRule> {
-        let rule = |key: PortKey| PortRule::from_number(self.field(key).load(Ordering::Relaxed));
-        (0..).take(PORTS).map(PortKey::at_index).filter_map(|key| Some((key, rule(key)?))).collect()
-    }
-
-    /// Writes the rule of a port.
-    pub fn set(&mut self, key: PortKey, rule: Option<PortRule>) {
-        self.field(key).store(rule.map_or(0, |rule| rule as u32), Ordering::Relaxed);
-    }
-
-    fn field(&self, key: PortKey) -> &AtomicU32 {
-        let element = self.element(key.index() as usize);
-        // SAFETY: of the element no reference is made, only a pointer to its field.
-        let field = unsafe { &raw mut (*element.as_ptr()).rule };
-        // SAFETY: an aligned u32 that lives as long as the mapping; others read it.
-        unsafe { AtomicU32::from_ptr(field) }
-    }
 }

@@ -42,7 +42,6 @@ pub fn port_traffic() -> Result<BTreeMap<PortKey, PortTraffic>> {
         let port = ports.entry(key).or_default();
         for value in values.iter() {
             port.steered_flows += value.steered_flows;
-            port.steered_packets += value.steered_flows;
             port.passed_packets += value.passed_packets;
             port.failed_packets += value.failed_packets;
         }

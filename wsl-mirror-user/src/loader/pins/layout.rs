@@ -1,5 +1,6 @@
 //! The layout of pinned maps, against the object's.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use anyhow::{Context as _, Result};
@@ -72,19 +73,21 @@ impl fmt::Display for Shape {
 
 /// Refuses a directory beside that of our layout.
 pub fn foreign_layout(name: &str) -> anyhow::Error {
-    let newer = name.strip_prefix('v').and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > LAYOUT);
-    if newer {
-        Failure::new(
-            Exit::UnknownLayout,
-            format!(
-                "{DIRECTORY}/{name} was made by a newer release of wsl-mirror than this one (layout {}): use that \
-                 release, or its `wsl-mirror unload` first",
-                layout_name()
-            ),
-        )
-    } else {
-        unknown_layout(&format!("{DIRECTORY}/{name} is none of our layouts"))
-    }
+    let number = name.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
+    let message = match number.map(|number| number.cmp(&LAYOUT)) {
+        Some(Ordering::Greater) => format!(
+            "{DIRECTORY}/{name} was made by a newer release of wsl-mirror than this one (layout {}): use that \
+             release, or its `wsl-mirror unload` first",
+            layout_name()
+        ),
+        Some(Ordering::Less) if number != Some(0) => format!(
+            "{DIRECTORY}/{name} was made by an older build of wsl-mirror than this one (layout {}): run \
+             `wsl-mirror unload` with the build that made it first",
+            layout_name()
+        ),
+        _ => return unknown_layout(&format!("{DIRECTORY}/{name} is none of our layouts")),
+    };
+    Failure::new(Exit::UnknownLayout, message)
 }
 
 /// Refuses pins that are not laid out as ours.
@@ -114,8 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_layout_is_told_from_an_unknown_one() {
-        assert!(foreign_layout("v2").to_string().contains("newer release"));
+    fn layouts_of_other_builds_are_told_from_unknown_ones() {
+        let older = foreign_layout("v1").to_string();
+        assert!(older.contains("older build") && older.contains("with the build that made it"), "{older}");
+        assert!(foreign_layout("v3").to_string().contains("newer release"));
         assert!(!foreign_layout("v0").to_string().contains("newer release"));
         assert!(!foreign_layout("vista").to_string().contains("newer release"));
     }

@@ -11,18 +11,15 @@ pub const DIRECTORY: &str = PINS;
 pub(super) const NEW: &str = "_new";
 
 /// The maps that are pinned, each under its own name.
-pub const MAPS: [&str; 12] = [
+pub const MAPS: [&str; 9] = [
     "SETTINGS",
     "PORT_POLICY",
     "OWNERS",
     "SOCKET_OWNER",
-    "SOCKET_DELIVERY",
-    "PORT_DELIVERY",
     "FRAGMENTS",
     "VERDICTS",
     "PORT_STATS",
     "PORT_PACKETS",
-    "FLOWS",
     "AYA_LOGS",
 ];
 

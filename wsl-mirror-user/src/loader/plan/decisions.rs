@@ -1,25 +1,18 @@
-//! What every plan decides first: hook, mark, delivery, `SETTINGS`. Fails where the machine forbids a plan.
+//! What every plan decides first: hook, `SETTINGS`. Fails where the machine forbids a plan.
+
+use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use wsl_mirror_core::abi::{Hook, LAYOUT, Policy, Settings};
+use wsl_mirror_core::abi::{Carrying, Hook, LAYOUT, Policy, Settings};
 
-use super::changes::{owner_changes, policy_changes, rule_changes};
+use super::changes::{owner_changes, policy_changes};
 use crate::config::{Config, HookChoice};
 use crate::exit::{Exit, Failure};
 use crate::host::interface::NAME_MAX;
 use crate::loader::attachments::InterfaceAttachment;
+use crate::loader::clsact;
 use crate::loader::state::State;
 use crate::loader::step::Step;
-use crate::loader::{clsact, delivery, marks};
-
-/// Which bits a mark may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Marks {
-    /// Only those that nobody else uses.
-    MustBeFree,
-    /// Those that are in force, too: flows carry them, and the attached program uses them.
-    MayBeKept,
-}
 
 /// What happens to the clsact qdisc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,15 +28,15 @@ pub struct Decisions {
     pub hook: Hook,
     pub clsact: ClsactChange,
     pub settings: Settings,
-    pub delivery: delivery::Plan,
 }
 
 impl Decisions {
     /// Fails where the machine or what is loaded forbids it.
-    pub fn new(state: &State, config: &Config, marks: Marks) -> Result<Self> {
+    pub fn new(state: &State, config: &Config) -> Result<Self> {
         let hook = choose_hook(state, config)?;
         refuse_anothers_interface(state)?;
         refuse_second_interface(state, hook)?;
+        refuse_other_alias(state, config)?;
         if hook == Hook::ClsBpf
             && let Some(direction) = state.interface.clsact.taken.first()
         {
@@ -53,7 +46,7 @@ impl Decisions {
                     "somebody else has a tc filter where ours has to be on {name}, at priority {priority} of \
                      {side}: look at it with `tc filter show dev {name} {side}`, and give it another priority",
                     name = state.interface.name,
-                    priority = clsact::PRIORITY,
+                    priority = clsact::priority(*direction),
                     side = direction.name()
                 ),
             ));
@@ -64,18 +57,7 @@ impl Decisions {
         } else {
             ClsactChange::Keep
         };
-        let mark = choose_mark(state, config, marks)?;
-        let delivery = if is_there {
-            delivery::plan(&state.delivery, config.delivery, mark)
-        } else {
-            // No packet comes by `lo` now. The preparations stay for an interface that comes back. Without them, the loader
-            // makes none for an interface that is absent.
-            let before = state.settings.map_or(0, |settings| settings.lo_ifindex);
-            delivery::Plan { lo_ifindex: before, ..delivery::Plan::default() }
-        };
-        let settings =
-            Settings { mark, lo_ifindex: delivery.lo_ifindex, ..settings(state, config, hook, clsact) };
-        Ok(Self { hook, clsact, settings, delivery })
+        Ok(Self { hook, clsact, settings: settings(state, config, hook, clsact) })
     }
 
     /// The program that is attached there by the hook.
@@ -97,11 +79,7 @@ impl Decisions {
         if !changes.is_empty() {
             steps.push(Step::WriteOwners(changes));
         }
-        steps.extend(rule_changes(state));
-        let before = &self.delivery.before;
-        steps.extend(before.iter().copied().map(Step::PrepareDelivery));
-        // A preparation that fails changes the settings.
-        if state.settings != Some(self.settings) || !before.is_empty() {
+        if state.settings != Some(self.settings) {
             steps.push(Step::WriteSettings { old: state.settings, new: self.settings });
         }
         steps
@@ -121,58 +99,6 @@ fn refuse_anothers_interface(state: &State) -> Result<()> {
             other.hook.name()
         ),
     ))
-}
-
-/// The bits of the mark: those of the configuration, or the first that nobody uses.
-fn choose_mark(state: &State, config: &Config, marks: Marks) -> Result<u32> {
-    let uses = state.delivery.marks();
-    let in_force = mark_in_force(state).filter(|_| marks == Marks::MayBeKept);
-    let Some(mark) = config.mark else {
-        // A packet filter that the loader could not read may use any bit.
-        let is_good = |mark: &u32| state.delivery.firewall.has_gaps && marks::users(*mark, &uses).is_empty();
-        let chosen = in_force.filter(is_good).or_else(|| marks::first_free(&uses)).or(in_force);
-        return chosen.ok_or_else(|| {
-            let users = marks::names(&marks::users(u32::MAX, &uses));
-            Failure::new(
-                Exit::Config,
-                format!("every bit of skb->mark that could be ours is in use ({users}): name one in the configuration"),
-            )
-        });
-    };
-    let users = marks::users(mark, &uses);
-    if users.is_empty() || in_force == Some(mark) {
-        return Ok(mark);
-    }
-    Err(Failure::new(
-        Exit::Config,
-        format!(
-            "the configuration says mark = {mark:#x}, but on this machine that is in use, nothing was changed: {}. \
-             Name other bits, or say \"auto\"; a rule that is meant for steered packets needs a comment that begins \
-             with \"wsl-mirror\"",
-            marks::names(&users)
-        ),
-    ))
-}
-
-fn mark_in_force(state: &State) -> Option<u32> {
-    state
-        .settings
-        .filter(|settings| settings.layout == LAYOUT && settings.mark != 0)
-        .map(|settings| settings.mark)
-}
-
-/// A note about a mark that stays in force although somebody else has begun to use it.
-pub fn shared_mark(state: &State, config: &Config) -> Option<String> {
-    let uses = state.delivery.marks();
-    let mark = choose_mark(state, config, Marks::MayBeKept).ok()?;
-    let users = marks::users(mark, &uses);
-    (!users.is_empty()).then(|| {
-        format!(
-            "others use bits of our mark {mark:#x}, too: {}. It stays in force until the configuration names other bits \
-             (or, if it says \"auto\", until one is free)",
-            marks::names(&users)
-        )
-    })
 }
 
 /// The program that the pinned link holds on the interface that the configuration names. A link whose interface went away
@@ -225,7 +151,24 @@ fn refuse_second_interface(state: &State, hook: Hook) -> Result<()> {
     }
 }
 
-/// `SETTINGS` without mark and delivery.
+/// Entries on the alias in force carry flows: their packets would find no program that knows them.
+fn refuse_other_alias(state: &State, config: &Config) -> Result<()> {
+    let Some(settings) = state.settings.filter(|settings| settings.layout == LAYOUT) else { return Ok(()) };
+    let in_force = Ipv4Addr::from(settings.alias);
+    if in_force == config.alias {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Config,
+        format!(
+            "the configuration says alias = \"{}\", but flows are carried by {in_force}, and nothing was changed: to \
+             change the alias, run `wsl-mirror unload`, which ends them, and load again",
+            config.alias
+        ),
+    ))
+}
+
+/// `SETTINGS` as they should be.
 pub fn settings(state: &State, config: &Config, hook: Hook, clsact: ClsactChange) -> Settings {
     let mut interface = [0; NAME_MAX];
     let name = state.interface.name.as_bytes();
@@ -237,7 +180,7 @@ pub fn settings(state: &State, config: &Config, hook: Hook, clsact: ClsactChange
     let made_before = state.settings.is_some_and(|settings| index != 0 && settings.clsact_ifindex == index);
     Settings {
         layout: LAYOUT,
-        mark: 0,
+        mark: config.mark,
         default_policy: Policy::from(config.default) as u32,
         hook: hook as u32,
         ifindex: index,
@@ -247,6 +190,7 @@ pub fn settings(state: &State, config: &Config, hook: Hook, clsact: ClsactChange
             0
         },
         interface,
-        lo_ifindex: 0,
+        alias: config.alias.octets(),
+        carrying: if state.obstacles(config.alias).is_empty() { Carrying::On } else { Carrying::Off } as u32,
     }
 }

@@ -8,8 +8,7 @@ mod tests;
 use anyhow::Result;
 use wsl_mirror_core::abi::{Hook, LAYOUT};
 
-pub use self::decisions::shared_mark;
-use self::decisions::{ClsactChange, Decisions, Marks};
+use self::decisions::{ClsactChange, Decisions};
 use super::attachments;
 use super::pins::MAPS;
 use super::state::State;
@@ -19,12 +18,7 @@ use crate::config::Config;
 /// Computes the steps from `state` to what `config` says. New programs of this release replace those that are there.
 /// Without the interface, no program is attached to it.
 pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
-    Ok(load_all(state, config, &Decisions::new(state, config, Marks::MustBeFree)?))
-}
-
-/// [`plan`] for a running agent: it may keep a mark that is in use.
-pub fn renewal(state: &State, config: &Config) -> Result<Vec<Step>> {
-    Ok(load_all(state, config, &Decisions::new(state, config, Marks::MayBeKept)?))
+    Ok(load_all(state, config, &Decisions::new(state, config)?))
 }
 
 fn load_all(state: &State, config: &Config, decisions: &Decisions) -> Vec<Step> {
@@ -59,14 +53,13 @@ fn load_all(state: &State, config: &Config, decisions: &Decisions) -> Vec<Step> 
         }));
     }
     steps.extend(attachments::on_interface().map(Step::SwapProgramPin));
-    steps.extend(decisions.delivery.after.iter().copied().map(Step::CleanUp));
     steps
 }
 
 /// Computes the missing steps, for a running agent. Pinned programs and maps stay in use if all of them are there. No steps
 /// mean that everything is as it should be.
 pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
-    let decisions = Decisions::new(state, config, Marks::MayBeKept)?;
+    let decisions = Decisions::new(state, config)?;
     if !is_complete(state) {
         return Ok(load_all(state, config, &decisions));
     }
@@ -85,7 +78,6 @@ pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
             }
         }));
     }
-    steps.extend(decisions.delivery.after.into_iter().map(Step::CleanUp));
     if !steps.is_empty() {
         steps.insert(0, Step::UsePinned);
     }
@@ -98,8 +90,7 @@ pub fn without_repairs(steps: Vec<Step>) -> Vec<Step> {
     if !steps.iter().any(Step::is_repair) {
         return steps;
     }
-    let is_written =
-        |step: &Step| matches!(step, Step::WritePolicies(_) | Step::WriteOwners(_) | Step::WriteRules(_));
+    let is_written = |step: &Step| matches!(step, Step::WritePolicies(_) | Step::WriteOwners(_));
     let uses_pinned = steps.first() == Some(&Step::UsePinned);
     let mut written: Vec<Step> = steps.into_iter().filter(|step| uses_pinned && is_written(step)).collect();
     if !written.is_empty() {

@@ -1,16 +1,17 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use wsl_mirror_core::abi::{Owner, OwnerPolicy, Policy, PortKey, PortPolicy, PortRule, Protocol, Settings};
+use wsl_mirror_core::abi::{Carrying, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, Protocol, Settings};
 
 use super::changes::policy_changes;
 use super::decisions::settings;
 use super::*;
 use crate::config::{HookChoice, LogLevel};
 use crate::exit::{Exit, exit_of};
+use crate::host::firewall::Hooks;
 use crate::loader::attachments::{CgroupAttachment, Direction, InterfaceAttachment};
 use crate::loader::clsact::Clsact;
-use crate::loader::delivery;
 use crate::loader::instances::Instance;
 use crate::loader::pins::Pins;
 use crate::loader::state::Interface;
@@ -21,12 +22,23 @@ fn ingress() -> InterfaceAttachment {
     attachments::on_side(Direction::Ingress).unwrap()
 }
 
+/// The program for packets that go out.
+fn egress() -> InterfaceAttachment {
+    attachments::on_side(Direction::Egress).unwrap()
+}
+
 fn on_cgroup(program: &str) -> CgroupAttachment {
     attachments::on_cgroup().find(|on| on.program == program).unwrap()
 }
 
-fn tcx(programs: &[u32]) -> BTreeMap<Direction, Vec<u32>> {
-    [(Direction::Ingress, programs.to_vec())].into()
+/// Programs on both sides.
+fn tcx(ingress: &[u32], egress: &[u32]) -> BTreeMap<Direction, Vec<u32>> {
+    [(Direction::Ingress, ingress.to_vec()), (Direction::Egress, egress.to_vec())].into()
+}
+
+/// Our programs on both sides.
+fn both() -> BTreeMap<Direction, u32> {
+    [(Direction::Ingress, 42), (Direction::Egress, 43)].into()
 }
 
 fn fresh() -> State {
@@ -35,10 +47,9 @@ fn fresh() -> State {
         interface: Interface {
             name: "loopback0".into(),
             index: 7,
-            tcx_programs: Some(tcx(&[])),
+            tcx_programs: Some(tcx(&[], &[])),
             clsact: Clsact::default(),
         },
-        delivery: delivery::tests::ready(),
         ..State::default()
     }
 }
@@ -46,12 +57,7 @@ fn fresh() -> State {
 fn loaded() -> State {
     let config = Config::default();
     let mut state = fresh();
-    state.settings = Some(Settings {
-        mark: 0x1000,
-        lo_ifindex: 1,
-        ..settings(&state, &config, Hook::Tcx, ClsactChange::Keep)
-    });
-    state.delivery = delivery::tests::loaded();
+    state.settings = Some(settings(&state, &config, Hook::Tcx, ClsactChange::Keep));
     state.pins = Pins {
         has_directory: true,
         has_layout: true,
@@ -59,9 +65,9 @@ fn loaded() -> State {
         leftovers: Vec::new(),
     };
     state.owners = config.owner_policies();
-    state.linked_programs = [(Direction::Ingress, 42)].into();
-    state.pinned_programs = [(Direction::Ingress, 42)].into();
-    state.interface.tcx_programs = Some(tcx(&[42, 99]));
+    state.linked_programs = both();
+    state.pinned_programs = both();
+    state.interface.tcx_programs = Some(tcx(&[42, 99], &[98, 43]));
     state.steered_is_alive = true;
     state
 }
@@ -74,12 +80,18 @@ fn a_first_load_makes_everything_and_attaches_last() {
     assert_eq!(steps[..2], [Step::MountBpffs, Step::MakeDirectories]);
     assert_eq!(steps[2], Step::LoadProgram { reused: vec![], log: LogLevel::Off });
     assert_eq!(steps.iter().filter(|step| matches!(step, Step::PinMap(_))).count(), MAPS.len());
-    assert_eq!(steps[steps.len() - 2..], [Step::AttachLink(ingress()), Step::SwapProgramPin(ingress())]);
+    let last = [
+        Step::AttachLink(egress()),
+        Step::AttachLink(ingress()),
+        Step::SwapProgramPin(egress()),
+        Step::SwapProgramPin(ingress()),
+    ];
+    assert_eq!(steps[steps.len() - 4..], last);
 }
 
 /// The same after `loopback0` has gone.
 fn without_interface(mut state: State) -> State {
-    state.interface = Interface { tcx_programs: Some(tcx(&[])), index: 0, ..state.interface };
+    state.interface = Interface { tcx_programs: Some(tcx(&[], &[])), index: 0, ..state.interface };
     state.steered_is_alive = false;
     state
 }
@@ -93,49 +105,52 @@ fn where_everything_is_as_it_should_be_there_is_no_difference() {
 fn an_interface_that_came_back_is_attached_to_and_nothing_is_loaded() {
     let mut state = loaded();
     state.interface.index = 8;
-    state.interface.tcx_programs = Some(tcx(&[]));
+    state.interface.tcx_programs = Some(tcx(&[], &[]));
     state.steered_is_alive = false;
     let steps = difference(&state, &Config::default()).unwrap();
     let new = Settings { ifindex: 8, ..state.settings.unwrap() };
     assert_eq!(
         steps,
-        [Step::UsePinned, Step::WriteSettings { old: state.settings, new }, Step::AttachLink(ingress())]
+        [
+            Step::UsePinned,
+            Step::WriteSettings { old: state.settings, new },
+            Step::AttachLink(egress()),
+            Step::AttachLink(ingress())
+        ]
     );
     state.interface.tcx_programs = None;
     state.settings = state.settings.map(|settings| Settings { hook: Hook::ClsBpf as u32, ..settings });
     let steps = difference(&state, &Config::default()).unwrap();
-    assert_eq!(steps[2..], [Step::AddClsact, Step::AddFilter(ingress())]);
+    assert_eq!(steps[2..], [Step::AddClsact, Step::AddFilter(egress()), Step::AddFilter(ingress())]);
 }
 
 #[test]
-fn without_the_interface_all_is_loaded_and_nothing_attached_nor_prepared() {
+fn without_the_interface_all_is_loaded_and_nothing_attached() {
     let steps = plan(&without_interface(fresh()), &Config::default()).unwrap();
     assert_eq!(steps.last(), Some(&Step::SwapProgramPin(ingress())));
     assert!(
         steps.contains(&Step::AttachToCgroup(on_cgroup("wsl_mirror_bd4"))),
         "no socket is missed meanwhile"
     );
-    let forbidden = |step: &&Step| {
-        matches!(step, Step::AttachLink(_) | Step::AddFilter(_) | Step::AddClsact | Step::PrepareDelivery(_))
-    };
+    let forbidden = |step: &&Step| matches!(step, Step::AttachLink(_) | Step::AddFilter(_) | Step::AddClsact);
     assert_eq!(steps.iter().find(forbidden), None);
     // Of one that has gone, everything waits for it to come back.
     assert_eq!(difference(&without_interface(loaded()), &Config::default()).unwrap(), []);
 }
 
 #[test]
-fn a_rule_that_somebody_took_away_is_hierarchy_root_difference() {
+fn an_egress_program_that_is_gone_is_attached_again() {
     let mut state = loaded();
-    state.delivery.machine.as_mut().unwrap().rules.clear();
+    state.interface.tcx_programs = Some(tcx(&[42, 99], &[98]));
+    state.steered_is_alive = false;
     let steps = difference(&state, &Config::default()).unwrap();
-    assert_eq!(steps[..2], [Step::UsePinned, Step::PrepareDelivery(delivery::Change::AddRule(0x1000))]);
-    assert_eq!(steps.len(), 3, "and the settings once more, in case it cannot be added: {steps:?}");
+    assert_eq!(steps, [Step::UsePinned, Step::AttachLink(egress())]);
 }
 
 #[test]
 fn where_a_pin_is_missing_or_left_over_everything_is_loaded_again() {
     let mut missing = loaded();
-    missing.pins.names.retain(|name| name != "FLOWS");
+    missing.pins.names.retain(|name| name != "FRAGMENTS");
     let mut left_over = loaded();
     left_over.pins.leftovers.push("program_new".into());
     for state in [missing, left_over] {
@@ -155,7 +170,7 @@ fn what_another_distribution_steers_is_left_to_it() {
         }),
         ..fresh()
     };
-    for plan in [plan, renewal, difference] {
+    for plan in [plan, difference] {
         let error = plan(&state, &Config::default()).unwrap_err();
         assert_eq!(exit_of(&error), Exit::OtherDistribution);
         assert!(error.to_string().contains("program 99, tcx"), "{error}");
@@ -169,8 +184,11 @@ fn a_second_load_keeps_the_maps_and_replaces_the_program_in_the_link() {
     expected.extend(attachments::on_cgroup().map(Step::AttachToCgroup));
     expected.extend([
         Step::TagSockets(Config::default().owner_policies()),
+        Step::PinProgram(egress()),
         Step::PinProgram(ingress()),
+        Step::ReplaceInLink { on: egress(), old: 43 },
         Step::ReplaceInLink { on: ingress(), old: 42 },
+        Step::SwapProgramPin(egress()),
         Step::SwapProgramPin(ingress()),
     ]);
     assert_eq!(steps, expected);
@@ -202,7 +220,7 @@ fn owners_that_are_in_the_file_no_more_are_taken_out() {
 fn an_interface_made_anew_under_the_same_name_gets_a_new_link() {
     let mut state = loaded();
     state.interface.index = 8;
-    state.interface.tcx_programs = Some(tcx(&[99]));
+    state.interface.tcx_programs = Some(tcx(&[99], &[]));
     state.steered_is_alive = false;
     let steps = plan(&state, &Config::default()).unwrap();
     assert!(steps.contains(&Step::AttachLink(ingress())), "{steps:?}");
@@ -214,7 +232,7 @@ fn a_second_interface_is_refused_while_the_first_one_is_steered() {
     let mut state = loaded();
     state.interface.name = "eth0".into();
     state.interface.index = 9;
-    state.interface.tcx_programs = Some(tcx(&[]));
+    state.interface.tcx_programs = Some(tcx(&[], &[]));
     assert_eq!(exit_of(&plan(&state, &Config::default()).unwrap_err()), Exit::OtherInterface);
     state.steered_is_alive = false;
     assert!(plan(&state, &Config::default()).is_ok());
@@ -233,8 +251,14 @@ fn without_tcx_the_filter_is_used_unless_tcx_is_demanded() {
     state.interface.tcx_programs = None;
     let steps = plan(&state, &Config::default()).unwrap();
     assert_eq!(
-        steps[steps.len() - 3..],
-        [Step::AddClsact, Step::AddFilter(ingress()), Step::SwapProgramPin(ingress())]
+        steps[steps.len() - 5..],
+        [
+            Step::AddClsact,
+            Step::AddFilter(egress()),
+            Step::AddFilter(ingress()),
+            Step::SwapProgramPin(egress()),
+            Step::SwapProgramPin(ingress())
+        ]
     );
     let demanded = Config { hook: HookChoice::Tcx, ..Config::default() };
     assert_eq!(exit_of(&plan(&state, &demanded).unwrap_err()), Exit::Kernel);
@@ -255,13 +279,8 @@ fn a_clsact_qdisc_is_ours_only_if_we_made_it() {
     assert_eq!(made_by(plan(&theirs, &config).unwrap()), Some(0));
     // A second load finds the qdisc that the first one made, and still knows that.
     let mut second = theirs;
-    second.delivery = delivery::tests::loaded();
-    second.settings = Some(Settings {
-        mark: 0x1000,
-        lo_ifindex: 1,
-        ..settings(&second, &config, Hook::ClsBpf, ClsactChange::Make)
-    });
-    second.interface.clsact.our_programs = [(Direction::Ingress, 42)].into();
+    second.settings = Some(settings(&second, &config, Hook::ClsBpf, ClsactChange::Make));
+    second.interface.clsact.our_programs = both();
     let steps = plan(&second, &config).unwrap();
     assert!(steps.contains(&Step::ReplaceInFilter { on: ingress(), old: 42 }));
     assert_eq!(made_by(steps), None, "nothing to write: it stands there");
@@ -276,90 +295,49 @@ fn a_place_that_somebody_else_has_taken_is_refused_only_where_it_is_needed() {
     assert!(plan(&state, &Config::default()).is_ok());
 }
 
-/// A rule of somebody else's that looks at these bits, among those of an iptables.
-fn used_by_others(state: &mut State, bits: u32) {
-    let firewall = Arc::make_mut(&mut state.delivery.firewall);
-    firewall.ruleset.marks.push(crate::host::marks::MarkUse { bits, by: "their rule".into() });
+/// The machine after its nat chains went.
+fn without_nat(mut state: State) -> State {
+    Arc::make_mut(&mut state.firewall).nat = Hooks::Absent;
+    state
 }
 
 #[test]
-fn the_machine_is_prepared_before_the_program_is_told_and_cleaned_up_last() {
-    let steps = plan(&fresh(), &Config::default()).unwrap();
-    let at = |wanted: fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
-    let (prepared, told) = (
-        at(|step| matches!(step, Step::PrepareDelivery(_))),
-        at(|step| matches!(step, Step::WriteSettings { new, .. } if new.lo_ifindex == 1)),
-    );
-    assert!(at(|step| matches!(step, Step::LoadProgram { .. })) < prepared && prepared < told);
-    let plain = Config { delivery: crate::config::DeliveryChoice::Plain, ..Config::default() };
-    let steps = plan(&loaded(), &plain).unwrap();
-    let told =
-        steps.iter().position(|step| matches!(step, Step::WriteSettings { new, .. } if new.lo_ifindex == 0));
-    let swapped = steps.iter().position(|step| *step == Step::SwapProgramPin(ingress()));
-    assert!(
-        told < swapped && matches!(steps.last(), Some(Step::CleanUp(delivery::Change::Erase(_)))),
-        "{steps:?}"
-    );
-}
-
-#[test]
-fn a_bit_in_use_is_refused_if_it_is_configured_and_moved_away_from_if_not() {
-    let mark_of = |state: &State, mark| {
-        let steps = plan(state, &Config { mark, ..Config::default() })?;
-        anyhow::Ok(steps.iter().find_map(|step| match step {
-            Step::WriteSettings { new, .. } => Some(new.mark),
+fn an_obstacle_stops_carrying_and_its_end_begins_it_again() {
+    let carrying = |steps: &[Step]| {
+        steps.iter().find_map(|step| match step {
+            Step::WriteSettings { new, .. } => Some(Carrying::from_number(new.carrying)),
             _ => None,
-        }))
+        })
     };
-    let mut state = fresh();
-    used_by_others(&mut state, 0x3000);
-    assert_eq!(mark_of(&state, None).unwrap(), Some(0x0100_0000));
-    assert_eq!(mark_of(&state, Some(0x80)).unwrap(), Some(0x80));
-    let error = mark_of(&state, Some(0x2080)).unwrap_err();
-    assert_eq!(exit_of(&error), Exit::Config);
-    assert!(error.to_string().contains("0x2080") && error.to_string().contains("their rule"), "{error}");
-    // Our own rule of an earlier load is not somebody else's.
-    assert_eq!(mark_of(&loaded(), None).unwrap(), None, "nothing to write: it stands there");
-    used_by_others(&mut state, u32::MAX);
-    assert_eq!(exit_of(&mark_of(&state, None).unwrap_err()), Exit::Config);
-}
-
-#[test]
-fn a_mark_in_force_that_somebody_begins_to_use_is_kept_by_who_stays_and_refused_to_who_loads() {
-    let config = Config { mark: Some(0x1000), ..Config::default() };
-    let mut state = loaded();
-    assert_eq!(shared_mark(&state, &config), None);
-    used_by_others(&mut state, 0x1000);
-    assert_eq!(difference(&state, &config).unwrap(), [], "all goes on");
-    assert!(shared_mark(&state, &config).unwrap().contains("their rule"));
-    state.pins.names.retain(|name| name != "FLOWS");
-    assert!(difference(&state, &config).is_ok() && renewal(&state, &config).is_ok());
-    assert_eq!(exit_of(&plan(&state, &config).unwrap_err()), Exit::Config);
-    let other = Config { mark: Some(0x3000), ..Config::default() };
-    assert_eq!(exit_of(&difference(&state, &other).unwrap_err()), Exit::Config, "it is not in force");
-    // Left to us, another bit is taken; if there is none, this one is kept.
-    let state = loaded();
-    let mut taken = state.clone();
-    used_by_others(&mut taken, 0x1000);
-    assert_ne!(difference(&taken, &Config::default()).unwrap(), []);
-    assert_eq!(shared_mark(&taken, &Config::default()), None);
-    let mut full = state;
-    used_by_others(&mut full, u32::MAX);
-    assert_eq!(difference(&full, &Config::default()).unwrap(), []);
-    assert!(shared_mark(&full, &Config::default()).is_some());
-}
-
-#[test]
-fn what_packet_filters_said_before_is_not_forgotten_because_they_could_not_be_read() {
-    let mut state = loaded();
-    state.rules.insert(PortKey::new(Protocol::Tcp, 8090), PortRule::NotOnLo);
-    state.settings = state.settings.map(|settings| Settings { mark: 0x0100_0000, ..settings });
-    state.delivery.machine.as_mut().unwrap().rules = vec![delivery::rule::Rule::ours(0x0100_0000)];
-    Arc::make_mut(&mut state.delivery.firewall).has_gaps = true;
-    assert_eq!(difference(&state, &Config::default()).unwrap(), [], "nor who used the first bit of the list");
-    Arc::make_mut(&mut state.delivery.firewall).has_gaps = false;
+    let plan_of = |state: &State| plan(state, &Config::default()).unwrap();
+    assert_eq!(carrying(&plan_of(&fresh())), Some(Carrying::On));
+    assert_eq!(carrying(&plan_of(&without_nat(fresh()))), Some(Carrying::Off));
+    let mut state = without_nat(loaded());
     let steps = difference(&state, &Config::default()).unwrap();
-    assert!(steps.iter().any(|step| matches!(step, Step::WriteRules(_))), "{steps:?}");
+    assert!(matches!(steps[..], [Step::UsePinned, Step::WriteSettings { .. }]), "{steps:?}");
+    assert_eq!(carrying(&steps), Some(Carrying::Off));
+    assert_eq!(without_repairs(steps.clone()), steps, "it is no repair");
+    state.settings = state.settings.map(|settings| Settings { carrying: Carrying::Off as u32, ..settings });
+    assert_eq!(difference(&state, &Config::default()).unwrap(), []);
+    Arc::make_mut(&mut state.firewall).nat = Hooks::Present;
+    assert_eq!(carrying(&difference(&state, &Config::default()).unwrap()), Some(Carrying::On));
+}
+
+#[test]
+fn a_changed_alias_is_refused_until_unload() {
+    let config = Config { alias: Ipv4Addr::new(127, 1, 2, 3), ..Config::default() };
+    for plan in [plan, difference] {
+        let error = plan(&loaded(), &config).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::Config);
+        let text = error.to_string();
+        assert!(
+            text.contains("127.1.2.3") && text.contains("127.119.0.1") && text.contains("unload"),
+            "{text}"
+        );
+    }
+    let steps = plan(&fresh(), &config).unwrap();
+    let alias = |step: &Step| matches!(step, Step::WriteSettings { new, .. } if new.alias == [127, 1, 2, 3]);
+    assert!(steps.iter().any(alias), "{steps:?}");
 }
 
 #[test]
@@ -373,13 +351,13 @@ fn a_hook_that_is_detached_makes_all_anew() {
 #[test]
 fn without_repairs_only_what_is_written_of_ports_and_owners_is_done() {
     let mut state = loaded();
-    state.delivery.machine.as_mut().unwrap().rules.clear();
+    state.interface.tcx_programs = Some(tcx(&[42], &[]));
     let steps = difference(&state, &Config::default()).unwrap();
     assert_eq!(without_repairs(steps), []);
-    state.rules.insert(PortKey::new(Protocol::Tcp, 8090), PortRule::NotOnLo);
+    state.owners.clear();
     let steps = without_repairs(difference(&state, &Config::default()).unwrap());
-    assert!(matches!(steps.as_slice(), [Step::UsePinned, Step::WriteRules(_)]), "{steps:?}");
-    state.delivery = delivery::tests::loaded();
+    assert!(matches!(steps.as_slice(), [Step::UsePinned, Step::WriteOwners(_)]), "{steps:?}");
+    state.interface.tcx_programs = Some(tcx(&[42], &[43]));
     let steps = difference(&state, &Config::default()).unwrap();
     assert_eq!(without_repairs(steps.clone()), steps, "nothing is repaired");
     state.pins.names.clear();

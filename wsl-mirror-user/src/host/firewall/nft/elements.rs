@@ -37,14 +37,6 @@ impl<'a> Elements<'a> {
             },
         }
     }
-
-    /// The keys of a map.
-    pub fn keys<'v>(&self, table: &str, map: &'v Value) -> Vec<&'v Value>
-    where
-        'a: 'v,
-    {
-        self.all(table, map).into_iter().filter_map(|pair| pair.get(0)).map(without_details).collect()
-    }
 }
 
 /// An element may come with a timeout, a comment or a counter.

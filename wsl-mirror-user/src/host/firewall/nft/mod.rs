@@ -3,7 +3,6 @@
 //! Only what matters here is understood; a condition that is not counts as one that may hold or not.
 
 mod elements;
-mod marks;
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -11,10 +10,9 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use super::ruleset::{ABOUT_US, Base, Chain, Condition, Rule, Ruleset, Sense, Verdict};
-use crate::host::marks::MarkUse;
+use super::iptables;
+use super::ruleset::{Base, Chain, Condition, Effect, Kind, Rule, Ruleset, Sense, Verdict};
 use elements::{DEEPEST, Elements};
-use marks::{bits_given, bits_of_statement, restored_bits};
 
 /// Reads it.
 pub fn parse(text: &str) -> Result<Ruleset, String> {
@@ -37,7 +35,7 @@ pub fn parse(text: &str) -> Result<Ruleset, String> {
         }
         if let Some(chain) = item.get("chain") {
             let mut chain = read_chain(chain);
-            // No packet enters it until somebody wakes the table; its marks are somebody's nevertheless.
+            // No packet enters it until somebody wakes the table.
             chain.base = chain.base.filter(|_| !dormant.contains(&chain.table));
             ruleset.chains.push(chain);
         }
@@ -52,15 +50,6 @@ pub fn parse(text: &str) -> Result<Ruleset, String> {
         let chain = places.get(&(table, text_of(rule, "chain"))).and_then(|at| ruleset.chains.get_mut(*at));
         if let Some(chain) = chain {
             chain.rules.extend(rules);
-        }
-    }
-    // A map that gives marks may be used where we do not see it: in another map, or by a program that looks it up.
-    for map in items.iter().filter_map(|item| item.get("map")) {
-        let values = elements.of(&table(map), &text_of(map, "name")).iter().filter_map(|pair| pair.get(1));
-        let bits = values.fold(0, |bits, value| bits | bits_given(&map["map"], value));
-        let by = format!("{}: map {}", table(map), text_of(map, "name"));
-        if bits != 0 {
-            ruleset.marks.push(MarkUse { bits, by });
         }
     }
     Ok(ruleset)
@@ -94,7 +83,7 @@ fn read_chain(chain: &Value) -> Chain {
     let base = chain["hook"].as_str().map(|hook| Base {
         hook: hook.to_owned(),
         priority: chain["prio"].as_i64().unwrap_or_default(),
-        drops: chain["policy"] == "drop",
+        kind: if chain["type"] == "nat" { Kind::Nat } else { Kind::Filter },
     });
     Chain {
         table: table(chain),
@@ -105,17 +94,17 @@ fn read_chain(chain: &Value) -> Chain {
     }
 }
 
-/// One rule, or several for one that chooses its verdict by a map.
+/// One rule, or several: for a verdict by a map, and for what the rule makes of conntrack's entry before it goes on.
 fn read_rule(rule: &Value, table: &str, elements: &Elements<'_>) -> Vec<Rule> {
     let mut read = Rule {
         text: format!("{table}: chain {} handle {}", text_of(rule, "chain"), rule["handle"]),
-        is_about_us: rule["comment"].as_str().is_some_and(|comment| comment.starts_with(ABOUT_US)),
         ..Rule::default()
     };
-    let mut by_map = Vec::new();
+    let (mut effects, mut by_map) = (Vec::new(), Vec::new());
     for statement in rule["expr"].as_array().map_or(&[] as &[Value], Vec::as_slice) {
-        read.mark_bits |= bits_of_statement(statement, table, elements);
-        read.restored_bits |= restored_bits(statement, table, elements);
+        // Conditions behind the statement do not limit it.
+        effects.extend(effect(statement).map(|effect| Rule { effect: Some(effect), ..read.clone() }));
+        read.needs_conntrack |= needs_conntrack(statement, 0);
         if let Some(found) = statement.get("match") {
             read.conditions.extend(conditions(found, table, elements));
         } else if let Some(change) = statement.get("mangle") {
@@ -134,25 +123,58 @@ fn read_rule(rule: &Value, table: &str, elements: &Elements<'_>) -> Vec<Rule> {
         } else if let Some(verdict) = read_verdict(statement) {
             read.verdict = verdict;
         } else if statement.get("queue").is_some() {
-            // Who gets it there may let it through.
-            read.conditions.push(Condition::Unknown);
-            read.verdict = Verdict::Accept;
+            read.verdict = Verdict::End;
         } else if !goes_on(statement) {
             read.conditions.push(Condition::Unknown);
         }
     }
     if by_map.is_empty() {
-        return vec![read];
+        effects.push(read);
+        return effects;
     }
-    by_map
-        .into_iter()
-        .map(|(conditions, verdict)| {
-            let mut rule = read.clone();
-            rule.conditions.extend(conditions);
-            rule.verdict = verdict.unwrap_or_default();
-            rule
-        })
-        .collect()
+    effects.extend(by_map.into_iter().map(|(conditions, verdict)| {
+        let mut rule = read.clone();
+        rule.conditions.extend(conditions);
+        rule.verdict = verdict.unwrap_or_default();
+        rule
+    }));
+    effects
+}
+
+/// Whether a statement takes conntrack into use (`nf_ct_netns_get`). `notrack` does not.
+fn needs_conntrack(value: &Value, depth: usize) -> bool {
+    const STATEMENTS: [&str; 10] = [
+        "ct",
+        "ct count",
+        "ct expectation",
+        "ct helper",
+        "ct timeout",
+        "dnat",
+        "masquerade",
+        "redirect",
+        "snat",
+        "synproxy",
+    ];
+    let inside = |value: &Value| depth < DEEPEST && needs_conntrack(value, depth + 1);
+    match value {
+        Value::Array(values) => values.iter().any(inside),
+        Value::Object(fields) => fields.iter().any(|(name, value)| match name.as_str() {
+            "xt" => value["name"].as_str().is_some_and(iptables::needs_conntrack),
+            name => STATEMENTS.contains(&name) || inside(value),
+        }),
+        _ => false,
+    }
+}
+
+/// What a statement makes of the packet's conntrack entry.
+fn effect(statement: &Value) -> Option<Effect> {
+    if statement.get("notrack").is_some() {
+        return Some(Effect::Untracks);
+    }
+    let mangle = statement.get("mangle")?;
+    let changed = mangle["key"].get("ct")?;
+    // Zone 0 is every packet's own.
+    (changed["key"] == "zone" && mangle["value"] != 0).then_some(Effect::Zones)
 }
 
 fn read_verdict(statement: &Value) -> Option<Verdict> {
@@ -160,8 +182,7 @@ fn read_verdict(statement: &Value) -> Option<Verdict> {
     let target = || argument["target"].as_str().unwrap_or_default().to_owned();
     match name.as_str() {
         "continue" => Some(Verdict::Continue),
-        "accept" => Some(Verdict::Accept),
-        "drop" | "reject" => Some(Verdict::Drop),
+        "accept" | "drop" | "reject" => Some(Verdict::End),
         "return" => Some(Verdict::Return),
         "jump" => Some(Verdict::Jump(target())),
         "goto" => Some(Verdict::Goto(target())),
@@ -231,8 +252,8 @@ fn condition(found: &Value, table: &str, elements: &Elements<'_>) -> Option<Cond
     let (left, right) = (&found["left"], elements.all(table, &found["right"]));
     if let Some(key) = left.get("meta").and_then(|meta| meta["key"].as_str()) {
         return match key {
-            "iif" | "iifname" => all(&right, |value| value.as_str().map(str::to_owned))
-                .map(|names| Condition::Interface(names, sense)),
+            "iif" | "iifname" => names(&right).map(|names| Condition::InInterface(names, sense)),
+            "oif" | "oifname" => names(&right).map(|names| Condition::OutInterface(names, sense)),
             "l4proto" => all(&right, protocol).map(|protocols| Condition::Protocol(protocols, sense)),
             "nfproto" | "protocol" => {
                 let is_ipv4 = right.iter().any(|value| means_ipv4(value, key));
@@ -249,7 +270,6 @@ fn condition(found: &Value, table: &str, elements: &Elements<'_>) -> Option<Cond
         "protocol" if of("ip") => {
             all(&right, protocol).map(|protocols| Condition::Protocol(protocols, sense))
         }
-        "dport" => all(&right, ports).map(|ports| Condition::DestinationPort(ports, sense)),
         _ => None,
     }
 }
@@ -303,6 +323,10 @@ fn all<T>(values: &[&Value], read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T
     values.iter().map(|value| read(value)).collect()
 }
 
+fn names(values: &[&Value]) -> Option<Vec<String>> {
+    all(values, |value| value.as_str().map(str::to_owned))
+}
+
 fn protocol(value: &Value) -> Option<u8> {
     match value.as_str() {
         Some("tcp") => Some(6),
@@ -319,14 +343,6 @@ fn protocol(value: &Value) -> Option<u8> {
         Some("udplite") => Some(136),
         Some(number) => number.parse().ok(),
         None => u8::try_from(value.as_u64()?).ok(),
-    }
-}
-
-fn ports(value: &Value) -> Option<RangeInclusive<u16>> {
-    let port = |value: &Value| u16::try_from(value.as_u64()?).ok();
-    match value.get("range") {
-        Some(range) => Some(port(range.get(0)?)?..=port(range.get(1)?)?),
-        None => port(value).map(|port| port..=port),
     }
 }
 

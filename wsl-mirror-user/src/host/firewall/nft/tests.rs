@@ -1,3 +1,4 @@
+use super::super::obstacles::{Obstacle, of_rules};
 use super::*;
 use serde_json::json;
 
@@ -16,162 +17,173 @@ fn addresses_are_read_as_ranges() {
     assert_eq!(addresses(&json!("localhost")), None);
 }
 
-/// A table of these sets and maps, a chain `c` and its rules, read from nft's own words.
-pub(super) fn ruleset(objects: &[Value], chain: Value, rules: &[Value]) -> Ruleset {
+/// The rules in nft's own words, of a chain on this hook in front of conntrack.
+fn read(hook: &str, sets: &[Value], rules: &[Value]) -> Ruleset {
     let in_table = |mut object: Value| {
         object["family"] = "inet".into();
         object["table"] = "t".into();
         object
     };
+    let chain = json!({"name": "c", "type": "filter", "hook": hook, "prio": -300, "policy": "accept"});
     let mut items = vec![json!({"chain": in_table(chain)})];
-    for object in objects {
-        let (kind, object) = object.as_object().unwrap().iter().next().unwrap();
-        items.push(json!({kind: in_table(object.clone())}));
-    }
-    items.extend(rules.iter().map(|rule| json!({"rule": in_table(json!({"chain": "c", "expr": rule}))})));
+    items.extend(sets.iter().map(|set| json!({"set": in_table(set.clone())})));
+    items.extend(
+        rules.iter().map(|rule| json!({"rule": in_table(json!({"chain": "c", "handle": 7, "expr": rule}))})),
+    );
     parse(&json!({"nftables": items}).to_string()).unwrap()
 }
 
-/// How many ranges of UDP ports are dropped unless they come in on `lo`, by a chain in front of conntrack.
-fn dropped(objects: &[Value], rules: &[Value], policy: &str) -> usize {
-    let chain = json!({"name": "c", "hook": "prerouting", "prio": -300, "policy": policy});
-    let drops = super::super::walk::drops(&ruleset(objects, chain, rules), "loopback0");
-    drops.iter().filter(|drop| drop.protocol == wsl_mirror_core::abi::Protocol::Udp).count()
+fn obstacles(hook: &str, rules: &[Value]) -> Vec<Obstacle> {
+    of_rules(&read(hook, &[], rules), "loopback0", [127, 119, 0, 1])
 }
 
-fn not_on_lo() -> Value {
-    json!({"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "lo"}})
+/// Whether a rule of these statements untracks packets from Windows.
+fn untracks(statements: &[Value]) -> bool {
+    let mut rule = statements.to_vec();
+    rule.push(json!({"notrack": null}));
+    !obstacles("prerouting", &[json!(rule)]).is_empty()
+}
+
+fn is(left: &Value, right: &Value) -> Value {
+    json!({"match": {"op": "==", "left": left, "right": right}})
+}
+
+fn of(protocol: &str, field: &str) -> Value {
+    json!({"payload": {"protocol": protocol, "field": field}})
+}
+
+fn meta(key: &str) -> Value {
+    json!({"meta": {"key": key}})
 }
 
 #[test]
-fn a_drop_behind_a_conditional_end_is_not_certain() {
+fn a_rule_that_untracks_is_found_by_its_handle() {
+    let found = obstacles("prerouting", &[json!([{"notrack": null}])]);
+    assert_eq!(found, [Obstacle::Untracked("nft inet t: chain c handle 7".into())]);
+    assert_eq!(obstacles("forward", &[json!([{"notrack": null}])]), []);
+}
+
+#[test]
+fn a_rule_that_sets_a_zone_is_found_in_each_of_its_forms() {
+    let kind = json!({"fib": {"result": "type", "flags": ["daddr"]}});
+    let by_map = json!({"map": {"key": meta("iifname"), "data": {"set": [["eth0", 1]]}}});
+    for (ct, value) in [
+        (json!({"key": "zone"}), json!(7)),
+        (json!({"key": "zone", "dir": "original"}), json!(7)),
+        (json!({"key": "zone"}), by_map),
+    ] {
+        let change = json!({"mangle": {"key": {"ct": ct}, "value": value}});
+        for rule in [json!([change]), json!([is(&kind, &json!(2)), change])] {
+            let found = obstacles("output", std::slice::from_ref(&rule));
+            assert_eq!(found, [Obstacle::Zone("nft inet t: chain c handle 7".into())], "{rule}");
+        }
+    }
+    let mark = json!({"mangle": {"key": {"ct": {"key": "mark"}}, "value": 7}});
+    assert_eq!(obstacles("output", &[json!([mark])]), []);
+}
+
+#[test]
+fn conditions_tell_other_packets_from_ours() {
+    for (left, right, expected) in [
+        (meta("iifname"), json!("loopback0"), true),
+        (meta("iif"), json!("lo"), false),
+        (meta("iifname"), json!({"set": ["eth0", "loop*"]}), true),
+        (meta("oifname"), json!("loopback0"), false),
+        (meta("nfproto"), json!(2), true),
+        (meta("nfproto"), json!(10), false),
+        (meta("protocol"), json!({"set": [8, 56710]}), true),
+        (meta("protocol"), json!(56710), false),
+        (meta("l4proto"), json!({"set": [6, 17]}), true),
+        (meta("l4proto"), json!(1), false),
+        (meta("mark"), json!(1), true),
+        (of("ip", "daddr"), json!({"prefix": {"addr": "127.0.0.0", "len": 8}}), true),
+        (of("ip", "daddr"), json!("10.0.0.1"), false),
+        (of("ip", "saddr"), json!("127.0.0.1"), true),
+        (of("ip6", "daddr"), json!("::1"), false),
+        (of("icmp", "type"), json!(8), false),
+        (of("udp", "dport"), json!(53), true),
+        (json!({"&": [of("tcp", "flags"), {"|": [2, 16]}]}), json!(2), true),
+        (json!({"concat": [of("ip6", "saddr"), of("tcp", "dport")]}), json!({"concat": ["::1", 80]}), false),
+        (json!({"payload": {"tunnel": "vxlan", "protocol": "ip6", "field": "daddr"}}), json!("::1"), true),
+    ] {
+        assert_eq!(untracks(&[is(&left, &right)]), expected, "{left} {right}");
+    }
+}
+
+#[test]
+fn conditions_behind_a_statement_do_not_limit_it() {
+    let on_eth0 = is(&meta("iifname"), &json!("eth0"));
+    assert_eq!(obstacles("prerouting", &[json!([{"notrack": null}, on_eth0, {"accept": null}])]).len(), 1);
+    assert_eq!(obstacles("prerouting", &[json!([on_eth0, {"notrack": null}, {"accept": null}])]).len(), 0);
+}
+
+#[test]
+fn elements_of_named_sets_are_looked_at() {
+    let rule = [json!([is(&of("ip", "daddr"), &json!("@s")), {"notrack": null}])];
+    let with = |elem: Value| {
+        let set = json!({"name": "s", "type": "ipv4_addr", "elem": elem});
+        of_rules(&read("prerouting", &[set], &rule), "loopback0", [127, 119, 0, 1]).len()
+    };
+    assert_eq!(with(json!([{"prefix": {"addr": "127.0.0.0", "len": 8}}])), 1);
+    assert_eq!(with(json!([{"elem": {"val": "127.119.0.1", "timeout": 9}}])), 1);
+    assert_eq!(with(json!(["10.0.0.1"])), 0);
+}
+
+/// Whether a rule that comes first hides a `notrack` behind it.
+fn hides(first: &Value) -> bool {
+    obstacles("prerouting", &[first.clone(), json!([{"notrack": null}])]).is_empty()
+}
+
+#[test]
+fn only_a_rule_that_ends_for_every_packet_hides_the_next() {
     let limit = json!({"limit": {"rate": 400, "burst": 5, "per": "second", "inv": true}});
-    let source = json!({"payload": {"protocol": "ip", "field": "saddr"}});
+    let source = of("ip", "saddr");
     for statement in [
         limit.clone(),
-        json!({"limit": "named"}),
         json!({"quota": {"val": 100, "val_unit": "mbytes", "inv": true}}),
-        json!({"quota": "named"}),
         json!({"ct count": {"val": 20, "inv": true}}),
         json!({"set": {"op": "update", "elem": source, "set": "@flood", "stmt": [limit]}}),
-        json!({"set": {"op": "add", "elem": source, "set": "@flood", "stmt": [{"ct count": {"val": 20}}]}}),
-        json!({"map": {"op": "update", "elem": source, "data": 1, "map": "@m", "stmt": [limit]}}),
         json!({"meter": {"key": source, "stmt": limit, "size": 1024, "name": "m"}}),
-        json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"map": {"key": source, "data": "@m"}}}}),
-        json!({"mangle": {"key": {"payload": {"protocol": "ip", "field": "dscp"}}, "value": 1}}),
+        json!({"mangle": {"key": meta("mark"), "value": {"map": {"key": source, "data": "@m"}}}}),
+        json!({"mangle": {"key": of("ip", "dscp"), "value": 1}}),
         json!({"something": "new"}),
     ] {
-        assert_eq!(
-            dropped(&[], &[json!([not_on_lo(), statement, {"drop": null}])], "accept"),
-            0,
-            "{statement}"
-        );
+        assert!(!hides(&json!([statement, {"drop": null}])), "{statement}");
     }
     for statement in [
-        json!({"counter": {"packets": 0, "bytes": 0}}),
         json!({"counter": null}),
         json!({"log": {"prefix": "x"}}),
-        json!({"notrack": null}),
-        json!({"set": {"op": "add", "elem": {"elem": {"val": source, "timeout": 10}}, "set": "@seen"}}),
         json!({"set": {"op": "add", "elem": source, "set": "@seen", "stmt": [{"counter": null}]}}),
-        json!({"mangle": {"key": {"meta": {"key": "nftrace"}}, "value": 1}}),
-        json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"|": [{"meta": {"key": "mark"}}, 16]}}}),
+        json!({"mangle": {"key": meta("mark"), "value": {"|": [meta("mark"), 16]}}}),
     ] {
-        assert_eq!(
-            dropped(&[], &[json!([not_on_lo(), statement, {"drop": null}])], "accept"),
-            1,
-            "{statement}"
-        );
+        for verdict in ["drop", "accept", "return", "reject"] {
+            assert!(hides(&json!([statement, {verdict: null}])), "{statement} {verdict}");
+        }
     }
+    assert!(hides(&json!([{"queue": {"num": 1}}])));
+    assert!(!hides(&json!([{"continue": null}])));
+    let by_map =
+        |key: &Value| json!([{"vmap": {"key": key, "data": {"set": [["loopback0", {"accept": null}]]}}}]);
+    assert!(hides(&by_map(&meta("iifname"))) && !hides(&by_map(&meta("iifgroup"))));
 }
 
 #[test]
-fn elements_that_have_a_limit_of_their_own_make_no_drop_certain() {
-    let port = json!({"payload": {"protocol": "udp", "field": "dport"}});
-    let drop_in = |elem: Value| {
-        let set = [json!({"set": {"name": "s", "type": "inet_service", "elem": [elem]}})];
-        let found = json!({"match": {"op": "==", "left": port, "right": "@s"}});
-        dropped(&set, &[json!([not_on_lo(), found, {"drop": null}])], "accept")
-    };
-    let limit = json!({"rate": 5, "burst": 5, "per": "second"});
-    let quota = json!({"val": 500, "val_unit": "bytes", "inv": true});
-    assert_eq!(drop_in(json!(80)), 1);
-    assert_eq!(
-        drop_in(json!({"elem": {"val": 80, "timeout": 9, "expires": 8, "comment": "x", "counter": {}}})),
-        1
-    );
-    assert_eq!(drop_in(json!({"elem": {"val": 80, "limit": limit}})), 0);
-    assert_eq!(drop_in(json!({"elem": {"val": 80, "quota": quota}})), 0);
-    let by_map = |element: Value| {
-        let vmap = json!({"vmap": {"key": port, "data": {"set": [[element, {"drop": null}]]}}});
-        dropped(&[], &[json!([not_on_lo(), vmap])], "accept")
-    };
-    assert_eq!(by_map(json!({"elem": {"val": 80, "comment": "x"}})), 1);
-    assert_eq!(by_map(json!({"elem": {"val": 80, "limit": limit}})), 0);
-}
-
-#[test]
-fn a_possible_accept_hides_a_policy_of_drop() {
-    let is = |left: Value, right: Value| json!({"match": {"op": "==", "left": left, "right": right}});
-    let on_lo = json!([is(json!({"meta": {"key": "iifname"}}), json!("lo")), {"accept": null}]);
-    let with = |first: Value| dropped(&[], &[on_lo.clone(), first], "drop");
-    assert_eq!(with(json!([])), 1);
-    let kind = json!({"fib": {"result": "type", "flags": ["daddr"]}});
-    assert_eq!(with(json!([is(kind.clone(), json!(2)), {"accept": null}])), 0);
-    assert_eq!(with(json!([{"vmap": {"key": kind, "data": {"set": [[2, {"accept": null}]]}}}])), 0);
-    assert_eq!(with(json!([{"queue": {"num": 1}}])), 0);
-    // What is for other packets is not in the way.
-    let of = |protocol: &str, field: &str| json!({"payload": {"protocol": protocol, "field": field}});
-    for (left, right) in [
-        (json!({"meta": {"key": "nfproto"}}), json!(10)),
-        (json!({"meta": {"key": "protocol"}}), json!(56710)),
-        (of("ip6", "daddr"), json!("::1")),
-        (of("icmpv6", "type"), json!({"set": [133, 134]})),
-        (of("icmp", "type"), json!(8)),
-        (of("tcp", "sport"), json!(53)),
-        (json!({"&": [of("tcp", "flags"), {"|": [2, 16]}]}), json!(2)),
-        (json!({"concat": [of("ip", "saddr"), of("tcp", "dport")]}), json!({"concat": ["1.2.3.4", 80]})),
-    ] {
-        let found = is(left, right);
-        assert_eq!(with(json!([found, {"accept": null}])), 1, "{found}");
-    }
-    for (left, right) in [
-        (json!({"meta": {"key": "nfproto"}}), json!(2)),
-        (json!({"meta": {"key": "protocol"}}), json!({"set": [8, 56710]})),
-        (of("udp", "sport"), json!(53)),
-        (json!({"payload": {"tunnel": "vxlan", "protocol": "ip", "field": "daddr"}}), json!("1.2.3.4")),
-        (json!({"payload": {"tunnel": "vxlan", "protocol": "tcp", "field": "dport"}}), json!(80)),
-    ] {
-        let found = is(left, right);
-        assert_eq!(with(json!([found, {"accept": null}])), 0, "{found}");
-    }
-}
-
-#[test]
-fn a_dormant_table_drops_nothing_but_its_marks_are_in_use() {
+fn a_dormant_table_is_not_in_the_way() {
     let with = |flags: Value| {
-        let of_table = |kind: &str, mut object: Value| {
-            object["family"] = "inet".into();
-            object["table"] = "t".into();
-            json!({kind: object})
-        };
-        let mark = json!({"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 0x1000}});
         let text = json!({"nftables": [
             {"table": {"family": "inet", "name": "t", "handle": 1, "flags": flags}},
             {"table": {"family": "inet", "name": "another", "handle": 2, "flags": ["dormant"]}},
-            of_table("chain", json!({"name": "c", "hook": "prerouting", "prio": -300, "policy": "accept"})),
-            of_table("rule", json!({"chain": "c", "expr": [not_on_lo(), {"drop": null}]})),
-            of_table("rule", json!({"chain": "c", "expr": [mark, {"return": null}]})),
+            {"chain": {"family": "inet", "table": "t", "name": "c", "type": "filter", "hook": "prerouting",
+                       "prio": -300, "policy": "accept"}},
+            {"rule": {"family": "inet", "table": "t", "chain": "c", "expr": [{"notrack": null}]}},
         ]});
-        let ruleset = parse(&text.to_string()).unwrap();
-        let bits = ruleset.chains[0].rules.iter().fold(0, |bits, rule| bits | rule.mark_bits);
-        (super::super::walk::drops(&ruleset, "loopback0").len(), bits)
+        of_rules(&parse(&text.to_string()).unwrap(), "loopback0", [127, 119, 0, 1]).len()
     };
-    assert_eq!(with(json!(["owner"])), (2, 0x1000));
+    assert_eq!(with(json!(["owner"])), 1);
     // As nft 1.1.3 has it, and 1.1.7.
-    assert_eq!(with(json!("dormant")), (0, 0x1000));
-    assert_eq!(with(json!(["dormant"])), (0, 0x1000));
-    assert_eq!(with(json!(["owner", "dormant"])), (0, 0x1000));
+    assert_eq!(with(json!("dormant")), 0);
+    assert_eq!(with(json!(["dormant"])), 0);
+    assert_eq!(with(json!(["owner", "dormant"])), 0);
 }
 
 #[test]

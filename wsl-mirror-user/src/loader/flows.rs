@@ -1,0 +1,90 @@
+//! The end of carried flows: their sockets, then their conntrack entries.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context as _, Result, bail};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use netlink_packet_sock_diag::constants::SOCK_DESTROY;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_SOCK_DIAG};
+use rustix::io::Errno;
+use wsl_mirror_core::abi::Protocol;
+
+use crate::host::conntrack::{self, Entry, FAMILY, SUBSYSTEM, Tuple};
+use crate::host::netlink::{Conversation, errno};
+use crate::host::sockets::{self, Connection};
+
+/// `IPCTNL_MSG_CT_DELETE`.
+const DELETE: u16 = SUBSYSTEM | 2;
+
+/// The flows that are carried by an alias.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flows(Vec<Entry>);
+
+impl Flows {
+    /// Those of this alias. Entries on it that do not translate were made by stray packets.
+    pub fn read(alias: Ipv4Addr) -> Result<Self> {
+        let mut entries = conntrack::entries_to(alias).context("cannot list conntrack's entries")?;
+        entries.retain(|entry| entry.is_translated);
+        Ok(Self(entries))
+    }
+
+    /// How many of them go on.
+    pub fn count(&self) -> usize {
+        self.0.iter().filter(|entry| !entry.is_over).count()
+    }
+
+    /// Destroys the listeners' ends of TCP flows: each end sends a reset, which the egress program translates.
+    pub fn destroy_sockets(&self) -> Result<()> {
+        let replies: HashSet<Tuple> =
+            self.0.iter().filter(|entry| entry.protocol == Protocol::Tcp).map(|entry| entry.reply).collect();
+        if replies.is_empty() {
+            return Ok(());
+        }
+        for connection in sockets::connections()? {
+            if tuple(&connection).is_some_and(|tuple| replies.contains(&tuple)) {
+                match destroy(&connection) {
+                    // The socket has gone meanwhile.
+                    Err(error) if errno(&error) == Some(Errno::NOENT) => {}
+                    Err(error) if errno(&error) == Some(Errno::OPNOTSUPP) => {
+                        bail!("this kernel resets no connection for us (CONFIG_INET_DIAG_DESTROY is not set)")
+                    }
+                    done => done.context("cannot destroy a socket")?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the entries.
+    pub fn delete_entries(&self) -> Result<()> {
+        let mut conversation = Conversation::begin(NETLINK_NETFILTER)?;
+        for entry in &self.0 {
+            let body = [FAMILY.as_slice(), &conntrack::key(entry)].concat();
+            match conversation.ask(DELETE, NLM_F_REQUEST | NLM_F_ACK, &body, |_| Ok(())) {
+                // The entry has gone meanwhile.
+                Err(error) if errno(&error) == Some(Errno::NOENT) => {}
+                done => done.context("cannot delete a conntrack entry")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ends a connection with a reset, and with ECONNABORTED for the process that has it.
+///
+/// The request names the socket's cookie: by addresses alone the kernel takes the listener if the connection is gone.
+fn destroy(connection: &Connection) -> Result<()> {
+    let mut conversation = Conversation::begin(NETLINK_SOCK_DIAG)?;
+    conversation.ask(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &connection.request(), |_| Ok(()))
+}
+
+/// What a connection sends from and to, in conntrack's words. A listener on `[::]` has IPv4 addresses in IPv6's form.
+fn tuple(connection: &Connection) -> Option<Tuple> {
+    let ipv4 = |address: IpAddr| match address.to_canonical() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    };
+    let (local, remote) = (connection.local(), connection.remote());
+    Some(Tuple { source: (ipv4(local.0)?, local.1), destination: (ipv4(remote.0)?, remote.1) })
+}
