@@ -9,6 +9,8 @@ pub const TO_US: [u8; 6] = [0x00, 0x15, 0x5d, 0x17, 0x96, 0x5a];
 
 /// What the program pulls in when the headers are out of reach.
 pub(crate) const PULLED: usize = MAX_HEADERS;
+/// The same on egress: Ethernet, and IPv4 without options.
+pub(crate) const PULLED_ON_EGRESS: usize = 14 + 20;
 
 /// A frame.
 #[derive(Clone, PartialEq, Eq)]

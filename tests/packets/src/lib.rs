@@ -6,11 +6,13 @@
 //! - [`Spec`]: a frame, field by field; [`Spec::build`] makes a [`Sample`] of it.
 //! - [`HostFrame`]: a sample as the parser sees it. Stricter than the verifier: reading bytes that the parser did not
 //!   check with `at` is a panic.
+//! - [`checksum`]: checksums, and a frame with another address.
 //! - [`worlds`]: the kernel's answers to the verdict.
 //! - With the feature `generated`, which needs proptest: strategies ([`valid`], [`faulty`], [`anything`]), and
 //!   [`Fault`], one thing that is wrong with a frame and the [`Reason`] for which the frame then passes. All strategies
 //!   are seeded: each run sees the same frames.
 
+pub mod checksum;
 #[cfg(feature = "generated")]
 mod fault;
 mod frame;
@@ -23,6 +25,7 @@ pub mod worlds;
 
 use wsl_mirror_core::{
     abi::Reason,
+    egress::{self, Outgoing},
     packet::{Packet, parse},
 };
 
@@ -48,11 +51,20 @@ pub const BY_FORM: [Reason; 9] = [
     Reason::PortZero,
 ];
 
-/// What the program makes of a frame of which only the first `linear` bytes can be read at once: as its entry
+/// What the program on ingress makes of a frame of which only the first `linear` bytes can be read at once: as its entry
 /// point does, with `bpf_skb_pull_data` between two looks.
 pub fn parse_as_the_program_does(sample: &Sample, linear: usize) -> Result<Packet, Reason> {
     match parse(&sample.frame_with_linear(linear)) {
         Err(Reason::Truncated) => parse(&sample.frame_with_linear(linear.max(frame::PULLED))),
         parsed => parsed,
     }
+}
+
+/// The same on egress: the program pulls in what it reads, and looks once.
+pub fn parse_outgoing_as_the_program_does(
+    sample: &Sample,
+    linear: usize,
+    alias: [u8; 4],
+) -> Option<Outgoing> {
+    egress::parse(&sample.frame_with_linear(linear.max(frame::PULLED_ON_EGRESS)), alias)
 }

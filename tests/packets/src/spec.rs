@@ -5,7 +5,10 @@ use wsl_mirror_core::{
     packet::{Packet, Role},
 };
 
-use crate::{Sample, TO_US};
+use crate::{
+    Sample, TO_US,
+    checksum::{sum, transport_sum},
+};
 
 /// How much of a payload is not zero, unless it is shorter.
 pub const PATTERN: usize = 128;
@@ -47,6 +50,8 @@ pub struct Spec {
     pub destination_port: u16,
     /// The rest of the transport header.
     pub transport: Transport,
+    /// The transport's checksum is right. Else UDP goes without one, and TCP's is 0.
+    pub checksum: bool,
     /// Bytes of payload.
     pub payload: usize,
     /// Bytes behind the packet that do not belong to it (Ethernet's 60, a trailer).
@@ -93,6 +98,7 @@ impl Spec {
             source_port,
             destination_port,
             transport: Transport::Udp { length: None },
+            checksum: false,
             payload,
             padding: 0,
             cut: None,
@@ -144,12 +150,12 @@ impl Spec {
             client_port: self.source_port,
             server_port: self.destination_port,
             role,
-            sequence: if protocol == Protocol::Tcp { SEQUENCE } else { 0 },
+            transport: u16::try_from(14 + self.ip_header()).unwrap_or(0),
             first_fragment: (self.fragment & 0x2000 != 0).then_some(IDENTIFICATION),
         }
     }
 
-    /// The frame. The IP checksum is right, UDP goes without one, TCP's is wrong.
+    /// The frame. The IP checksum is right.
     pub fn build(&self) -> Sample {
         let mut head = Vec::with_capacity(14 + self.packet_len().min(256));
         head.extend(self.to);
@@ -163,6 +169,9 @@ impl Spec {
         self.push_transport_header(&mut head);
         let readable = self.payload.min(PATTERN);
         head.extend((0..readable).map(|index| u8::try_from(index % 251).unwrap_or(0) ^ 0x5a));
+        if self.checksum {
+            self.fill_checksum(&mut head);
+        }
         let tail = self.payload - readable + self.padding;
         let sample = Sample { head, tail, vlan_tag: self.vlan_tag };
         match self.cut {
@@ -188,8 +197,23 @@ impl Spec {
         head.extend(self.source);
         head.extend(self.destination);
         push_padded(head, &self.options);
-        let checksum = checksum(&head[start..]);
+        let checksum = !sum(&head[start..]);
         head[start + 10..start + 12].copy_from_slice(&checksum.to_be_bytes());
+    }
+
+    /// Behind the headers and the payload: the zeros that follow change no sum.
+    fn fill_checksum(&self, head: &mut [u8]) {
+        let start = head.len() - self.transport_header() - self.payload.min(PATTERN);
+        let (protocol, offset) = match self.transport {
+            Transport::Tcp { .. } => (6, 16),
+            Transport::Udp { .. } => (17, 6),
+        };
+        let length = self.transport_header() + self.payload;
+        let checksum = match !transport_sum(self.source, self.destination, protocol, length, &head[start..]) {
+            0 => 0xffff,
+            checksum => checksum,
+        };
+        head[start + offset..start + offset + 2].copy_from_slice(&checksum.to_be_bytes());
     }
 
     fn push_transport_header(&self, head: &mut Vec<u8>) {
@@ -219,13 +243,4 @@ fn padded(len: usize) -> usize {
 fn push_padded(head: &mut Vec<u8>, options: &[u8]) {
     head.extend(options);
     head.resize(head.len() + padded(options.len()) - options.len(), 0);
-}
-
-/// The Internet checksum of a header whose own field is zero.
-fn checksum(header: &[u8]) -> u16 {
-    let mut sum: u32 = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap_or(0)
 }

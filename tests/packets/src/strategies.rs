@@ -32,8 +32,8 @@ pub fn valid() -> BoxedStrategy<Spec> {
     // Nothing, don't fragment, the first of several, the bit that nobody uses.
     let fragment = prop_oneof![4 => Just(0_u16), 4 => Just(0x4000), 2 => Just(0x2000), 1 => Just(0x8000)];
     let padding = prop_oneof![3 => Just(0_usize), 1 => 1..60_usize];
-    (transport, source, ports, options(), payload(), fragment, padding, any::<u16>())
-        .prop_map(|(transport, source, ports, options, payload, fragment, padding, length)| {
+    (transport, any::<bool>(), source, ports, options(), payload(), fragment, padding, any::<u16>())
+        .prop_map(|(transport, checksum, source, ports, options, payload, fragment, padding, length)| {
             let mut spec = Spec {
                 to: TO_US,
                 source,
@@ -41,6 +41,7 @@ pub fn valid() -> BoxedStrategy<Spec> {
                 fragment,
                 padding,
                 transport,
+                checksum,
                 ..Spec::udp(ports.0, ports.1, payload)
             };
             if matches!(spec.transport, Transport::Udp { .. }) {

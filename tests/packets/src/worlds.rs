@@ -2,19 +2,18 @@
 //! failures included.
 
 use wsl_mirror_core::{
-    abi::{Carrier, FlowState, Policy, Reason},
+    abi::{Policy, Reason},
     packet::Packet,
-    verdict::{Conntrack, Entry, Kernel, KnownFlow, Listener, Way},
+    verdict::{Conntrack, Destination, Entry, Kernel, Listener, status, tcp_state},
 };
 
 /// A call of the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Call {
-    /// The entry was looked up.
-    Conntrack,
-    /// The record of the flow was read.
-    KnownFlow,
+    /// The port's past was read.
+    WasCarried,
+    /// The entry of a tuple was looked up.
+    Conntrack(Destination),
     /// The port's policy was read.
     PortPolicy,
     /// The default policy was read.
@@ -23,39 +22,29 @@ pub enum Call {
     Listener,
     /// The connection was looked up.
     HasConnection,
-    /// The entry was removed.
-    Expire,
-    /// An entry was made.
-    Create,
-    /// The ways to the port were read.
-    Way,
-    /// The flow was recorded as steered.
-    Remember,
-    /// The flow was recorded as an engine's.
-    RememberEngine,
-    /// The flow was recorded as one within Linux.
-    RememberLinux,
-    /// The listener learned of delivery by `lo`.
-    Learn,
-    /// The record of the flow was dropped.
-    Forget,
+    /// The entry of a tuple was expired.
+    Expire(Destination),
+    /// An entry of a tuple was made.
+    Create(Destination),
 }
 
 /// The calls of one verdict, in order. Small, because there are millions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Calls {
-    /// The calls themselves.
-    pub made: [Option<Call>; 14],
+    made: [Option<Call>; 12],
     /// How many there are.
     pub count: usize,
-    /// The last record of the flow.
-    pub flow: Option<FlowState>,
 }
 
 impl Calls {
     fn push(&mut self, call: Call) {
         self.made[self.count] = Some(call);
         self.count += 1;
+    }
+
+    /// The calls, in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Call> + Clone {
+        self.made.into_iter().flatten()
     }
 
     /// Whether this call was made.
@@ -65,28 +54,32 @@ impl Calls {
 
     /// The last call.
     pub fn last(&self) -> Option<Call> {
-        self.made[self.count - 1]
+        self.iter().next_back()
     }
 
     /// Whether `first` was called, and before `second`.
     pub fn in_order(&self, first: Call, second: Call) -> bool {
-        let at = |call| self.made.iter().position(|made| *made == Some(call));
+        let at = |call| self.iter().position(|made| made == call);
         at(first).zip(at(second)).is_some_and(|(first, second)| first < second)
     }
 
     /// Whether something in the kernel was changed.
     pub fn changed_anything(&self) -> bool {
-        self.has(Call::Expire) || self.has(Call::Create) || self.has(Call::Remember)
+        self.iter().any(|call| matches!(call, Call::Expire(_) | Call::Create(_)))
     }
 }
 
 /// The answers of one kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct World {
-    /// Conntrack's answer.
-    pub conntrack: Conntrack,
-    /// The record of the flow.
-    pub known_flow: KnownFlow,
+    /// Whether a flow to the port was ever carried.
+    pub was_carried: bool,
+    /// Conntrack's answer about the packet's tuple on the alias.
+    pub on_alias: Conntrack,
+    /// Conntrack's answer about the packet's own tuple.
+    pub own: Conntrack,
+    /// Conntrack's answer about the alias after the insertion of an entry there.
+    pub after_insertion: Conntrack,
     /// The port's policy.
     pub port_policy: Policy,
     /// The default policy.
@@ -95,73 +88,60 @@ pub struct World {
     pub listener: Option<Listener>,
     /// Whether the packet's connection exists.
     pub connection: bool,
-    /// The ways to the port.
-    pub way: Way,
-    /// Whether an entry can be removed.
-    pub expire: Result<(), ()>,
-    /// Whether an entry can be made.
-    pub create: Result<(), Reason>,
-    /// Whether there is room for a record.
-    pub remember: Result<(), ()>,
+    /// Whether an entry can be expired: on the alias, of the own tuple.
+    pub expire: [Result<(), ()>; 2],
+    /// Whether an entry can be made: on the alias, of the own tuple.
+    pub create: [Result<(), Reason>; 2],
 }
 
-/// How many worlds there are for each answer of conntrack.
-pub const COMBINATIONS: usize = KNOWN_FLOWS.len() * 3 * 3 * LISTENERS.len() * 2 * 4 * 2 * 4 * 2;
+/// How many worlds there are for each pair of conntrack's answers.
+pub const COMBINATIONS: usize =
+    2 * AFTER_INSERTION.len() * 3 * 3 * LISTENERS.len() * 2 * 2 * 2 * CREATIONS.len() * CREATIONS.len();
 
-/// The sequence number of every packet in these tests.
-pub const SEQUENCE: u32 = 0x1234_5678;
-
-const KNOWN_FLOWS: [KnownFlow; 8] = {
-    const fn flow(carrier: Carrier, by_lo: bool, sequence: u32) -> KnownFlow {
-        KnownFlow { carrier: Some(carrier), by_lo, sequence }
+/// What a lookup may find after an insertion that failed: nothing, or what was in the way.
+const AFTER_INSERTION: [Conntrack; 6] = {
+    const fn found(is_reply: bool, status: u32, tcp_state: u8) -> Conntrack {
+        Conntrack::Found(Entry { is_reply, status, tcp_state })
     }
     [
-        KnownFlow::NONE,
-        flow(Carrier::Listener, false, 0),
-        flow(Carrier::Listener, true, 0),
-        flow(Carrier::Engine, false, 0),
-        flow(Carrier::Linux, false, SEQUENCE),
-        flow(Carrier::Linux, false, SEQUENCE + 1),
-        flow(Carrier::Linux, true, SEQUENCE),
-        flow(Carrier::Linux, true, SEQUENCE + 1),
+        Conntrack::Missing,
+        Conntrack::Failed,
+        found(false, status::DST_NAT, 0),
+        found(false, status::DST_NAT, tcp_state::TIME_WAIT),
+        found(true, status::DST_NAT, 0),
+        found(false, status::SEEN_REPLY, 0),
     ]
 };
 
-const LISTENERS: [Option<Listener>; 7] = {
-    const fn of(owner: Policy, by_lo: bool) -> Listener {
-        Listener { owner, by_lo }
-    }
-    [
-        None,
-        Some(of(Policy::Unset, false)),
-        Some(of(Policy::Unset, true)),
-        Some(of(Policy::Pass, false)),
-        Some(of(Policy::Pass, true)),
-        Some(of(Policy::Steer, false)),
-        Some(of(Policy::Steer, true)),
-    ]
-};
+const LISTENERS: [Option<Listener>; 4] = [
+    None,
+    Some(Listener { owner: Policy::Unset }),
+    Some(Listener { owner: Policy::Pass }),
+    Some(Listener { owner: Policy::Steer }),
+];
+
+const CREATIONS: [Result<(), Reason>; 4] =
+    [Ok(()), Err(Reason::AllocFailed), Err(Reason::NatFailed), Err(Reason::InsertFailed)];
 
 impl World {
     /// The world of that number, below [`COMBINATIONS`].
-    pub fn of(conntrack: Conntrack, mut number: usize) -> Self {
+    pub fn of(on_alias: Conntrack, own: Conntrack, mut number: usize) -> Self {
         let mut choose = |of: usize| {
             let chosen = number % of;
             number /= of;
             chosen
         };
         Self {
-            conntrack,
-            known_flow: KNOWN_FLOWS[choose(KNOWN_FLOWS.len())],
+            was_carried: choose(2) == 1,
+            on_alias,
+            own,
+            after_insertion: AFTER_INSERTION[choose(AFTER_INSERTION.len())],
             port_policy: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
             default: [Policy::Unset, Policy::Pass, Policy::Steer][choose(3)],
             listener: LISTENERS[choose(LISTENERS.len())],
             connection: choose(2) == 1,
-            way: [Way::Plain, Way::Open, Way::Seen, Way::ByLo][choose(4)],
-            expire: [Ok(()), Err(())][choose(2)],
-            create: [Ok(()), Err(Reason::AllocFailed), Err(Reason::NatFailed), Err(Reason::InsertFailed)]
-                [choose(4)],
-            remember: [Ok(()), Err(())][choose(2)],
+            expire: [(); 2].map(|()| [Ok(()), Err(())][choose(2)]),
+            create: [(); 2].map(|()| CREATIONS[choose(CREATIONS.len())]),
         }
     }
 
@@ -174,31 +154,22 @@ impl World {
         self.listener.is_some() && first == Some(Policy::Steer)
     }
 
-    /// The flow's carrier, as far as it is recorded.
-    pub fn carrier(&self) -> Option<Carrier> {
-        self.known_flow.carrier
+    /// Whether an entry of this tuple can be expired.
+    #[expect(clippy::result_unit_err, reason = "as `Kernel` has it")]
+    pub const fn expire(&self, destination: Destination) -> Result<(), ()> {
+        self.expire[place(destination)]
     }
 
-    /// Whether a flow that begins is delivered by `lo`.
-    pub fn begins_by_lo(&self) -> bool {
-        match self.way {
-            Way::Plain => false,
-            Way::Open | Way::Seen => self.listener.is_some_and(|listener| listener.by_lo),
-            Way::ByLo => true,
-        }
+    /// Whether an entry of this tuple can be made.
+    pub const fn create(&self, destination: Destination) -> Result<(), Reason> {
+        self.create[place(destination)]
     }
+}
 
-    /// The flow's entry.
-    pub fn entry(&self) -> Option<Entry> {
-        match self.conntrack {
-            Conntrack::Found(entry) => Some(entry),
-            Conntrack::Missing | Conntrack::Failed => None,
-        }
-    }
-
-    /// Whether the flow has no entry.
-    pub fn is_missing(&self) -> bool {
-        self.conntrack == Conntrack::Missing
+const fn place(destination: Destination) -> usize {
+    match destination {
+        Destination::Alias => 0,
+        Destination::Own => 1,
     }
 }
 
@@ -218,14 +189,20 @@ impl<'a> Visit<'a> {
 }
 
 impl Kernel for Visit<'_> {
-    fn conntrack(&mut self, _: &Packet) -> Conntrack {
-        self.calls.push(Call::Conntrack);
-        self.world.conntrack
+    fn was_carried(&mut self, _: &Packet) -> bool {
+        self.calls.push(Call::WasCarried);
+        self.world.was_carried
     }
 
-    fn known_flow(&mut self, _: &Packet) -> KnownFlow {
-        self.calls.push(Call::KnownFlow);
-        self.world.known_flow
+    fn conntrack(&mut self, _: &Packet, destination: Destination) -> Conntrack {
+        self.calls.push(Call::Conntrack(destination));
+        match destination {
+            Destination::Own => self.world.own,
+            Destination::Alias if self.calls.has(Call::Create(Destination::Alias)) => {
+                self.world.after_insertion
+            }
+            Destination::Alias => self.world.on_alias,
+        }
     }
 
     fn port_policy(&mut self, _: &Packet) -> Policy {
@@ -248,37 +225,13 @@ impl Kernel for Visit<'_> {
         self.world.connection
     }
 
-    fn way(&mut self, _: &Packet) -> Way {
-        self.calls.push(Call::Way);
-        self.world.way
+    fn expire(&mut self, _: &Packet, destination: Destination) -> Result<(), ()> {
+        self.calls.push(Call::Expire(destination));
+        self.world.expire(destination)
     }
 
-    fn expire(&mut self, _: &Packet) -> Result<(), ()> {
-        self.calls.push(Call::Expire);
-        self.world.expire
-    }
-
-    fn create(&mut self, _: &Packet) -> Result<(), Reason> {
-        self.calls.push(Call::Create);
-        self.world.create
-    }
-
-    fn remember(&mut self, _: &Packet, flow: FlowState) -> Result<(), ()> {
-        self.calls.flow = Some(flow);
-        self.calls.push(match Carrier::from_number(flow.carrier) {
-            Some(Carrier::Listener) => Call::Remember,
-            Some(Carrier::Engine) => Call::RememberEngine,
-            Some(Carrier::Linux) => Call::RememberLinux,
-            None => panic!("nobody: {flow:?}"),
-        });
-        self.world.remember
-    }
-
-    fn learn(&mut self, _: &Packet) {
-        self.calls.push(Call::Learn);
-    }
-
-    fn forget(&mut self, _: &Packet) {
-        self.calls.push(Call::Forget);
+    fn create(&mut self, _: &Packet, destination: Destination) -> Result<(), Reason> {
+        self.calls.push(Call::Create(destination));
+        self.world.create(destination)
     }
 }

@@ -11,12 +11,13 @@ use etherparse::{
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 use wsl_mirror_core::{
-    abi::{Protocol, Reason},
+    abi::{DEFAULT_ALIAS, Protocol, Reason},
     packet::{MAX_HEADERS, Packet, Role, parse},
 };
 use wsl_mirror_packets::{
-    BY_FORM, Fault, Sample, Spec, TO_US, Transport, anything, config, faulty, parse_as_the_program_does,
-    samples, valid,
+    BY_FORM, Fault, Sample, Spec, TO_US, Transport, anything,
+    checksum::{Address, with_address},
+    config, faulty, parse_as_the_program_does, samples, valid,
 };
 
 /// A frame as another parser, etherparse, understands it.
@@ -128,10 +129,7 @@ fn look_at_ip(bytes: &[u8], there: usize, faults: &mut Vec<Reason>) -> Option<Pa
         client_port: udp.source_port(),
         server_port: udp.destination_port(),
         role,
-        sequence: match protocol {
-            Protocol::Tcp => TcpHeaderSlice::from_slice(&transport).map_or(0, |tcp| tcp.sequence_number()),
-            Protocol::Udp => 0,
-        },
+        transport: u16::try_from(14 + header).expect("74 at most"),
         first_fragment: ip.more_fragments().then(|| ip.identification()),
     })
 }
@@ -267,4 +265,44 @@ fn the_strategies_reach_every_reason_of_the_parser() {
     assert_eq!(reasons, HashSet::from(BY_FORM));
     assert!(faults.contains(&discriminant(&Fault::UdpTooLong(1))));
     assert_eq!(faults.len(), 19, "every kind of fault");
+}
+
+/// Whether etherparse calls the checksums of IPv4 and of the transport right.
+fn has_right_checksums(frame: &[u8]) -> bool {
+    let ip = Ipv4HeaderSlice::from_slice(&frame[14..]).expect("an IPv4 header");
+    let transport = &frame[14 + ip.slice().len()..14 + usize::from(ip.total_len())];
+    let (expected, found) = if ip.protocol() == IpNumber::TCP {
+        let tcp = TcpHeaderSlice::from_slice(transport).expect("a TCP header");
+        let payload = &transport[tcp.slice().len()..];
+        (tcp.calc_checksum_ipv4(&ip, payload).expect("not too long"), tcp.checksum())
+    } else {
+        let udp = UdpHeaderSlice::from_slice(transport).expect("a UDP header").to_header();
+        let payload = &transport[8..];
+        (udp.calc_checksum_ipv4(&ip.to_header(), payload).expect("not too long"), udp.checksum)
+    };
+    ip.to_header().calc_header_checksum() == ip.header_checksum() && expected == found
+}
+
+#[test]
+fn a_frame_keeps_right_checksums_with_another_address() {
+    for spec in samples(valid(), 20_000) {
+        let spec = Spec { payload: spec.payload % 1_500, fragment: 0, checksum: true, ..exact(&spec) };
+        let frame = spec.build().bytes();
+        assert!(has_right_checksums(&frame), "{spec:?}");
+        let carried = with_address(&frame, Address::Destination, DEFAULT_ALIAS);
+        assert!(has_right_checksums(&carried), "{spec:?}");
+        let expected = Spec { destination: DEFAULT_ALIAS, ..spec };
+        assert_eq!(carried, expected.build().bytes(), "{expected:?}");
+        assert_eq!(with_address(&carried, Address::Destination, [127, 0, 0, 1]), frame, "and back");
+    }
+}
+
+#[test]
+fn a_wrong_checksum_stays_wrong_and_none_stays_none() {
+    let tcp = Spec::tcp(50_000, 8080, 0x10, 100).build().bytes();
+    let udp = Spec::udp(50_000, 8080, 100).build().bytes();
+    assert!(!has_right_checksums(&with_address(&tcp, Address::Destination, DEFAULT_ALIAS)));
+    let carried = with_address(&udp, Address::Destination, DEFAULT_ALIAS);
+    assert_eq!(carried[14 + 20 + 6..][..2], [0, 0]);
+    assert_eq!(carried[14 + 20..], udp[14 + 20..], "no byte of the datagram changes");
 }

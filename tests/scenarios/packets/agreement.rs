@@ -1,10 +1,10 @@
-//! Generated frames: the program counts each for the reason that the pure function gives.
+//! Generated frames: the programs count each for the reason that the pure functions give, and rewrite what they carry
+//! as the host would.
 
 use std::time::Duration;
 
-use wsl_mirror_core::{
-    abi::{FragmentKey, Policy, PortKey, PortPolicy, PortRule, Protocol, Reason, Verdict, Verdicts},
-    verdict::Decision,
+use wsl_mirror_core::abi::{
+    Carrying, DEFAULT_MARK, FragmentKey, Policy, PortKey, PortPolicy, Protocol, Reason, Verdict, Verdicts,
 };
 use wsl_mirror_lab::{
     checks::{OrPanic as _, STEER},
@@ -12,15 +12,21 @@ use wsl_mirror_lab::{
     raw::RawSocket,
     tcp,
 };
-use wsl_mirror_packets::{BY_FORM, Sample, Spec, anything, samples_of};
+use wsl_mirror_packets::{
+    BY_FORM, Sample, Spec, anything,
+    checksum::{Address, with_address},
+    samples_of,
+};
 
 use crate::{
-    program::{NEXT, Outcome, Program, REDIRECT},
+    program::{Border, DROP, NEXT, Outcome, Program, Side, difference},
     world::World,
 };
 
-/// How many frames go through `BPF_PROG_TEST_RUN` in each of the three configurations.
+/// How many frames go through `BPF_PROG_TEST_RUN` in each configuration.
 const GENERATED: usize = 100_000;
+/// The same where nearly all of them come out alike.
+const FEW: usize = 10_000;
 /// What that call takes at most; the kernel wants its own room in the page.
 const TEST_RUN_LONGEST: usize = 3_500;
 /// How many frames Windows sends.
@@ -30,21 +36,38 @@ const WIRE_LONGEST: usize = 1_514;
 /// From which of Windows' ports there are connections to 8080, where frames meet the program alone.
 const CONNECTED: [u16; 2] = [50_001, 50_003];
 
-/// Runs the program once; but for the mark's own bits on a steered packet, and for the destination of one that is
-/// delivered by `lo`, everything has to stay as it is.
-fn run_and_expect_untouched(program: &Program, sample: &Sample, decision: Decision, mark: u32) {
-    let bits = if decision.reason.verdict() == Verdict::Steer { program.mark } else { 0 };
+/// Runs the program on ingress once. A steered packet gets the mark's bits and the alias as its destination; else
+/// everything has to stay as it is.
+fn run_and_compare(program: &Program, sample: &Sample, reason: Reason, mark: u32) {
     let frame = sample.bytes();
-    let mut expected = Outcome { action: NEXT, data: frame.clone(), mark: mark | bits };
-    if decision.by_lo {
-        expected.action = REDIRECT;
-        expected.data[..6].fill(0);
-    }
-    let outcome = program.run(&frame, mark).or_panic();
+    let expected = if reason.verdict() == Verdict::Steer {
+        let data = with_address(&frame, Address::Destination, program.alias);
+        Outcome { action: NEXT, data, mark: mark | program.mark }
+    } else {
+        Outcome { action: NEXT, data: frame.clone(), mark }
+    };
+    let outcome = program.run(Side::Ingress, &frame, mark).or_panic();
     assert!(
         outcome == expected,
-        "{sample:?}, {decision:?}, mark {mark:#x} before:\n{outcome:x?}, expected\n{expected:x?}"
+        "{sample:?}, {reason:?}, mark {mark:#x} before:\n{outcome:x?}, expected\n{expected:x?}"
     );
+}
+
+/// Runs the program on egress once. Only a reply is changed; whatever else comes from the alias is dropped.
+fn run_leaving(program: &Program, sample: &Sample, reason: Option<Reason>, mark: u32) {
+    let frame = sample.bytes();
+    let (action, data) = match reason.map(Reason::verdict) {
+        Some(Verdict::Steer) => (NEXT, with_address(&frame, Address::Source, [127, 0, 0, 1])),
+        Some(_) => (DROP, frame.clone()),
+        None => (NEXT, frame.clone()),
+    };
+    let expected = Outcome { action, data, mark };
+    let before = program.counted().or_panic();
+    let outcome = program.run(Side::Egress, &frame, mark).or_panic();
+    assert!(outcome == expected, "{sample:?}, {reason:?}:\n{outcome:x?}, expected\n{expected:x?}");
+    let counted = difference(&before, &program.counted().or_panic());
+    let expected: Vec<_> = reason.into_iter().map(|reason| (reason, 1)).collect();
+    assert!(counted == expected, "counted as {counted:?}, expected {expected:?}: {sample:?}");
 }
 
 /// Frames that the way to the program can carry. A tag beside the bytes cannot be handed over; from one in the
@@ -81,37 +104,47 @@ fn wire_can_carry(frame: &[u8]) -> bool {
     }
 }
 
-fn expect_agreement(
-    series: u64,
-    configuration: &str,
-    mark: u32,
-    change: impl FnOnce(&mut World, &mut Program) + Send,
-) -> Verdicts {
+/// A lab with sockets and conntrack entries, in which nothing comes in but what the test sends.
+fn world(configuration: &str) -> World {
     let mut world = World::new();
     // Flows of which there is a socket at this end: one without an entry, and one whose entry a DNAT has caught. From
-    // before the load, so nothing is remembered of them.
-    let mut connections = Vec::new();
+    // before the load, so no entry of ours carries them.
     for client in CONNECTED {
-        connections.push(
+        world.connect(
             tcp::Client::new(world.lab.windows(), loopback(8080)).from_port(client).connect().or_panic(),
         );
         world.model.connections.insert((client, 8080));
     }
     world.load(configuration);
-    let guest = world.lab.guest().clone();
     // Without a carrier nothing comes in that we have not sent.
     world.lab.windows().run("ip", ["link", "set", "winlo0", "down"]).or_panic();
+    world
+}
+
+/// None of our bits, all of them, those of others.
+fn marks(mark: u32) -> impl Iterator<Item = u32> {
+    [0, mark, !0, !mark, 0x00ff_2f01].into_iter().cycle()
+}
+
+fn expect_agreement(
+    series: u64,
+    count: usize,
+    configuration: &str,
+    mark: u32,
+    change: impl FnOnce(&mut World, &mut Program) + Send,
+) -> Verdicts {
+    let mut world = world(configuration);
+    let guest = world.lab.guest().clone();
     guest.enter(move || {
         let mut program = Program::open().or_panic();
         assert_eq!(program.mark, mark);
         change(&mut world, &mut program);
-        // None of our bits, all of them, those of others.
-        let mut marks = [0, mark, !0, !mark, 0x00ff_2f01].into_iter().cycle();
+        let mut marks = marks(mark);
         world.compare(
             &mut program,
-            frames(series, TEST_RUN_LONGEST, test_run_can_carry, GENERATED),
-            |program, sample, decision| {
-                run_and_expect_untouched(program, sample, decision, marks.next().unwrap_or(0));
+            frames(series, TEST_RUN_LONGEST, test_run_can_carry, count),
+            |_, program, sample, reason| {
+                run_and_compare(program, sample, reason, marks.next().unwrap_or(0));
             },
         )
     })
@@ -125,7 +158,7 @@ fn expect_all(seen: &Verdicts, reasons: &[Reason]) {
 
 #[test]
 fn the_program_agrees_with_the_pure_function_on_every_frame() {
-    let seen = expect_agreement(0, STEER, 0x1000, |_, _| {});
+    let seen = expect_agreement(0, GENERATED, STEER, DEFAULT_MARK, |_, _| {});
     expect_all(&seen, &BY_FORM);
     expect_all(
         &seen,
@@ -133,8 +166,9 @@ fn the_program_agrees_with_the_pure_function_on_every_frame() {
             Reason::New,
             Reason::Established,
             Reason::Reused,
-            Reason::Healed,
+            Reason::Fragment,
             Reason::PickedUp,
+            Reason::NeverCarried,
             Reason::NotOurs,
             Reason::EngineNat,
             Reason::Reply,
@@ -143,13 +177,15 @@ fn the_program_agrees_with_the_pure_function_on_every_frame() {
             Reason::NoListener,
             Reason::NoSocket,
             Reason::Stray,
+            Reason::InsertFailed,
         ],
     );
 }
 
 #[test]
-fn the_program_agrees_with_another_mark_and_default_pass() {
-    let seen = expect_agreement(1, "mark = 0x50000\n", 0x50000, |world, program| {
+fn the_program_agrees_with_other_settings_and_default_pass() {
+    let seen = expect_agreement(1, GENERATED, "mark = 0x50000\n", 0x50000, |world, program| {
+        program.set_alias([127, 1, 2, 3]).or_panic();
         world.model.default = Policy::Pass;
         for protocol in Protocol::ALL {
             for port in [8082, 8085] {
@@ -173,51 +209,91 @@ fn the_program_agrees_with_another_mark_and_default_pass() {
 }
 
 #[test]
-fn the_program_agrees_where_a_rule_wants_delivery_by_lo() {
-    let seen = expect_agreement(2, STEER, 0x1000, |world, program| {
-        world.model.lo = true;
-        program.deliver_by_lo().or_panic();
-        for protocol in Protocol::ALL {
-            let key = PortKey::new(protocol, 8081);
-            program.write_rule(key, PortRule::NotOnLo).or_panic();
-            world.model.rules.insert(key, PortRule::NotOnLo);
-        }
-        let closed = PortKey::new(Protocol::Udp, 8080);
-        program.write_rule(closed, PortRule::Closed).or_panic();
-        world.model.rules.insert(closed, PortRule::Closed);
+fn a_machine_that_cannot_carry_flows_has_its_frames_untouched() {
+    let seen = expect_agreement(2, FEW, STEER, DEFAULT_MARK, |world, program| {
+        program.set_carrying(Carrying::Off).or_panic();
+        world.model.is_carrying = false;
     });
-    expect_all(
-        &seen,
-        &[
-            Reason::New,
-            Reason::Established,
-            Reason::Learned,
-            Reason::Local,
-            Reason::Fragment,
-            Reason::LaterFragment,
-            Reason::NotOurs,
-            Reason::EngineNat,
-        ],
-    );
+    expect_all(&seen, &BY_FORM);
+    expect_all(&seen, &[Reason::NotCarrying]);
+    assert!(Reason::ALL.iter().all(|reason| seen.get(*reason) == 0 || reason.verdict() == Verdict::Pass));
+}
+
+/// A frame that leaves: every other as it was made, but from the alias; the rest as if the one that came in had been
+/// answered.
+fn leaving(sample: &Sample, alias: [u8; 4], is_answer: bool) -> Sample {
+    let mut head = sample.head.clone();
+    if is_answer {
+        let transport = 14 + usize::from(head[14] & 0xf) * 4;
+        head.copy_within(26..30, 30);
+        if let Some(ports) = head.get_mut(transport..transport + 4) {
+            ports.rotate_left(2);
+        }
+    }
+    head[26..30].copy_from_slice(&alias);
+    Sample { head, ..sample.clone() }
+}
+
+/// `BPF_PROG_TEST_RUN` makes packets that conntrack has not seen. So `wsl_mirror_eg` has to drop each that comes from the
+/// alias; `wsl_mirror_egl`, which looks the flow up, returns the answers of carried ones.
+#[test]
+fn nothing_passes_the_border_but_answers_of_carried_flows() {
+    let mut world = world(STEER);
+    let guest = world.lab.guest().clone();
+    let (border, seen) = guest.enter(move || {
+        let mut program = Program::open().or_panic();
+        let mut marks = marks(DEFAULT_MARK);
+        let mut seen = Verdicts::default();
+        let mut is_answer = false;
+        world.compare(
+            &mut program,
+            frames(3, TEST_RUN_LONGEST, test_run_can_carry, GENERATED / 2),
+            |world, program, sample, reason| {
+                run_and_compare(program, sample, reason, 0);
+                // What does not come from the alias passes uncounted.
+                run_leaving(program, sample, None, marks.next().unwrap_or(0));
+                if sample.head.len() >= 34 {
+                    is_answer = !is_answer;
+                    let leaves = leaving(sample, program.alias, is_answer);
+                    let reason = world.model.judge_leaving(&leaves, program.border);
+                    run_leaving(program, &leaves, reason, marks.next().unwrap_or(0));
+                    if let Some(reason) = reason {
+                        *seen.counter(reason) += 1;
+                    }
+                }
+            },
+        );
+        (program.border, seen)
+    });
+    expect_all(&seen, &[Reason::NoReply]);
+    match border {
+        Border::ByNote => assert_eq!(seen.get(Reason::Returned), 0),
+        Border::ByLookup => expect_all(&seen, &[Reason::Returned]),
+    }
 }
 
 /// A fragment that overtakes its first one may have the number of an earlier datagram.
 #[test]
-fn fragments_follow_their_first_one_by_lo_for_30_seconds() {
+fn fragments_follow_their_first_one_for_30_seconds() {
     let mut world = World::new();
     world.load(STEER);
     let guest = world.lab.guest().clone();
     guest.enter(move || {
         let mut program = Program::open().or_panic();
-        program.deliver_by_lo().or_panic();
         let later = Spec { fragment: 100, ..Spec::udp(50_000, 8080, 100) };
         let frame = later.build().bytes();
         let identification = u16::from_be_bytes([frame[18], frame[19]]);
         let datagram = FragmentKey::new(Protocol::Udp, [127, 0, 0, 1], identification);
-        assert_eq!(program.run(&frame, 0).or_panic().action, NEXT, "its first one has not come");
-        for (seconds, action) in [(0, REDIRECT), (28, REDIRECT), (31, NEXT)] {
+        let destination = |program: &Program| -> [u8; 4] {
+            let outcome = program.run(Side::Ingress, &frame, 0).or_panic();
+            assert_eq!(outcome.action, NEXT);
+            outcome.data[30..34].try_into().or_panic()
+        };
+        let [own, alias] = [[127, 0, 0, 1], program.alias];
+        assert_eq!(destination(&program), own, "its first one has not come");
+        for (seconds, expected) in [(0, alias), (28, alias), (31, own)] {
             program.remember_fragments(datagram, Duration::from_secs(seconds)).or_panic();
-            assert_eq!(program.run(&frame, 0).or_panic().action, action, "after {seconds} s");
+            assert_eq!(destination(&program), expected, "after {seconds} s");
         }
     });
 }
@@ -236,7 +312,7 @@ fn frames_from_windows_count_as_the_pure_function_says() {
     let seen = guest.enter(move || {
         let mut program = Program::open().or_panic();
         let frames = frames(0, WIRE_LONGEST, wire_can_carry, SENT);
-        world.compare(&mut program, frames, |_, sample, _| windows.send(&sample.bytes()).or_panic())
+        world.compare(&mut program, frames, |_, _, sample, _| windows.send(&sample.bytes()).or_panic())
     });
     expect_all(&seen, &BY_FORM);
     expect_all(&seen, &[Reason::New, Reason::Established, Reason::Exempt, Reason::NoListener]);

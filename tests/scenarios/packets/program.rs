@@ -1,25 +1,21 @@
-//! The program as it is loaded, run over frames of our own, and what it has counted.
+//! The programs as they are loaded, run over frames of our own, and what they have counted.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use rustix::time::{ClockId, clock_gettime};
-use wsl_mirror_core::abi::{
-    FlowKey, FlowState, FragmentKey, PortDelivery, PortKey, PortPolicy, PortRule, Reason, Settings, Verdicts,
-};
+use wsl_mirror_core::abi::{Carrying, FragmentKey, PortKey, PortPolicy, Reason, Settings, Verdicts};
 use wsl_mirror_lab::{checks::OrPanic as _, pins, process::wait_for};
 
 /// `TCX_NEXT`, as the kernel hands it back.
 pub const NEXT: u32 = u32::MAX;
-/// `TCX_REDIRECT`; `BPF_PROG_TEST_RUN` goes no further.
-pub const REDIRECT: u32 = 7;
-/// What `lo` is in every namespace.
-const LO: u32 = 1;
+/// `TCX_DROP`.
+pub const DROP: u32 = 2;
 
 /// Offsets in `struct __sk_buff`.
 const MARK: usize = 8;
@@ -28,18 +24,40 @@ const IFINDEX: usize = 40;
 const CB: std::ops::Range<usize> = 48..68;
 const CONTEXT: usize = 192;
 
-/// The pinned program and its maps. To be opened and used inside the guest.
+/// One of the two sides of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// From Windows.
+    Ingress,
+    /// To Windows.
+    Egress,
+}
+
+/// How the program on egress knows a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Border {
+    /// By conntrack's note in the packet: `wsl_mirror_eg`.
+    ByNote,
+    /// By a lookup, before Linux 6.2: `wsl_mirror_egl`.
+    ByLookup,
+}
+
+/// The pinned programs and their maps. To be opened and used inside the guest.
 pub struct Program {
-    classifier: SchedClassifier,
+    ingress: SchedClassifier,
+    egress: SchedClassifier,
     verdicts: PerCpuArray<MapData, Verdicts>,
-    flows: HashMap<MapData, FlowKey, FlowState>,
     policies: HashMap<MapData, PortKey, PortPolicy>,
     settings: Array<MapData, Settings>,
-    delivery: Array<MapData, PortDelivery>,
     fragments: HashMap<MapData, FragmentKey, u64>,
+    packets: Array<MapData, u64>,
     ifindex: u32,
+    /// The form of the program on egress.
+    pub border: Border,
     /// The bits that steered packets get.
     pub mark: u32,
+    /// The alias.
+    pub alias: [u8; 4],
 }
 
 /// What came out of one run.
@@ -56,25 +74,39 @@ pub struct Outcome {
 impl Program {
     /// Opens what `wsl-mirror load` has pinned.
     pub fn open() -> Result<Self> {
-        let classifier =
-            SchedClassifier::from_pin(pins::path("program")).context("opening the pinned program")?;
+        let open =
+            |name| SchedClassifier::from_pin(pins::path(name)).with_context(|| format!("opening {name}"));
+        let ingress = open("program")?;
+        let egress = open("program_egress")?;
+        let border = match egress.info()?.name_as_str() {
+            Some("wsl_mirror_eg") => Border::ByNote,
+            Some("wsl_mirror_egl") => Border::ByLookup,
+            other => bail!("{other:?} is no program for egress"),
+        };
         let map_of_settings: Array<MapData, Settings> = Map::Array(map("SETTINGS")?).try_into()?;
         let settings = map_of_settings.get(&0, 0)?;
         Ok(Self {
-            classifier,
+            ingress,
+            egress,
             verdicts: Map::PerCpuArray(map("VERDICTS")?).try_into()?,
-            flows: Map::LruHashMap(map("FLOWS")?).try_into()?,
             policies: Map::HashMap(map("PORT_POLICY")?).try_into()?,
             settings: map_of_settings,
-            delivery: Map::Array(map("PORT_DELIVERY")?).try_into()?,
             fragments: Map::LruHashMap(map("FRAGMENTS")?).try_into()?,
+            packets: Map::Array(map("PORT_PACKETS")?).try_into()?,
             ifindex: settings.ifindex,
+            border,
             mark: settings.mark,
+            alias: settings.alias,
         })
     }
 
-    /// Runs it once, by `BPF_PROG_TEST_RUN`, as if the frame had come in on the interface that it hangs on.
-    pub fn run(&self, frame: &[u8], mark: u32) -> Result<Outcome> {
+    /// Runs one of the programs once, by `BPF_PROG_TEST_RUN`, as if the frame were on the interface that the program
+    /// hangs on.
+    pub fn run(&self, side: Side, frame: &[u8], mark: u32) -> Result<Outcome> {
+        let classifier = match side {
+            Side::Ingress => &self.ingress,
+            Side::Egress => &self.egress,
+        };
         let mut context = [0; CONTEXT];
         context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&self.ifindex.to_ne_bytes());
@@ -83,7 +115,7 @@ impl Program {
         context[CB].fill(0xa5);
         let mut context_after = [0; CONTEXT + 64];
         let mut data = vec![0; frame.len() + 256];
-        let result = self.classifier.test_run(TestRunOptions {
+        let result = classifier.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut data),
             ctx_in: Some(&context),
@@ -109,28 +141,30 @@ impl Program {
         Ok(sum)
     }
 
-    /// Forgets which flows are steered.
-    pub fn forget_flows(&mut self) -> Result<()> {
-        empty(&mut self.flows)
-    }
-
-    /// Forgets which datagrams' first fragments went by `lo`.
+    /// Drops the records of carried datagrams that came in fragments.
     pub fn forget_fragments(&mut self) -> Result<()> {
         empty(&mut self.fragments)
     }
 
-    /// Allows delivery by `lo`.
-    pub fn deliver_by_lo(&mut self) -> Result<()> {
+    /// Packets of carried flows to this port.
+    pub fn carried(&self, port: PortKey) -> Result<u64> {
+        Ok(self.packets.get(&port.index(), 0)?)
+    }
+
+    /// Says whether flows can be carried.
+    pub fn set_carrying(&mut self, carrying: Carrying) -> Result<()> {
         let settings = self.settings.get(&0, 0)?;
-        Ok(self.settings.set(0, Settings { lo_ifindex: LO, ..settings }, 0)?)
+        Ok(self.settings.set(0, Settings { carrying: carrying as u32, ..settings }, 0)?)
     }
 
-    /// Writes what the rules say of this port.
-    pub fn write_rule(&mut self, port: PortKey, rule: PortRule) -> Result<()> {
-        Ok(self.delivery.set(port.index(), PortDelivery { seen: 0, rule: rule as u32 }, 0)?)
+    /// Gives the programs another alias, before any flow is carried.
+    pub fn set_alias(&mut self, alias: [u8; 4]) -> Result<()> {
+        let settings = self.settings.get(&0, 0)?;
+        self.alias = alias;
+        Ok(self.settings.set(0, Settings { alias, ..settings }, 0)?)
     }
 
-    /// Writes that the first fragment of this datagram went by `lo` so long ago.
+    /// Writes that the first fragment of this datagram was carried so long ago.
     pub fn remember_fragments(&mut self, datagram: FragmentKey, ago: Duration) -> Result<()> {
         // The clock of bpf_ktime_get_ns.
         let now = clock_gettime(ClockId::Monotonic);
@@ -156,7 +190,7 @@ fn map(name: &str) -> Result<MapData> {
 }
 
 /// What was counted since `before`, one line per reason.
-fn difference(before: &Verdicts, after: &Verdicts) -> Vec<(Reason, u64)> {
+pub fn difference(before: &Verdicts, after: &Verdicts) -> Vec<(Reason, u64)> {
     let count = |reason: &Reason| (*reason, after.get(*reason) - before.get(*reason));
     Reason::ALL.iter().map(count).filter(|(_, count)| *count != 0).collect()
 }

@@ -2,13 +2,13 @@
 
 use std::{
     fmt::Write as _,
-    net::{Ipv4Addr, UdpSocket},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
 use wsl_mirror_core::{
-    abi::{Policy, PortKey, Protocol, Verdicts},
-    verdict::Decision,
+    abi::{Policy, PortKey, Protocol, Reason, Verdicts},
+    packet::LOCALHOST,
 };
 use wsl_mirror_lab::{
     GUEST_MAC, Lab, Sockets,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Part of every configuration.
-const COMMON: &str = "owners = [{ name = \"left\", policy = \"pass\" }]\ndelivery = \"plain\"\n";
+const COMMON: &str = "owners = [{ name = \"left\", policy = \"pass\" }]\n";
 /// After so many frames, and sooner if it takes long, conntrack's table is emptied: entries of flows that get
 /// no further than the hook live 5 seconds, and the model knows no time.
 const BATCH: usize = 1_000;
@@ -33,47 +33,57 @@ const BATCH_LIMIT: Duration = Duration::from_secs(2);
 /// Sooner than a datagram's record expires (30 s): the program and the model have different clocks.
 const FRAGMENTS_LIMIT: Duration = Duration::from_secs(15);
 
-/// Entries that others have made, where generated frames come by.
-const FOREIGN: [Foreign; 10] = {
-    const TCP: Foreign = Foreign {
-        protocol: Protocol::Tcp,
-        ports: (50_000, 8080),
-        state: Some(("ESTABLISHED", 3)),
-        translated: None,
-        answered: true,
+/// What the program on egress counts: a test may send frames through both programs at once.
+const ON_EGRESS: [Reason; 3] = [Reason::Returned, Reason::NoReply, Reason::ReplyFailed];
+
+/// Entries that were there before, where generated frames come by.
+fn foreign(alias: [u8; 4]) -> [Foreign; 16] {
+    const fn own(protocol: Protocol, ports: (u16, u16)) -> Foreign {
+        Foreign {
+            protocol,
+            from: (LOCALHOST, ports.0),
+            to: (LOCALHOST, ports.1),
+            state: None,
+            translated: None,
+            answered: false,
+        }
+    }
+    let tcp = |ports, state| Foreign { state: Some(state), ..own(Protocol::Tcp, ports) };
+    let udp = |ports| own(Protocol::Udp, ports);
+    let on_alias = |foreign: Foreign| Foreign { to: (alias, foreign.to.1), ..foreign };
+    // What carries a flow: made by an earlier run.
+    let ours = |foreign: Foreign| {
+        let listener = SocketAddrV4::new(Ipv4Addr::LOCALHOST, foreign.to.1);
+        Foreign { translated: Some(listener), ..on_alias(foreign) }
     };
-    const CONTAINER: Option<&str> = Some("172.17.0.2:80");
-    const UDP: Foreign = Foreign { protocol: Protocol::Udp, state: None, answered: false, ..TCP };
+    let container = Some(SocketAddrV4::new(Ipv4Addr::new(172, 17, 0, 2), 80));
+    let redirected = Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8082));
     [
         // Linux to Linux, or from before the load.
-        TCP,
-        UDP,
+        Foreign { answered: true, ..tcp((50_000, 8080), ("ESTABLISHED", 3)) },
+        udp((50_000, 8080)),
         // Finished.
-        Foreign { ports: (50_002, 8081), state: Some(("TIME_WAIT", 7)), ..TCP },
-        Foreign { ports: (50_002, 8080), state: Some(("CLOSE", 8)), ..TCP },
-        // Caught by an engine's DNAT.
-        Foreign {
-            ports: (50_003, 8080),
-            state: Some(("SYN_SENT", 1)),
-            translated: CONTAINER,
-            answered: false,
-            ..TCP
-        },
-        Foreign { ports: (50_002, 8080), translated: CONTAINER, ..UDP },
-        Foreign { ports: (50_003, 8081), translated: CONTAINER, ..UDP },
-        // Carried by it.
-        Foreign { ports: (50_000, 8081), translated: CONTAINER, ..TCP },
-        Foreign { ports: (50_001, 8080), translated: CONTAINER, answered: true, ..UDP },
-        // Redirected to a program here, which need not answer at all.
-        Foreign {
-            ports: (50_001, 8081),
-            state: Some(("SYN_SENT", 1)),
-            translated: Some("127.0.0.1:8082"),
-            answered: false,
-            ..TCP
-        },
+        Foreign { answered: true, ..tcp((50_002, 8081), ("TIME_WAIT", 7)) },
+        Foreign { answered: true, ..tcp((50_002, 8080), ("CLOSE", 8)) },
+        // Caught by an engine's DNAT, or by a redirection of the user's.
+        Foreign { translated: container, ..tcp((50_003, 8080), ("SYN_SENT", 1)) },
+        Foreign { translated: container, ..udp((50_002, 8080)) },
+        Foreign { translated: container, ..udp((50_003, 8081)) },
+        Foreign { translated: redirected, ..tcp((50_001, 8081), ("SYN_SENT", 1)) },
+        // Carried by an engine.
+        Foreign { translated: container, answered: true, ..tcp((50_000, 8081), ("ESTABLISHED", 3)) },
+        Foreign { translated: container, answered: true, ..udp((50_001, 8080)) },
+        // On the alias: alive, over, strays.
+        ours(Foreign { answered: true, ..tcp((8081, 8080), ("ESTABLISHED", 3)) }),
+        ours(Foreign { answered: true, ..tcp((50_003, 8080), ("TIME_WAIT", 7)) }),
+        on_alias(tcp((50_003, 8081), ("SYN_SENT", 1))),
+        // In the way of a flow to a port that was never carried.
+        on_alias(udp((50_000, 8085))),
+        // Strays in the direction of replies.
+        Foreign { from: (alias, 8081), to: (LOCALHOST, 50_001), ..udp((0, 0)) },
+        Foreign { from: (alias, 8081), to: (LOCALHOST, 8080), ..tcp((0, 0), ("SYN_SENT", 1)) },
     ]
-};
+}
 
 /// Sockets and policies behind the ports that come up often (`wsl_mirror_packets::SERVER_PORTS`), in the guest
 /// and in the model of it.
@@ -83,6 +93,7 @@ pub struct World {
     _servers: Vec<servers::Server>,
     _owners: Vec<Sockets>,
     _connected: UdpSocket,
+    connections: Vec<TcpStream>,
 }
 
 impl World {
@@ -124,7 +135,19 @@ impl World {
             })
             .or_panic();
         model.connected = Some((client.ip().octets(), client.port(), 8085));
-        Self { lab, model, _servers: servers, _owners: owners, _connected: connected }
+        Self {
+            lab,
+            model,
+            _servers: servers,
+            _owners: owners,
+            _connected: connected,
+            connections: Vec::new(),
+        }
+    }
+
+    /// Keeps a connection from Windows open.
+    pub fn connect(&mut self, connection: TcpStream) {
+        self.connections.push(connection);
     }
 
     /// Loads the program with this configuration, and exempts the ports that shall be.
@@ -141,10 +164,17 @@ impl World {
         nat::conntrack_flush(self.lab.guest()).or_panic();
         self.model.flush_conntrack();
         let mut entries = String::new();
-        for foreign in FOREIGN {
-            let (protocol, (from, to)) = (foreign.protocol.name(), foreign.ports);
-            write!(entries, "-I -p {protocol} -s 127.0.0.1 -d 127.0.0.1 --sport {from} --dport {to} -t 100")
-                .or_panic();
+        for foreign in foreign(self.model.alias) {
+            let Foreign { protocol, from, to, .. } = foreign;
+            let [source, destination] = [from.0, to.0].map(Ipv4Addr::from);
+            write!(
+                entries,
+                "-I -p {} -s {source} -d {destination} --sport {} --dport {} -t 100",
+                protocol.name(),
+                from.1,
+                to.1
+            )
+            .or_panic();
             if let Some((name, _)) = foreign.state {
                 write!(entries, " --state {name}").or_panic();
             }
@@ -155,21 +185,22 @@ impl World {
                 write!(entries, " -u SEEN_REPLY").or_panic();
             }
             entries.push('\n');
-            self.model.insert(foreign);
+            self.model.insert_foreign(foreign);
         }
         // All by one process: where CPUs are emulated, starting ten takes as long as a thousand frames.
         let mut conntrack = self.lab.guest().command("conntrack");
         run_with_input(conntrack.args(["-R", "-"]), &entries, COMMAND_LIMIT).or_panic().success().or_panic();
     }
 
-    /// Has `deliver` bring every sample to the program, and compares what the program counts with what the pure
-    /// function says over the model. To be called inside the guest.
+    /// Has `deliver` bring every sample to the program on ingress, and compares what the program counts with what the
+    /// pure function says over the model. To be called inside the guest.
     pub fn compare(
         &mut self,
         program: &mut Program,
         samples: impl Iterator<Item = Sample>,
-        mut deliver: impl FnMut(&Program, &Sample, Decision),
+        mut deliver: impl FnMut(&Self, &Program, &Sample, Reason),
     ) -> Verdicts {
+        self.model.alias = program.alias;
         let mut seen = Verdicts::default();
         let mut started = Instant::now();
         let mut fragments_since = Instant::now();
@@ -178,11 +209,6 @@ impl World {
                 self.renew_conntrack();
                 started = Instant::now();
             }
-            if index % BATCH == BATCH / 2 {
-                // From here on it is not remembered who carries the flows that began before.
-                program.forget_flows().or_panic();
-                self.model.forget_flows();
-            }
             if fragments_since.elapsed() > FRAGMENTS_LIMIT {
                 program.forget_fragments().or_panic();
                 self.model.forget_fragments();
@@ -190,13 +216,17 @@ impl World {
             }
             let expected = self.model.judge(&sample);
             let before = program.counted().or_panic();
-            deliver(program, &sample, expected);
-            let counted = wait_for_count(program, &before);
+            deliver(self, program, &sample, expected);
+            let mut counted = wait_for_count(program, &before);
+            counted.retain(|(reason, _)| !ON_EGRESS.contains(reason));
             assert!(
-                counted == [(expected.reason, 1)],
+                counted == [(expected, 1)],
                 "frame {index}: counted as {counted:?}, the pure function says {expected:?}: {sample:?}"
             );
-            *seen.counter(expected.reason) += 1;
+            *seen.counter(expected) += 1;
+        }
+        for (port, packets) in &self.model.carried {
+            assert_eq!(program.carried(*port).or_panic(), *packets, "PORT_PACKETS of {port:?}");
         }
         seen
     }

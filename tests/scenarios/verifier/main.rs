@@ -56,13 +56,18 @@ fn close(is: u32, was: u32) -> bool {
     u64::from(is.abs_diff(was)) * 100 <= u64::from(was) * u64::from(TOLERANCE)
 }
 
-/// All programs that are pinned in our folder, or held by a link that is.
+/// All programs that are pinned in our folder, or held by a link that is. Of the two forms of the program on egress the
+/// kernel has one.
 fn programs(lab: &Lab) -> Vec<ProgramInfo> {
     let found = lab.guest().enter(|| -> Result<_> {
-        let mut ids = BTreeSet::from([ProgramInfo::from_pin(pins::path("program"))?.id()]);
+        let mut ids = BTreeSet::new();
         for pin in fs::read_dir(pins::directory())? {
             let pin = pin?;
-            if pin.file_name().to_string_lossy().starts_with("link") {
+            // `program`, `program_egress`; `link` and others.
+            let name = pin.file_name().to_string_lossy().into_owned();
+            if name.starts_with("program") {
+                ids.insert(ProgramInfo::from_pin(pin.path())?.id());
+            } else if name.starts_with("link") {
                 ids.insert(FdLink::from(PinnedLink::from_pin(pin.path())?).info()?.program_id());
             }
         }
