@@ -132,9 +132,9 @@ pub fn has_tcx(lab: &Lab) -> bool {
     lab.is_at_least((6, 6)).or_panic()
 }
 
-/// Policy routes and sysctls that a load sets in the network namespace, as text to compare.
+/// Policy rules and sysctls of the network namespace, which no command of ours changes, as text to compare.
 #[track_caller]
-pub fn delivery(namespace: &Namespace) -> String {
+pub fn network(namespace: &Namespace) -> String {
     let script = "ip -4 rule; ip link show dev lo; cd /proc/sys/net/ipv4/conf; \
                   grep . lo/route_localnet lo/accept_local lo/rp_filter all/route_localnet all/accept_local";
     namespace.run("sh", ["-ec", script]).or_panic().stdout

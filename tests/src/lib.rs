@@ -41,14 +41,14 @@ mod wsl_mirror;
 pub use docker::{Container, Docker, DockerOptions, Running};
 pub use engine::Service;
 pub use mirrored::{
-    ETH0_MAC, GUEST_EPHEMERAL, GUEST_MAC, Gateway, HalfMade, LAN_ADDRESS, Lab, LabBuilder, NEIGHBOUR_ADDRESS,
-    NEIGHBOUR_MAC, NEIGHBOUR_NIC, REFLECTION_MAC, WINDOWS_MAC, loopback,
+    BRIDGE, BRIDGE_MAC, ETH0_MAC, GUEST_EPHEMERAL, GUEST_MAC, Gateway, HalfMade, LAN_ADDRESS, Lab,
+    LabBuilder, NEIGHBOUR_ADDRESS, NEIGHBOUR_MAC, NEIGHBOUR_NIC, REFLECTION_MAC, WINDOWS_MAC, loopback,
 };
 pub use namespace::{Namespace, SCRATCH};
 pub use podman::{NetworkBackend, Podman, PodmanOptions};
 pub use pool::SharedLab;
 pub use sockets::Sockets;
-pub use traffic::{raw, servers, tcp, udp};
+pub use traffic::{checksums, delivered::Delivered, raw, servers, tcp, udp};
 pub use windows::{Dropped, Garbled, Transport};
 
 /// `lab-helper`, statically linked (`build.rs`).

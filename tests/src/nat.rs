@@ -27,6 +27,31 @@ pub fn conntrack_without_times(namespace: &Namespace, fields: &[&str]) -> Result
         .collect())
 }
 
+/// The same with each entry's number (`id=`): an entry that was made anew has another one.
+pub fn conntrack_identities(namespace: &Namespace, fields: &[&str]) -> Result<Vec<String>> {
+    let is_steady =
+        |word: &&str| !word.starts_with("use=") && !word.chars().all(|digit| digit.is_ascii_digit());
+    let listed = namespace.run("conntrack", ["-L", "-o", "extended,id"])?;
+    let mut entries: Vec<_> = listed
+        .stdout
+        .lines()
+        .filter(|entry| fields.iter().all(|field| entry.split_whitespace().any(|word| word == *field)))
+        .map(|entry| entry.split_whitespace().filter(is_steady).collect::<Vec<_>>().join(" "))
+        .collect();
+    entries.sort();
+    Ok(entries)
+}
+
+/// Makes an entry, by the arguments of `conntrack -I`.
+pub fn conntrack_insert(namespace: &Namespace, arguments: &str) -> Result<()> {
+    namespace.run("conntrack", ["-I"].into_iter().chain(arguments.split_whitespace())).map(drop)
+}
+
+/// Deletes the entries that `conntrack -D` selects by these arguments: at least one.
+pub fn conntrack_delete(namespace: &Namespace, arguments: &str) -> Result<()> {
+    namespace.run("conntrack", ["-D"].into_iter().chain(arguments.split_whitespace())).map(drop)
+}
+
 /// Forgets every connection, as `conntrack -F` does.
 pub fn conntrack_flush(namespace: &Namespace) -> Result<()> {
     netfilter::flush_conntrack(namespace)

@@ -1,6 +1,7 @@
 //! Mirrored mode: the guest, its Windows, and the two NICs between them.
 
 mod addresses;
+mod bridge;
 mod guest;
 mod half_made;
 mod neighbour;
@@ -18,6 +19,7 @@ pub use addresses::{
     ETH0_MAC, GUEST_EPHEMERAL, GUEST_MAC, LAN_ADDRESS, NEIGHBOUR_MAC, REFLECTION_MAC, WINDOWS_MAC, loopback,
 };
 use addresses::{Network, mac_text};
+pub use bridge::{BRIDGE, BRIDGE_MAC};
 pub use half_made::HalfMade;
 pub use neighbour::{NEIGHBOUR_ADDRESS, NEIGHBOUR_NIC};
 

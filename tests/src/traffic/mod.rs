@@ -1,5 +1,7 @@
 //! Clients and servers inside a namespace, down to single frames.
 
+pub mod checksums;
+pub mod delivered;
 pub mod raw;
 pub mod servers;
 pub mod tcp;

@@ -56,6 +56,15 @@ impl Frame {
 impl RawSocket {
     /// Opens it; from now on frames are kept until they are read.
     pub fn open(namespace: &Namespace, interface: &str) -> Result<Self> {
+        Self::open_for(namespace, interface, ETH_P_ALL)
+    }
+
+    /// Opens it to send alone: no frame is copied for it.
+    pub fn sender(namespace: &Namespace, interface: &str) -> Result<Self> {
+        Self::open_for(namespace, interface, 0)
+    }
+
+    fn open_for(namespace: &Namespace, interface: &str, protocol: u16) -> Result<Self> {
         let open = || -> Result<OwnedFd> {
             // /sys of the machine, or of the guest, may show another namespace; /proc/net never does.
             let index = interface_index(interface)?;
@@ -67,9 +76,9 @@ impl RawSocket {
                 RawProtocol::new(0).map(rustix::net::Protocol::from_raw),
             )
             .context("opening a packet socket")?;
-            // Generous: a burst of frames must not be lost before it is read.
-            let _ = sockopt::set_socket_recv_buffer_size(&socket, 8 << 20);
-            bind(&socket, index).context("binding the packet socket")?;
+            // A burst of frames must not be lost before it is read. The plain option is limited by rmem_max.
+            let _ = sockopt::set_socket_recv_buffer_size_force(&socket, 32 << 20);
+            bind(&socket, index, protocol).context("binding the packet socket")?;
             Ok(socket)
         };
         let socket =
@@ -87,9 +96,15 @@ impl RawSocket {
 
     /// The next frame, or none within `limit`.
     pub fn receive(&self, limit: Duration) -> Result<Option<Frame>> {
-        let limit = limit.max(Duration::from_micros(1));
-        sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(limit))?;
-        match receive(&self.socket) {
+        // The kernel waits for a tick of its clock at least: whoever does not wait says so.
+        let flags = if limit.is_zero() {
+            libc::MSG_DONTWAIT
+        } else {
+            let limit = limit.max(Duration::from_micros(1));
+            sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(limit))?;
+            0
+        };
+        match receive(&self.socket, flags) {
             Ok(frame) => Ok(Some(frame)),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 Ok(None)
@@ -134,10 +149,10 @@ pub(crate) fn interface_index(interface: &str) -> Result<i32> {
     Ok(index.cast_signed())
 }
 
-fn bind(socket: &OwnedFd, index: i32) -> io::Result<()> {
+fn bind(socket: &OwnedFd, index: i32, protocol: u16) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: AF_PACKET,
-        sll_protocol: ETH_P_ALL.to_be(),
+        sll_protocol: protocol.to_be(),
         sll_ifindex: index,
         sll_hatype: 0,
         sll_pkttype: 0,
@@ -150,7 +165,7 @@ fn bind(socket: &OwnedFd, index: i32) -> io::Result<()> {
 }
 
 /// recvfrom(2): only its address tells which way a frame went.
-fn receive(socket: &OwnedFd) -> io::Result<Frame> {
+fn receive(socket: &OwnedFd, flags: i32) -> io::Result<Frame> {
     let mut bytes = vec![0; 65_536 + 14];
     // SAFETY: sockaddr_ll is a plain struct of integers, for which all zeroes are a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -161,7 +176,7 @@ fn receive(socket: &OwnedFd) -> io::Result<Frame> {
             socket.as_raw_fd(),
             bytes.as_mut_ptr().cast(),
             bytes.len(),
-            0,
+            flags,
             (&raw mut address).cast(),
             &raw mut length,
         )
