@@ -10,7 +10,7 @@ use wsl_mirror_lab::{
 use crate::world::{HANG, services};
 
 #[test]
-fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted() {
+fn a_syn_caught_before_the_load_gets_through_when_sent_again() {
     let lab = services();
     let client = windows(&lab, 8080).from_port(40_000).limit(pace::limit(Duration::from_secs(10)));
     let before = nat::dnat_packets(lab.guest(), "tcp", 8080).or_panic();
@@ -24,11 +24,11 @@ fn a_syn_that_was_caught_before_the_load_gets_through_when_it_is_retransmitted()
         let answer = connecting.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         assert_eq!(answer, Ok(HELLO.to_vec()));
     });
-    assert_eq!(lab.packets("steer_healed").or_panic(), 1);
+    assert_eq!(lab.packets("steer_new").or_panic(), 1);
 }
 
 #[test]
-fn a_udp_flow_that_was_caught_before_the_load_gets_through_with_its_next_datagram() {
+fn a_udp_flow_caught_before_the_load_gets_through_after_it() {
     let lab = services();
     let socket = windows_udp(&lab, 8080).limit(HANG).connect().or_panic();
     for _ in 0..2 {
@@ -39,5 +39,5 @@ fn a_udp_flow_that_was_caught_before_the_load_gets_through_with_its_next_datagra
     for _ in 0..2 {
         assert_eq!(udp::exchange(&socket, HELLO), Ok(HELLO.to_vec()));
     }
-    assert_eq!(lab.packets("steer_healed").or_panic(), 1);
+    assert_eq!(lab.packets("steer_new").or_panic(), 1);
 }

@@ -111,14 +111,14 @@ impl<'a> OneWay<'a> {
 }
 
 #[test]
-fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a_stray_syn() {
+fn flows_of_docker_without_its_proxy_survive_loads_and_a_flush() {
     let lab = services_without_proxy();
     let busy = windows(&lab, 8080).keep_alive(PAUSE).or_panic();
     let mut calm = windows(&lab, 8080).from_port(40_000).connect().or_panic();
     let datagrams = windows_udp(&lab, 8081).connect().or_panic();
     udp::exchange(&datagrams, HELLO).or_panic();
     let one_way = OneWay::start(&lab, 8017);
-    let windows_nic = RawSocket::open(lab.windows(), "winlo0").or_panic();
+    let windows_nic = RawSocket::sender(lab.windows(), "winlo0").or_panic();
     let mut go_on = |when: &str| {
         assert_eq!(udp::exchange(&datagrams, HELLO), Ok(HELLO.to_vec()), "UDP {when}");
         one_way.goes_on(when);
@@ -134,6 +134,8 @@ fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a
     load_with(&lab, STEER);
     go_on("after another load");
     assert_eq!(busy.stop().failure, None);
+    // A datagram without an entry is a new flow: `dockerd`, which holds the port, is no owner that is steered.
+    load(&lab);
     nat::conntrack_flush(lab.guest()).or_panic();
     go_on("after a flush");
     unload(&lab);
@@ -142,7 +144,7 @@ fn established_flows_of_docker_without_its_proxy_survive_load_reload_flush_and_a
 
 /// The first SYN went the engine's way, the container is slow to answer, and meanwhile we are loaded.
 #[test]
-fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() {
+fn a_handshake_that_an_engine_completes_is_left_to_it() {
     let lab = services_without_proxy();
     nft(
         &lab,
@@ -168,7 +170,7 @@ fn a_handshake_that_an_engine_is_about_to_complete_is_left_to_it() {
 
 /// A redirection to another local port needs no masquerade to work: an answer tells that it does.
 #[test]
-fn established_flows_that_a_rule_redirects_to_another_port_stay_there() {
+fn established_flows_redirected_to_another_port_stay_there() {
     let lab = Lab::builder().build().or_panic();
     nft(
         &lab,
@@ -191,7 +193,7 @@ fn established_flows_that_a_rule_redirects_to_another_port_stay_there() {
     go_on("before the load");
     load_with(&lab, STEER);
     go_on("after the load");
-    RawSocket::open(lab.windows(), "winlo0")
+    RawSocket::sender(lab.windows(), "winlo0")
         .or_panic()
         .send(&frame_from_windows(&syn(40_000, 8100, 0x1234_5678)))
         .or_panic();
@@ -200,9 +202,9 @@ fn established_flows_that_a_rule_redirects_to_another_port_stay_there() {
     assert!(lab.packets("pass_engine_nat").or_panic() >= 3);
 }
 
-/// Such as a log that is sent and never answered: that no answer came does not mean that it cannot work.
+/// Such as a log that is sent and never answered: the missing answer does not mean that the flow cannot work.
 #[test]
-fn one_way_flows_that_a_rule_redirects_to_another_port_stay_there() {
+fn one_way_flows_that_a_rule_redirects_stay_there() {
     let lab = Lab::builder().build().or_panic();
     nft(
         &lab,
@@ -224,5 +226,5 @@ fn one_way_flows_that_a_rule_redirects_to_another_port_stay_there() {
     for _ in 0..3 {
         arrives("after the load");
     }
-    assert_eq!(lab.packets("steer_healed").or_panic(), 0);
+    assert_eq!(lab.packets("steer_new").or_panic(), 0);
 }

@@ -12,14 +12,14 @@ use crate::world::{
 };
 
 #[test]
-fn an_exemption_acts_on_the_next_flow_and_leaves_established_ones_alone() {
+fn an_exemption_acts_on_the_next_flow_alone() {
     let lab = services();
     let probe = Probe::new(&lab);
     for port in [40_000, 40_001] {
         probe.add(&format!("seen_{port}"), &format!("th sport {port} th dport 8080"));
         probe.add(
             &format!("unmarked_{port}"),
-            &format!("th sport {port} th dport 8080 meta mark & 0x1000 == 0"),
+            &format!("th sport {port} th dport 8080 meta mark & 0x80 == 0"),
         );
     }
     load(&lab);
@@ -84,7 +84,7 @@ fn bpftool_writes_an_exemption_by_bytes() {
 }
 
 #[test]
-fn the_configuration_exempts_and_the_command_line_is_stronger() {
+fn the_command_lines_exemptions_beat_the_configurations() {
     let lab = services();
     load_with(&lab, "exempt = [\"8080/tcp\"]\n");
     assert_hangs(&lab, 8080);
@@ -101,12 +101,12 @@ fn the_configuration_exempts_and_the_command_line_is_stronger() {
 
 /// The new flow's conntrack entry may lie where the steered one's lay: the flow must not be taken for it.
 #[test]
-fn an_exempt_flow_from_the_port_of_a_steered_one_is_not_taken_for_it() {
+fn an_exempt_flow_is_not_taken_for_a_carried_one() {
     let lab = Lab::builder().build().or_panic();
     let _tcp = servers::tcp_echo(lab.guest(), loopback(8100)).or_panic();
     let _udp = servers::udp_echo(lab.guest(), loopback(8100)).or_panic();
     let probe = Probe::new(&lab);
-    probe.add("marked", "th dport 8100 meta mark & 0x1000 != 0");
+    probe.add("marked", "th dport 8100 meta mark & 0x80 != 0");
     load_with(&lab, STEER);
     let ports = 40_000..40_050;
     let everything = || {

@@ -19,12 +19,12 @@ use wsl_mirror_lab::{
     servers, tcp, udp,
 };
 
-use crate::world::{Probe, engine_rule, ipv4, port_packets, udp_datagram};
+use crate::world::{Probe, caught, engine_rule, ipv4, port_packets, udp_datagram};
 
 /// Sends UDP datagrams from many addresses and ports of Windows, a few at a time: loopback0 takes no more.
 #[track_caller]
 fn send_datagrams(lab: &Lab, flows: impl Iterator<Item = ([u8; 4], u16, u16)>) {
-    let nic = RawSocket::open(lab.windows(), "winlo0").or_panic();
+    let nic = RawSocket::sender(lab.windows(), "winlo0").or_panic();
     for (count, (source, from, to)) in flows.enumerate() {
         nic.send(&frame_from_windows(&ipv4(17, 0, 0, source, &udp_datagram(from, to, HELLO)))).or_panic();
         if count % 200 == 0 {
@@ -66,10 +66,10 @@ impl Drop for SmallTable<'_> {
     }
 }
 
-/// More flows than `FLOWS` has room for: the oldest are forgotten, and the newest steered like any other.
+/// State is conntrack's: no map of ours forgets a flow among many.
 #[test]
-fn more_flows_than_are_remembered_break_nothing() {
-    const ROOM: u64 = 32_768;
+fn many_live_flows_are_all_carried() {
+    const USUAL: usize = 20_000;
     let _alone = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
     let lab = Lab::builder().build().or_panic();
     engine_rule(&lab, "udp", 8100);
@@ -77,26 +77,30 @@ fn more_flows_than_are_remembered_break_nothing() {
     // Receives nothing, so that nothing is sent back.
     let _silent = lab.guest().enter(|| UdpSocket::bind(loopback(8100))).or_panic();
     let _tcp = servers::tcp_echo(lab.guest(), loopback(8101)).or_panic();
-    let probe = Probe::new(&lab);
-    probe.add("seen", "tcp dport 8101 tcp sport 50000");
-    probe.add("unmarked", "tcp dport 8101 tcp sport 50000 meta mark & 0x1000 == 0");
     load_with(&lab, STEER);
     let mut old = windows(&lab, 8101).connect().or_panic();
     tcp::exchange(&mut old, HELLO).or_panic();
-    let flows = (1..=4).flat_map(|host| (50_000..62_000).map(move |port| ([127, 0, 1, host], port, 8100)));
-    send_datagrams(&lab, flows);
-    let steered = lab.packets("steer_new").or_panic();
-    assert!(steered > ROOM + 5000, "only {steered} flows came through");
+    let count = pace::rounds(USUAL).min(100_000);
+    let flows = || {
+        let hosts =
+            (1..=9).flat_map(|host| (50_000..62_000).map(move |port| ([127, 0, 1, host], port, 8100)));
+        hosts.take(count)
+    };
+    let before = lab.packets("steer_new").or_panic();
+    send_datagrams(&lab, flows());
+    let begun = lab.packets("steer_new").or_panic() - before;
+    // loopback0 may drop some of a burst.
+    assert!(begun > count as u64 * 9 / 10, "only {begun} flows came through");
+    let before = lab.packets("steer_established").or_panic();
+    send_datagrams(&lab, flows());
+    let went_on = lab.packets("steer_established").or_panic() - before;
+    let anew = lab.packets("steer_new").or_panic() - begun - 1;
+    assert!(went_on + anew > count as u64 * 9 / 10, "only {went_on} datagrams came through");
+    assert!(anew <= count as u64 - begun, "{anew} of {begun} flows had been forgotten");
+    assert_eq!(caught(&lab), 0);
     assert_eq!(tcp::exchange(&mut old, HELLO), Ok(HELLO.to_vec()), "a connection that was there");
-    let mut new = windows(&lab, 8101).from_port(50_000).connect().or_panic();
-    for _ in 0..5 {
-        assert_eq!(tcp::exchange(&mut new, HELLO), Ok(HELLO.to_vec()), "a new one");
-    }
-    assert!(probe.packets("seen") >= 5);
-    assert_eq!(probe.packets("unmarked"), 0, "it is remembered");
-    assert_eq!(lab.packets("steer_unremembered").or_panic(), 0);
-    nat::conntrack_flush(lab.guest()).or_panic();
-    assert_eq!(tcp::exchange(&mut old, HELLO), Ok(HELLO.to_vec()), "after a flush");
+    let mut new = windows(&lab, 8101).connect().or_panic();
+    assert_eq!(tcp::exchange(&mut new, HELLO), Ok(HELLO.to_vec()), "a new one");
 }
 
 #[test]
@@ -117,7 +121,7 @@ fn more_ports_than_are_counted_break_nothing() {
 /// The limit is one for the machine, so it is reached by that many entries of this namespace, which must be
 /// in use as far as conntrack knows: it makes room by throwing out others.
 #[test]
-fn a_full_conntrack_table_is_counted_and_what_exists_goes_on() {
+fn a_full_conntrack_table_costs_no_flow_that_exists() {
     const MOST: usize = 300_000;
     let lab = Lab::builder().build().or_panic();
     let _tcp = servers::tcp_echo(lab.guest(), loopback(8100)).or_panic();

@@ -37,7 +37,7 @@ fn invalid(lab: &Lab) -> u64 {
 }
 
 #[test]
-fn steered_uploads_downloads_and_requests_are_never_invalid() {
+fn carried_transfers_and_requests_are_never_invalid() {
     let lab = behind_a_firewall();
     windows(&lab, 8009).upload(STREAM).or_panic();
     windows(&lab, 8020).download(STREAM).or_panic();
@@ -71,7 +71,7 @@ fn requests_go_on_after_a_flush() {
 /// server's for invalid; what the client acknowledges was then never sent, and that acknowledgement is what
 /// the firewall drops. If the server's packet is the first, conntrack makes the entry, and nothing happens.
 #[test]
-fn a_download_may_stall_after_a_flush_unless_conntrack_is_liberal() {
+fn a_download_may_stall_after_a_flush_with_strict_conntrack() {
     for (first, liberal) in [(End::Server, "0"), (End::Client, "0"), (End::Client, "1")] {
         let lab = Lab::builder().build().or_panic();
         engine_rule(&lab, "tcp", 8100);

@@ -1,10 +1,11 @@
 //! `skb->mark`: which packets carry our bits, and which bits.
 
 use anyhow::Context as _;
+use wsl_mirror_core::abi::DEFAULT_MARK;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
     checks::{HELLO, OrPanic as _, STEER, ifindex, load, load_with, nft, windows, windows_udp},
-    loopback, nat, pins, servers, tcp, udp,
+    loopback, pins, servers, tcp, udp,
 };
 
 use crate::world::{PAGE, Probe, bpftool, counted, read_to_the_end, services, syn};
@@ -25,11 +26,6 @@ fn probe<'a>(lab: &'a Lab, mark: &str) -> Probe<'a> {
 #[track_caller]
 fn every_packet_is_marked(lab: &Lab, probe: &Probe<'_>) {
     let before = probe.packets("tcp_seen");
-    // First, while nothing else is about to close: its entry is made anew in the middle of the connection.
-    let mut connection = windows(lab, 8080).connect().or_panic();
-    tcp::exchange(&mut connection, HELLO).or_panic();
-    nat::conntrack_flush(lab.guest()).or_panic();
-    tcp::exchange(&mut connection, HELLO).or_panic();
     assert_eq!(windows(lab, 8080).echo(HELLO), Ok(HELLO.to_vec()));
     assert_eq!(read_to_the_end(&mut windows(lab, 8019).connect().or_panic()).or_panic(), PAGE);
     windows(lab, 8009).upload(1 << 20).or_panic();
@@ -45,10 +41,10 @@ fn every_packet_is_marked(lab: &Lab, probe: &Probe<'_>) {
 }
 
 #[test]
-fn every_packet_of_a_steered_flow_towards_the_port_carries_the_mark_and_no_other_packet_does() {
+fn packets_of_carried_flows_and_no_others_have_the_mark() {
     let lab = services();
     let _on_windows = servers::tcp_echo(lab.windows(), loopback(9100)).or_panic();
-    let probe = probe(&lab, "0x1000");
+    let probe = probe(&lab, "0x80");
     load(&lab);
     every_packet_is_marked(&lab, &probe);
     assert_eq!(tcp::Client::new(lab.guest(), loopback(9100)).echo(HELLO), Ok(HELLO.to_vec()));
@@ -63,12 +59,29 @@ fn replies_carry_no_mark() {
     let ruleset = "add table ip replies; add counter ip replies seen; add counter ip replies marked; \
          add chain ip replies out { type filter hook postrouting priority 200; }; \
          add rule ip replies out oifname loopback0 counter name seen; \
-         add rule ip replies out oifname loopback0 meta mark & 0x1000 != 0 counter name marked";
+         add rule ip replies out oifname loopback0 meta mark & 0x80 != 0 counter name marked";
     nft(&lab, ruleset);
     assert_eq!(windows(&lab, 8080).echo(HELLO), Ok(HELLO.to_vec()));
     let counted = |name: &str| counted(&nft(&lab, &format!("list counter ip replies {name}")));
     assert!(counted("seen") >= 3);
     assert_eq!(counted("marked"), 0);
+}
+
+/// It is there for rules, for tcpdump and for people.
+#[test]
+fn nothing_depends_on_the_mark() {
+    let lab = services();
+    let wipe = "add table ip wipe; add chain ip wipe in { type filter hook prerouting priority -350; }; \
+         add rule ip wipe in iifname loopback0 meta mark set 0";
+    nft(&lab, wipe);
+    load(&lab);
+    let probe = Probe::new(&lab);
+    probe.add("marked", "meta mark != 0");
+    for _ in 0..3 {
+        assert_eq!(windows(&lab, 8080).echo(HELLO), Ok(HELLO.to_vec()));
+        assert_eq!(windows_udp(&lab, 8081).request(HELLO), Ok(HELLO.to_vec()));
+    }
+    assert_eq!(probe.packets("marked"), 0);
 }
 
 #[test]
@@ -88,7 +101,7 @@ fn bits_that_were_set_before_stay() {
     let _server = servers::tcp_echo(lab.guest(), loopback(8100)).or_panic();
     load_with(&lab, STEER);
     let ifindex = ifindex(lab.guest(), "loopback0");
-    for (port, expected) in [(8100, OTHERS | 0x1000), (8101, OTHERS)] {
+    for (port, expected) in [(8100, OTHERS | DEFAULT_MARK), (8101, OTHERS)] {
         // struct __sk_buff: mark is its third word, ingress_ifindex the tenth, ifindex the eleventh.
         let mut context = vec![0; 192];
         context[8..12].copy_from_slice(&OTHERS.to_ne_bytes());

@@ -26,7 +26,7 @@ fn connections() -> usize {
 }
 
 /// A client that does not wait for its SYN to be sent again, a second after the first: the rule may catch the
-/// first, and the second is then healed. (In emulation it has to wait longer; there, the rule's counter alone tells.)
+/// first, and the second gets through. (In emulation it has to wait longer; there, the rule's counter alone tells.)
 fn client(lab: &Lab, port: u16, from: u16) -> tcp::Client {
     windows(lab, port).from_port(from).limit(pace::limit(AT_ONCE))
 }
@@ -34,7 +34,7 @@ fn client(lab: &Lab, port: u16, from: u16) -> tcp::Client {
 /// Every server closes first, so that the old connection lingers in `TIME_WAIT`, in conntrack and as a
 /// socket.
 #[test]
-fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_time_wait() {
+fn a_client_of_50_ports_never_meets_dnat_after_time_wait() {
     let lab = services();
     assert_hangs(&lab, 8080);
     load(&lab);
@@ -57,7 +57,7 @@ fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_time_wait()
 }
 
 #[test]
-fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() {
+fn a_client_of_50_ports_never_meets_dnat_after_resets() {
     let lab = services();
     load(&lab);
     let before = nat::dnat_packets(lab.guest(), "tcp", 8080).or_panic();
@@ -84,7 +84,7 @@ fn a_client_cycling_through_50_ports_never_meets_the_dnat_rule_after_resets() {
 /// After a flush, the server speaks first: conntrack takes its packet for the first of the flow, and the
 /// client's packets for the replies.
 #[test]
-fn a_port_is_reused_after_a_flush_made_the_server_the_one_who_began() {
+fn a_port_is_reused_after_a_flush_made_the_server_begin() {
     let lab = Lab::builder().build().or_panic();
     engine_rule(&lab, "tcp", 8100);
     let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100))).or_panic();

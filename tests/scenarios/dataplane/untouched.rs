@@ -96,7 +96,7 @@ fn entries(lab: &Lab, protocol: &str, road: Road, port: u16) -> Vec<String> {
 }
 
 #[test]
-fn addresses_and_conntrack_entries_are_those_seen_without_us() {
+fn addresses_and_entries_of_others_are_those_without_us() {
     let lab = Lab::builder().build().or_panic();
     for protocol in ["tcp", "udp"] {
         nft(
@@ -129,13 +129,13 @@ fn addresses_and_conntrack_entries_are_those_seen_without_us() {
 }
 
 #[test]
-fn packets_between_linux_and_linux_and_from_linux_to_windows_carry_no_mark() {
+fn packets_of_flows_that_linux_opens_have_no_mark() {
     let lab = Lab::builder().build().or_panic();
     engine_rule(&lab, "tcp", 8100);
     load(&lab);
     let probe = Probe::new(&lab);
     for name in ["every", "marked"] {
-        let mark = if name == "marked" { "meta mark & 0x1000 != 0" } else { "" };
+        let mark = if name == "marked" { "meta mark & 0x80 != 0" } else { "" };
         probe.add(name, &format!("meta l4proto {{ tcp, udp }} th dport != 8102 {mark}"));
     }
     for round in 1..=3 {
@@ -151,7 +151,7 @@ fn packets_between_linux_and_linux_and_from_linux_to_windows_carry_no_mark() {
     assert_eq!(caught(&lab), 0, "the hairpin never meets the engine's rule");
     assert!(lab.packets("pass_reply").or_panic() > 0, "Windows' replies");
     assert!(lab.packets("pass_not_ours").or_panic() > 0, "the hairpin");
-    for steered in ["steer_new", "steer_established", "steer_healed", "steer_reused", "steer_picked_up"] {
+    for steered in ["steer_new", "steer_established", "steer_reused", "steer_reply", "pass_picked_up"] {
         assert_eq!(lab.packets(steered).or_panic(), 0, "{steered}");
     }
 }
@@ -159,7 +159,7 @@ fn packets_between_linux_and_linux_and_from_linux_to_windows_carry_no_mark() {
 /// A DNAT at OUTPUT, as a user may have who wants a server of Windows under another port: until the first
 /// reply its entry looks as if an engine had caught a flow, but for the direction.
 #[test]
-fn a_reply_from_windows_to_a_flow_that_linux_translated_reaches_its_client() {
+fn a_windows_reply_to_a_flow_that_linux_translated_arrives() {
     let lab = Lab::builder().build().or_panic();
     nft(
         &lab,
@@ -184,7 +184,7 @@ fn a_reply_from_windows_to_a_flow_that_linux_translated_reaches_its_client() {
 }
 
 #[test]
-fn nobody_listens_and_the_client_is_told_so_as_before() {
+fn a_client_of_a_closed_port_is_refused_as_before() {
     let lab = Lab::builder().sends_always([8199..=8199]).build().or_panic();
     let ask = || tcp::Client::new(lab.windows(), loopback(8199)).echo(HELLO);
     assert_eq!(ask(), Err(tcp::Failure::Refused), "without wsl-mirror");
@@ -196,7 +196,7 @@ fn nobody_listens_and_the_client_is_told_so_as_before() {
 /// A packet that is dropped after the program leaves an entry behind, which must not live as long as one of a
 /// flow that began.
 #[test]
-fn a_syn_that_a_firewall_drops_leaves_an_entry_for_seconds_only() {
+fn a_syn_that_a_firewall_drops_leaves_an_entry_for_seconds() {
     let lab = Lab::builder().build().or_panic();
     let _server = servers::tcp_echo(lab.guest(), loopback(8100)).or_panic();
     nft(

@@ -1,21 +1,23 @@
-//! What the scenarios share: the commands, the counters, an engine's rule without an engine, slow transfers.
+//! What the scenarios share: the commands, the counters, an engine's rule without an engine, transfers, frames.
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use socket2::SockRef;
+use wsl_mirror_core::abi::DEFAULT_ALIAS;
 use wsl_mirror_lab::{
     Container, DockerOptions, Lab, LabBuilder, Service, SharedLab,
-    checks::{HELLO, OrPanic as _, RaiseOnDrop, nft, ok, windows, windows_udp},
+    checks::{HELLO, OrPanic as _, RaiseOnDrop, nft, ok, sh, wait_until, windows, windows_udp},
+    checksums::{checksum, pseudo_header},
     nat, pins,
     process::{COMMAND_LIMIT, run},
-    raw::{RawSocket, frame_from_windows},
+    raw::{Frame, RawSocket, frame_from_windows},
     services::Pattern,
     tcp, udp,
 };
@@ -94,12 +96,84 @@ pub fn assert_answers_udp(lab: &Lab, port: u16) {
     assert_eq!(windows_udp(lab, port).request(HELLO), Ok(HELLO.to_vec()), "Windows to UDP port {port}");
 }
 
-/// Takes the program off the interface, and leaves everything else as it is.
+/// A side of `loopback0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Ingress,
+    Egress,
+}
+
+/// Detaches the program of one side, and leaves everything else as it is.
 #[track_caller]
-pub fn detach(lab: &Lab) {
-    let link = pins::path("link");
-    let script = format!("rm {link} 2>/dev/null || tc filter del dev loopback0 ingress");
-    lab.guest().run("sh", ["-c", &script]).or_panic();
+pub fn detach(lab: &Lab, side: Side) {
+    let (link, hook) = match side {
+        Side::Ingress => (pins::path("link"), "ingress"),
+        Side::Egress => (pins::path("link_egress"), "egress"),
+    };
+    sh(lab, &format!("rm {link} 2>/dev/null || tc filter del dev loopback0 {hook}"));
+    // The kernel frees a link without a pin a moment later.
+    wait_until("the program to be detached", Duration::from_secs(2), || {
+        !bpftool(lab, "net show dev loopback0").contains(&format!("/{hook} "))
+    });
+}
+
+/// An entry's words for the alias as the destination.
+pub fn on_alias() -> String {
+    format!("dst={}", Ipv4Addr::from(DEFAULT_ALIAS))
+}
+
+/// Docker 28's rule about a port that is published on 127.0.0.1: it drops what does not come on `lo`.
+#[track_caller]
+pub fn raw_drop(lab: &Lab, protocol: &str, port: u16) {
+    let rule = format!(
+        "iptables -w 5 -t raw -A PREROUTING -p {protocol} -d 127.0.0.1 --dport {port} ! -i lo -j DROP"
+    );
+    sh(lab, &rule);
+}
+
+/// Watches the interfaces on which no packet may ever have the alias.
+pub struct Watch {
+    sniffers: Vec<(&'static str, RawSocket)>,
+    alias: [u8; 4],
+}
+
+impl Watch {
+    /// From now on.
+    #[track_caller]
+    pub fn start(lab: &Lab) -> Self {
+        let bridge = lab.guest().enter(|| std::fs::exists("/sys/class/net/docker0")).or_panic();
+        let guest = ["eth0", "loopback0", "docker0"].into_iter().filter(|nic| *nic != "docker0" || bridge);
+        let sniffers = guest
+            .map(|nic| (nic, RawSocket::open(lab.guest(), nic).or_panic()))
+            .chain(["winlo0", "winlan0"].map(|nic| (nic, RawSocket::open(lab.windows(), nic).or_panic())))
+            .collect();
+        Self { sniffers, alias: DEFAULT_ALIAS }
+    }
+
+    /// The frames with the alias since the last look, by interface.
+    #[track_caller]
+    pub fn with_alias(&self) -> Vec<(&'static str, Frame)> {
+        let mut seen = Vec::new();
+        for (nic, sniffer) in &self.sniffers {
+            // An ARP request for the alias would be a packet that is about to leave, too.
+            let has_alias = |frame: &Frame| match frame.ipv4() {
+                Some(packet) => {
+                    packet.get(12..16) == Some(&self.alias) || packet.get(16..20) == Some(&self.alias)
+                }
+                None => frame.bytes.windows(4).any(|window| window == self.alias),
+            };
+            let frames = sniffer.collect(Duration::from_millis(20), has_alias).or_panic();
+            seen.extend(frames.into_iter().map(|frame| (*nic, frame)));
+        }
+        seen
+    }
+
+    /// That none of them had it.
+    #[track_caller]
+    pub fn never_saw_the_alias(&self, when: &str) {
+        let seen = self.with_alias();
+        assert!(seen.is_empty(), "{when}: {} frames, first of all {:x?}", seen.len(), seen[0]);
+    }
 }
 
 #[track_caller]
@@ -179,9 +253,9 @@ pub fn caught(lab: &Lab) -> u64 {
     counted(&nft(lab, "list counter ip engine caught"))
 }
 
-/// Runs `conntrack -F` every 50 ms for as long as `work` takes; says how often.
+/// Runs `conntrack -F` at this interval for as long as `work` takes; says how often.
 #[track_caller]
-pub fn while_flushing<T>(lab: &Lab, work: impl FnOnce() -> T) -> (T, u32) {
+pub fn while_flushing<T>(lab: &Lab, interval: Duration, work: impl FnOnce() -> T) -> (T, u32) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let flushing = scope.spawn(|| {
@@ -189,7 +263,7 @@ pub fn while_flushing<T>(lab: &Lab, work: impl FnOnce() -> T) -> (T, u32) {
             while !stop.load(Ordering::Relaxed) {
                 nat::conntrack_flush(lab.guest()).or_panic();
                 flushes += 1;
-                thread::sleep(Duration::from_millis(50));
+                thread::sleep(interval);
             }
             flushes
         });
@@ -201,77 +275,41 @@ pub fn while_flushing<T>(lab: &Lab, work: impl FnOnce() -> T) -> (T, u32) {
     })
 }
 
-const CHUNK: usize = 64 * 1024;
-
-/// Waits until `done` of `all` is due.
-fn pace(started: Instant, over: Duration, done: u64, all: u64) {
-    let share = u32::try_from(done * 1000 / all).unwrap_or(1000);
-    thread::sleep((over * share / 1000).saturating_sub(started.elapsed()));
+/// Takes `bytes` bytes from a source and checks them. Calls `halfway` when half of them are there.
+pub fn download(client: &tcp::Client, bytes: u64, halfway: impl FnOnce()) -> Result<()> {
+    let mut stream = client.connect()?;
+    let mut pattern = Pattern::default();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut halfway = Some(halfway);
+    loop {
+        let at = pattern.position();
+        if at >= bytes / 2
+            && let Some(halfway) = halfway.take()
+        {
+            halfway();
+        }
+        match stream.read(&mut buffer).with_context(|| format!("after {at} bytes"))? {
+            0 if at == bytes => return Ok(()),
+            0 => bail!("closed after {at} bytes"),
+            length => pattern
+                .check(&buffer[..length])
+                .map_err(|offset| anyhow::anyhow!("wrong content at byte {offset}"))?,
+        }
+    }
 }
 
-/// Sends `bytes` bytes to a sink, evenly over this time, which checks them.
-pub fn slow_upload(client: &tcp::Client, bytes: u64, over: Duration) -> Result<()> {
+/// Sends `bytes` bytes to a sink, which checks them. Calls `halfway` when half of them are sent.
+pub fn upload(client: &tcp::Client, bytes: u64, halfway: impl FnOnce()) -> Result<()> {
     let mut stream = client.connect()?;
-    let started = Instant::now();
     let mut pattern = Pattern::default();
-    while pattern.position() < bytes {
-        let at = pattern.position();
-        pattern
-            .write(&mut stream, (CHUNK as u64).min(bytes - at))
-            .with_context(|| format!("after {at} bytes"))?;
-        pace(started, over, pattern.position(), bytes);
-    }
+    pattern.write(&mut stream, bytes / 2).context("in the first half")?;
+    halfway();
+    pattern.write(&mut stream, bytes - bytes / 2).context("in the second half")?;
     stream.shutdown(Shutdown::Write)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("waiting for the sink's answer")?;
     ensure!(answer == format!("OK {bytes}\n"), "the sink says {answer:?}");
     Ok(())
-}
-
-/// Streams `bytes` bytes to an echo service and back, evenly over this time, and checks what comes back.
-pub fn slow_echo(client: &tcp::Client, bytes: u64, over: Duration) -> Result<()> {
-    let mut stream = client.connect()?;
-    let mut sender = stream.try_clone()?;
-    thread::scope(|scope| {
-        let sending = scope.spawn(move || -> Result<()> {
-            let started = Instant::now();
-            let mut pattern = Pattern::default();
-            while pattern.position() < bytes {
-                let at = pattern.position();
-                pattern.write(&mut sender, (CHUNK as u64).min(bytes - at))?;
-                pace(started, over, pattern.position(), bytes);
-            }
-            Ok(sender.shutdown(Shutdown::Write)?)
-        });
-        read_pattern(&mut stream, bytes, |_| ())?;
-        sending.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
-    })
-}
-
-/// Takes `bytes` bytes from a source evenly over this time, and checks them.
-pub fn slow_download(client: &tcp::Client, bytes: u64, over: Duration) -> Result<()> {
-    let mut stream = client.connect()?;
-    let started = Instant::now();
-    read_pattern(&mut stream, bytes, |received| pace(started, over, received, bytes))
-}
-
-/// Takes `bytes` bytes and checks them; `after_each` is told how many there are so far.
-fn read_pattern(stream: &mut TcpStream, bytes: u64, mut after_each: impl FnMut(u64)) -> Result<()> {
-    let mut pattern = Pattern::default();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let at = pattern.position();
-        match stream.read(&mut buffer).with_context(|| format!("after {at} bytes"))? {
-            0 if at == bytes => return Ok(()),
-            0 => bail!("closed after {at} bytes"),
-            length => check(&mut pattern, &buffer[..length])?,
-        }
-        after_each(pattern.position());
-    }
-}
-
-fn check(pattern: &mut Pattern, bytes: &[u8]) -> Result<()> {
-    pattern.check(bytes).map_err(|offset| anyhow::anyhow!("wrong content at byte {offset}"))
 }
 
 /// `bpftool` in the guest.
@@ -329,16 +367,15 @@ pub fn ipv4(protocol: u8, id: u16, fragment: u16, source: [u8; 4], payload: &[u8
     packet
 }
 
-/// Sends a datagram from Windows in six fragments, in this order, with this identification.
-#[track_caller]
-pub fn send_in_fragments(nic: &RawSocket, datagram: &[u8], id: u16, order: [usize; 6]) {
-    let fragments: Vec<_> = datagram.chunks(1480).collect();
-    assert_eq!(fragments.len(), order.len());
-    for index in order {
-        let more = if index + 1 < fragments.len() { 0x2000 } else { 0 };
-        let offset = u16::try_from(index * 1480 / 8).or_panic() | more;
-        nic.send(&frame_from_windows(&ipv4(17, id, offset, [127, 0, 0, 1], fragments[index]))).or_panic();
-    }
+/// A datagram's fragments as Windows sends them, with this identification.
+pub fn fragments(datagram: &[u8], id: u16) -> Vec<Vec<u8>> {
+    let count = datagram.len().div_ceil(1480);
+    let fragment = |(index, part): (usize, &[u8])| {
+        let more = if index + 1 < count { 0x2000 } else { 0 };
+        let offset = u16::try_from(index * 1480 / 8).unwrap_or(u16::MAX) | more;
+        frame_from_windows(&ipv4(17, id, offset, [127, 0, 0, 1], part))
+    };
+    datagram.chunks(1480).enumerate().map(fragment).collect()
 }
 
 /// A UDP datagram without a checksum, which IPv4 allows.
@@ -358,20 +395,7 @@ pub fn syn(from: u16, to: u16, sequence: u32) -> Vec<u8> {
     segment.extend(to.to_be_bytes());
     segment.extend(sequence.to_be_bytes());
     segment.extend([0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
-    // The addresses twice 127.0.0.1, the protocol and the length.
-    let sum = checksum(&segment, 2 * (0x7f00 + 0x0001) + 6 + 20);
+    let sum = checksum(&segment, pseudo_header([127, 0, 0, 1], [127, 0, 0, 1], 6, 20));
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
     ipv4(6, 1, 0, [127, 0, 0, 1], &segment)
-}
-
-/// The internet checksum of these bytes and what was summed up before.
-fn checksum(bytes: &[u8], before: u32) -> u16 {
-    let mut sum = before;
-    for pair in bytes.chunks(2) {
-        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap_or(0)
 }
