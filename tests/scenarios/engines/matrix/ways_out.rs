@@ -6,14 +6,14 @@ use wsl_mirror_lab::{Docker, DockerOptions, Lab, checks::OrPanic as _};
 use super::published_in_all_ways;
 use crate::{
     cells::{Bound, Cell, Client, Protocol, Server},
-    configuration::DOCKER_28_5,
+    configuration::{DOCKER_28_5, Proxy},
     installed,
     measure::{self, Services},
 };
 
-/// Docker 28.5 without its proxy, if it is to be had.
+/// Docker 28.5, if it is to be had.
 #[track_caller]
-fn docker(lab: &Lab, environment: &[(&str, &str)]) -> Option<Docker> {
+fn docker(lab: &Lab, proxy: Proxy, environment: &[(&str, &str)]) -> Option<Docker> {
     let installed = match installed::find(&DOCKER_28_5) {
         Ok(installed) => installed,
         Err(reason) => {
@@ -24,7 +24,7 @@ fn docker(lab: &Lab, environment: &[(&str, &str)]) -> Option<Docker> {
     let environment =
         environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let options = DockerOptions {
-        userland_proxy: false,
+        userland_proxy: proxy == Proxy::On,
         root: installed.root,
         environment,
         ..DockerOptions::default()
@@ -56,15 +56,23 @@ const ALL: [(Protocol, Bound); 4] = [
 #[test]
 fn windows_reaches_what_docker_publishes_on_127_0_0_1_if_it_makes_no_raw_rules() {
     let lab = Lab::builder().wslinfo(false).build().or_panic();
-    let Some(docker) = docker(&lab, &[("DOCKER_INSECURE_NO_IPTABLES_RAW", "1")]) else { return };
+    let Some(docker) = docker(&lab, Proxy::Off, &[("DOCKER_INSECURE_NO_IPTABLES_RAW", "1")]) else { return };
     docker.run(published_in_all_ways()).or_panic();
     assert_eq!(answering(&lab, Client::Windows), ALL);
 }
 
 #[test]
+fn linux_reaches_127_0_0_1_if_docker_makes_no_raw_rules() {
+    let lab = Lab::builder().wslinfo(false).build().or_panic();
+    let Some(docker) = docker(&lab, Proxy::On, &[("DOCKER_INSECURE_NO_IPTABLES_RAW", "1")]) else { return };
+    docker.run(published_in_all_ways()).or_panic();
+    assert_eq!(answering(&lab, Client::Linux), ALL);
+}
+
+#[test]
 fn windows_reaches_what_docker_publishes_on_127_0_0_1_if_it_starts_again_when_loopback0_is_there() {
     let lab = Lab::builder().loopback0(false).build().or_panic();
-    let Some(mut docker) = docker(&lab, &[]) else { return };
+    let Some(mut docker) = docker(&lab, Proxy::Off, &[]) else { return };
     lab.add_loopback0().or_panic();
     let container = docker.run(published_in_all_ways()).or_panic();
     let [any_tcp, _, any_udp, _] = ALL;
@@ -81,7 +89,7 @@ fn linux_reaches_docker_without_its_proxy_by_tcp_if_conntrack_is_not_loose() {
         println!("skipped: before Linux 6.7 it reaches it anyway, and of UDP nothing is known");
         return;
     }
-    let Some(docker) = docker(&lab, &[]) else { return };
+    let Some(docker) = docker(&lab, Proxy::Off, &[]) else { return };
     lab.guest().set_sysctls([("net/netfilter/nf_conntrack_tcp_loose", "0")]).or_panic();
     docker.run(published_in_all_ways()).or_panic();
     assert_eq!(
