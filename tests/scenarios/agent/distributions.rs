@@ -4,7 +4,7 @@ use std::fs;
 
 use wsl_mirror_lab::{
     Lab, Namespace, Sockets,
-    checks::{OrPanic as _, delivery, ok, ok_in, status, terminate},
+    checks::{OrPanic as _, network, ok, ok_in, status, terminate},
 };
 
 use crate::guest::{Agent, answers, on_hook, proxied, soon};
@@ -31,7 +31,7 @@ fn a_second_distribution_sees_that_it_is_steered_already_and_stands_aside() {
         let (lab, _proxy, other) = two_of_them(configuration);
         let agent = Agent::start(&lab, "steering loopback0");
         let (first, _) = status(&lab);
-        let machine = delivery(lab.guest());
+        let machine = network(lab.guest());
 
         let load = lab.wsl_mirror_in(&other, &["load"]).unwrap();
         assert_eq!(load.status.code(), Some(20), "{load}");
@@ -57,7 +57,7 @@ fn a_second_distribution_sees_that_it_is_steered_already_and_stands_aside() {
         let ended = second.end();
         assert!(!ended.contains("failed"), "{ended}");
         agent.end();
-        soon("the machine as it was", || delivery(lab.guest()) == machine);
+        soon("the machine as it was", || network(lab.guest()) == machine);
         ok(&lab, &["unload"]);
         assert_eq!(lab.status_in(&other).unwrap().1, 3);
     }
@@ -76,10 +76,13 @@ fn who_stands_aside_does_not_wait_with_a_file_that_does_not_fit_this_machine() {
     let (lab, _proxy, other) = two_of_them("");
     let _first = Agent::start(&lab, "steering loopback0");
     let second = Agent::started(&mut lab.wsl_mirror_command_in(&other, &["run"]).unwrap(), "standing aside");
-    other.enter(|| fs::write("/etc/wsl-mirror.toml", "mark = 0x1\n")).unwrap();
+    other.enter(|| fs::write("/etc/wsl-mirror.toml", "mark = 0x1ff\n")).unwrap();
     second.says("what was said before stays in force");
     let (seen, _) = lab.status_in(&other).unwrap();
-    assert!(seen["agent"]["config_error"].as_str().is_some_and(|error| error.contains("in use")), "{seen}");
+    assert!(
+        seen["agent"]["config_error"].as_str().is_some_and(|error| error.contains("at most 8")),
+        "{seen}"
+    );
     assert_eq!(seen["agent"]["state"], "aside");
 }
 
@@ -90,20 +93,20 @@ fn when_the_distribution_that_steers_is_terminated_the_one_that_waits_takes_over
         let first =
             Agent::started(&mut lab.wsl_mirror_command_in(&other, &["run"]).unwrap(), "steering loopback0");
         println!("configuration {configuration:?}");
-        let machine = delivery(lab.guest());
+        let machine = network(lab.guest());
         let second = Agent::start(&lab, "standing aside");
         first.kill();
         terminate(&other);
-        assert_eq!(delivery(lab.guest()), machine, "nobody has taken away what belongs to the network");
+        assert_eq!(network(lab.guest()), machine, "nobody has changed what belongs to the network");
         second.says("steering loopback0");
         assert_eq!(status(&lab).1, 0);
-        assert_eq!(delivery(lab.guest()), machine, "adopted");
+        assert_eq!(network(lab.guest()), machine, "nor now");
         assert_eq!(on_hook_of(&lab, configuration), 1);
         // A listener that was there all the time.
         assert!(answers(&lab, 8080));
         second.end();
         ok(&lab, &["unload"]);
-        assert!(!delivery(lab.guest()).contains("wsl-mirror"), "nothing is left");
+        assert_eq!(network(lab.guest()), machine, "nothing is left");
     }
 }
 
@@ -111,20 +114,20 @@ fn when_the_distribution_that_steers_is_terminated_the_one_that_waits_takes_over
 fn a_filter_that_a_terminated_distribution_left_is_taken_over_or_taken_away() {
     let configuration = "hook = \"cls_bpf\"\n";
     let (lab, _proxy) = proxied(Lab::builder().configuration(configuration).build().unwrap());
-    let before = delivery(lab.guest());
+    let before = network(lab.guest());
     for take_over in [true, false] {
         let other = another(&lab, configuration);
         ok_in(&lab, &other, &["load"]);
         terminate(&other);
         assert_eq!(on_hook_of(&lab, configuration), 1, "a filter outlives its pins");
         // The hooks on the cgroup go a little later.
-        soon("its hooks to be gone", || status(&lab).0["left_behind"].is_array());
+        soon("its hooks to be gone", || status(&lab).0["elsewhere"].is_null());
         if take_over {
             ok(&lab, &["load"]);
             assert!(answers(&lab, 8080));
         }
         ok(&lab, &["unload"]);
         assert_eq!(on_hook_of(&lab, configuration), 0);
-        assert_eq!(delivery(lab.guest()), before);
+        assert_eq!(network(lab.guest()), before);
     }
 }

@@ -2,24 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use rustix::process::Signal;
 use wsl_mirror_lab::{
     Lab, SCRATCH,
-    checks::{OrPanic as _, delivery, ok, sh, status},
-    lab_sockets, pace, pins, sockets,
+    checks::{nft, ok, sh, status},
+    lab_sockets, pace, sockets,
 };
 
 use crate::guest::{Agent, answers, on_hook, proxied, soon};
 
-const RULE: &str = "from all to 127.0.0.1 fwmark 0x1000/0x1000 iif lo lookup local proto 119";
-
 #[test]
 fn it_waits_for_the_interface_and_steers_when_it_comes() {
     let (lab, mut proxy) = proxied(Lab::builder().loopback0(false).build().unwrap());
-    let before = delivery(lab.guest());
     let agent = Agent::start(&lab, "waiting for loopback0");
-    assert_eq!(delivery(lab.guest()), before, "where no interface ever comes, the machine is as it was");
     let (report, code) = status(&lab);
     assert_eq!((report["agent"]["state"].as_str(), code), (Some("waiting"), 4));
     // Bound before there is anything to steer: its tag is there all the same.
@@ -29,7 +24,6 @@ fn it_waits_for_the_interface_and_steers_when_it_comes() {
     assert!(answers(&lab, 8080) && answers(&lab, 8081));
     let (report, code) = status(&lab);
     assert_eq!((report["agent"]["state"].as_str(), code), (Some("steering"), 0));
-    assert!(delivery(lab.guest()).contains(RULE), "delivery by lo is prepared");
 }
 
 #[test]
@@ -65,107 +59,91 @@ fn going_down_and_up_ends_nothing() {
     assert!(answers(&lab, 8080));
 }
 
-#[test]
-fn a_rule_and_sysctls_that_somebody_takes_away_come_back() {
-    let (lab, _proxy) = proxied(Lab::builder().build().unwrap());
-    let agent = Agent::start(&lab, "steering loopback0");
-    let loaded = delivery(lab.guest());
-    assert!(loaded.contains(RULE), "{loaded}");
-    let conf = "/proc/sys/net/ipv4/conf";
-    for taken in [
-        "ip rule del pref 0 fwmark 0x1000/0x1000".to_owned(),
-        format!("echo 0 > {conf}/lo/route_localnet"),
-        format!("echo 0 > {conf}/lo/accept_local"),
-        // systemd-networkd, when it starts: every rule that is not its own.
-        format!("ip rule flush protocol 119; echo 0 > {conf}/lo/route_localnet"),
-    ] {
-        sh(&lab, &taken);
-        soon(&format!("the machine to be as it was after `{taken}`"), || delivery(lab.guest()) == loaded);
-    }
-    // What stands in the way: the plain way, and back.
-    sh(&lab, &format!("echo 1 > {conf}/all/rp_filter"));
-    soon("the plain way", || status(&lab).0["delivery"]["way"] == "plain");
-    assert!(!delivery(lab.guest()).contains(RULE), "it is of no use now");
-    sh(&lab, &format!("echo 0 > {conf}/all/rp_filter"));
-    soon("the way by lo", || status(&lab).0["delivery"]["way"] == "lo");
-    soon("the rule", || delivery(lab.guest()) == loaded);
-    assert!(answers(&lab, 8080));
-    agent.end();
-    assert_eq!(delivery(lab.guest()), loaded, "and when it ends, all goes on");
-    assert!(answers(&lab, 8080));
+/// Whether flows are carried.
+#[track_caller]
+fn carries(lab: &Lab) -> bool {
+    status(lab).0["carrying"]["state"] == "on"
 }
 
 #[test]
-fn raw_rules_that_come_and_go_are_noticed() {
-    for iptables in ["iptables-nft", "iptables-legacy"] {
-        let (lab, mut proxy) = proxied(Lab::builder().build().unwrap());
-        proxy.serve("127.0.0.1:8090").unwrap();
+fn a_flush_stops_carrying_within_a_second_until_nat_is_back() {
+    let (lab, _proxy) = proxied(Lab::builder().build().unwrap());
+    let agent = Agent::start(&lab, "steering loopback0");
+    assert!(answers(&lab, 8080) && carries(&lab));
+    let ruleset = sh(&lab, "nft list ruleset");
+    for _ in 0..3 {
+        let since = Instant::now();
+        nft(&lab, "flush ruleset");
+        soon("carrying to stop", || !carries(&lab));
+        assert!(since.elapsed() < pace::limit(Duration::from_secs(1)), "after {:?}", since.elapsed());
+        let warnings = status(&lab).0["agent"]["warnings"].to_string();
+        assert!(warnings.contains("no flow can be carried") && warnings.contains("nat chain"), "{warnings}");
+        // As if nothing was loaded: no engine is in the way any more.
+        assert!(answers(&lab, 8080), "{}", status(&lab).0);
+        let script = format!("nft -f - <<'END'\n{ruleset}\nEND");
+        let since = Instant::now();
+        sh(&lab, &script);
+        soon("carrying to begin", || carries(&lab));
+        assert!(since.elapsed() < pace::limit(Duration::from_secs(1)), "after {:?}", since.elapsed());
+        assert!(answers(&lab, 8080), "the engine's trap is there again");
+        soon("nothing to warn of", || status(&lab).0["agent"]["warnings"].is_null());
+    }
+    assert!(agent.0.output().contains("carrying off"), "{}", agent.0.output());
+}
+
+#[test]
+fn rules_that_untrack_or_zone_come_and_go_and_are_noticed() {
+    for (iptables, target) in [
+        ("iptables-nft", "CT --notrack"),
+        ("iptables-nft", "CT --zone 7"),
+        ("iptables-legacy", "CT --notrack"),
+        ("iptables-legacy", "CT --zone 7"),
+    ] {
+        let (lab, _proxy) = proxied(Lab::builder().build().unwrap());
         let _agent = Agent::start(&lab, "steering loopback0");
-        // As Docker 28 makes it. Of the older iptables nothing tells; but engines make interfaces too.
-        let rule = "PREROUTING -p tcp -d 127.0.0.1 --dport 8090 ! -i lo -j DROP";
+        // Of the older iptables nothing tells; but engines make interfaces too.
+        let rule = format!("PREROUTING -i loopback0 -j {target}");
         let script = format!("{iptables} -t raw -A {rule}; ip link add other0 type veth peer name other1");
         if let Err(error) = lab.guest().run("sh", ["-ec", &script]) {
             println!("not here: {error:#}");
             continue;
         }
-        soon(&format!("8090 to be delivered by lo ({iptables})"), || has_rule(&lab));
-        // The first SYN gets through: nothing has to be learned.
-        assert!(answers(&lab, 8090), "{iptables}");
+        soon(&format!("carrying to stop ({iptables} {target})"), || !carries(&lab));
         sh(&lab, &format!("{iptables} -t raw -D {rule}; ip link del other0"));
-        soon(&format!("8090 to go the plain way ({iptables})"), || !has_rule(&lab));
+        soon(&format!("carrying to begin ({iptables} {target})"), || carries(&lab));
+        assert!(answers(&lab, 8080), "{iptables} {target}");
     }
-}
-
-/// Whether the program knows of a rule that drops 8090/tcp.
-#[track_caller]
-fn has_rule(lab: &Lab) -> bool {
-    let key = ["0x9a", "0x1f", "0", "0"];
-    let map = ["-j", "map", "lookup", "pinned", &pins::path("PORT_DELIVERY"), "key"];
-    let value = lab.guest().run("bpftool", map.into_iter().chain(key)).or_panic().stdout;
-    let value: serde_json::Value = serde_json::from_str(&value).or_panic();
-    let known = &value["formatted"]["value"]["rule"];
-    known.as_u64().with_context(|| format!("no rule: {value}")).or_panic() == 1
 }
 
 #[test]
 fn what_packet_filters_said_counts_as_long_as_they_cannot_be_read() {
-    let (lab, mut proxy) = proxied(Lab::builder().build().unwrap());
-    proxy.serve("127.0.0.1:8090").unwrap();
+    let (lab, _proxy) = proxied(Lab::builder().build().unwrap());
     let agent = Agent::start(&lab, "steering loopback0");
     // What is not theirs to read by stays.
     sh(&lab, &format!("cp /usr/sbin/nft {SCRATCH}/nft"));
     let nft = |command: &str| sh(&lab, &format!("{SCRATCH}/nft '{command}'"));
     nft("add table ip their; add chain ip their c { type filter hook prerouting priority raw; }; \
-         add rule ip their c iifname != lo ip daddr 127.0.0.1 tcp dport 8090 drop; \
-         add rule ip their c ip daddr 192.0.2.1 meta mark set 0x1000");
-    soon("8090 to be delivered by lo", || has_rule(&lab));
-    soon("another bit", || status(&lab).0["mark"] == 0x0100_0000);
+         add rule ip their c iifname loopback0 notrack");
+    soon("carrying to stop", || !carries(&lab));
     let read_by = "/usr/sbin/nft /usr/sbin/xtables-nft-multi";
     sh(&lab, &format!("for tool in {read_by}; do mount --bind /bin/false $tool; done"));
     nft("add table ip more");
     agent.says("could not be read, and what they said before counts: nftables: nft failed");
-    assert!(has_rule(&lab), "a rule is forgotten");
-    assert_eq!(status(&lab).0["mark"], 0x0100_0000, "who uses which bit is forgotten");
-    assert!(answers(&lab, 8090));
+    assert!(!carries(&lab), "a rule is forgotten");
     nft("delete table ip their");
-    sh(&lab, &format!("umount {read_by}"));
+    sh(&lab, &format!("umount -l {read_by}"));
     // They are read again within half a minute, too.
     agent.0.signal(Signal::HUP).unwrap();
-    soon("8090 to go the plain way", || !has_rule(&lab));
-    soon("the first bit", || status(&lab).0["mark"] == 0x1000);
-    assert!(status(&lab).0["agent"]["warnings"].is_null());
+    soon("carrying to begin", || carries(&lab));
+    assert!(answers(&lab, 8080));
+    soon("nothing to warn of", || status(&lab).0["agent"]["warnings"].is_null());
 }
 
 #[test]
 fn an_interface_that_comes_back_in_the_middle_of_a_fight_is_steered_at_once() {
-    for (what, is_there, undo) in [
-        ("rule", "ip -4 rule | grep -q 'proto 119'", "ip rule del pref 0 fwmark 0x1000/0x1000"),
-        (
-            "filter",
-            "tc filter show dev loopback0 ingress | grep -q wsl_mirror",
-            "tc filter del dev loopback0 ingress",
-        ),
-    ] {
+    for side in ["ingress", "egress"] {
+        let is_there = format!("tc filter show dev loopback0 {side} | grep -q wsl_mirror");
+        let undo = format!("tc filter del dev loopback0 {side}");
         let lab = Lab::builder().configuration("hook = \"cls_bpf\"\n").build().unwrap();
         let (lab, _proxy) = proxied(lab);
         let agent = Agent::start(&lab, "steering loopback0");
@@ -177,27 +155,16 @@ fn an_interface_that_comes_back_in_the_middle_of_a_fight_is_steered_at_once() {
         );
         let fought: usize = sh(&lab, &fight).trim().parse().unwrap();
         // The first time it was not a repair that was undone.
-        assert!(pace::is_emulated() || fought == 1 + 10, "the {what} was taken away {fought} times");
+        assert!(
+            pace::is_emulated() || fought == 1 + 10,
+            "the filter on {side} was taken away {fought} times"
+        );
         let since = Instant::now();
         lab.recreate_loopback0().unwrap();
         soon("the new one to be steered", || lab.filters().unwrap() == 1);
         assert!(since.elapsed() < pace::limit(Duration::from_secs(2)), "after {:?}", since.elapsed());
         assert!(answers(&lab, 8080), "{}", agent.0.output());
     }
-}
-
-#[test]
-fn a_mark_that_somebody_begins_to_use_is_left_to_them() {
-    let (lab, _proxy) = proxied(Lab::builder().build().unwrap());
-    let _agent = Agent::start(&lab, "steering loopback0");
-    assert_eq!(status(&lab).0["mark"], 0x1000);
-    sh(
-        &lab,
-        "nft 'add table inet their; add chain inet their c; add rule inet their c meta mark set 0x1000'",
-    );
-    soon("another bit", || status(&lab).0["mark"] == 0x0100_0000);
-    assert!(answers(&lab, 8080));
-    assert!(delivery(lab.guest()).contains("fwmark 0x1000000/0x1000000"), "the rule too");
 }
 
 #[test]
@@ -220,9 +187,9 @@ fn a_filter_that_somebody_removes_comes_back() {
     let lab = Lab::builder().configuration("hook = \"cls_bpf\"\n").build().unwrap();
     let (lab, _proxy) = proxied(lab);
     let _agent = Agent::start(&lab, "steering loopback0");
-    for _ in 0..3 {
-        sh(&lab, "tc filter del dev loopback0 ingress");
-        soon("the filter", || lab.filters().unwrap() == 1);
+    for side in ["ingress", "egress", "ingress"] {
+        sh(&lab, &format!("tc filter del dev loopback0 {side}"));
+        soon("both filters", || status(&lab).0["attachment"] == "alive");
     }
     assert!(answers(&lab, 8080));
 }

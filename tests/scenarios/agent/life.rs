@@ -187,7 +187,7 @@ fn a_dry_run_prints_the_plan_and_changes_nothing() {
     assert_eq!(status(&lab).1, 3);
     lab.add_loopback0().unwrap();
     let plan = ok(&lab, &["run", "--dry-run"]).stdout;
-    assert!(plan.contains("add the policy rule") && !plan.contains("wait for"), "{plan}");
+    assert!(plan.contains("on egress") && !plan.contains("wait for"), "{plan}");
     assert_eq!(status(&lab).1, 3);
 }
 

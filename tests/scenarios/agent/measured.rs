@@ -14,7 +14,7 @@ use aya::{
 };
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, Service,
-    checks::{OrPanic as _, RaiseOnDrop, delivery, has_tcx, sh, status},
+    checks::{OrPanic as _, RaiseOnDrop, has_tcx, network, sh, status},
     loopback, pace, pins,
     process::{Background, wait_for},
     tcp,
@@ -138,7 +138,7 @@ fn an_interface_that_comes_and_goes_is_steered_each_time_and_nothing_leaks() {
     for _ in 0..3 {
         round();
     }
-    let machine = delivery(lab.guest());
+    let machine = network(lab.guest());
     let before = (objects(&lab), agent.descriptors(), sh(&lab, &format!("ls {}", pins::directory())));
     let rounds = pace::rounds(500);
     let (mut early, mut late) = (u64::MAX, u64::MAX);
@@ -166,7 +166,7 @@ fn an_interface_that_comes_and_goes_is_steered_each_time_and_nothing_leaks() {
     });
     median("from loopback0 being whole again to an answer", times);
     settles(&lab, before.0);
-    assert_eq!(delivery(lab.guest()), machine);
+    assert_eq!(network(lab.guest()), machine);
     let after = (objects(&lab), agent.descriptors(), sh(&lab, &format!("ls {}", pins::directory())));
     assert_eq!(after, before);
     println!("{:?}, {} descriptors", after.0, after.1);

@@ -12,12 +12,12 @@ fn config_check_needs_no_root_and_says_where_what_is_wrong() {
     let good = ok(&lab, &["config", "check", "--config", &path]);
     assert_eq!(good.stdout, format!("{path} is valid\n"));
 
-    write("exempt = [22]\nhok = \"tcx\"\n\ndelivry = 1\n");
+    write("exempt = [22]\nhok = \"tcx\"\n\nalais = 1\n");
     let bad = lab.wsl_mirror(&["config", "check", "--config", &path]).unwrap();
     assert!(bad.status.code() == Some(6), "{bad}");
     let expected = format!(
         "wsl-mirror: {path}: line 2, column 1: there is no key \"hok\"; the nearest is `hook`\n\
-         wsl-mirror: {path}: line 4, column 1: there is no key \"delivry\"; the nearest is `delivery`\n"
+         wsl-mirror: {path}: line 4, column 1: there is no key \"alais\"; the nearest is `alias`\n"
     );
     assert_eq!((bad.stdout.as_str(), bad.stderr), ("", expected));
     // `load` says the same, and changes nothing.

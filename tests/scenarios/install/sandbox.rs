@@ -67,8 +67,8 @@ impl World {
         let Ok(status) = serde_json::from_str::<Value>(&status.stdout) else {
             return Some(status.stderr);
         };
-        if status["delivery"]["way"] != "lo" || status["delivery"]["unread"] != serde_json::json!([]) {
-            return Some(status["delivery"].to_string());
+        if status["carrying"]["state"] != "on" || status["carrying"]["unread"] != serde_json::json!([]) {
+            return Some(status["carrying"].to_string());
         }
         // A socket without a tag is an answer, too.
         self.theirs.tell("user 1000").or_panic();

@@ -19,12 +19,12 @@ fn maps_are_readable_by_name() {
     let _server = servers::tcp_echo(lab.guest(), loopback(8100)).unwrap();
     assert_eq!(tcp::Client::new(lab.windows(), loopback(8100)).echo(b"hello"), Ok(b"hello".to_vec()));
     for (map, words) in [
-        ("SETTINGS", ["\"mark\": 4096", "\"ifindex\": "]),
+        ("SETTINGS", ["\"mark\": 128", "\"ifindex\": "]),
         ("PORT_POLICY", ["\"port\": 8080", "\"cli\": 1"]),
         ("VERDICTS", ["\"steer_new\": 1", "\"pass_exempt\": 0"]),
         ("OWNERS", ["\"uid\": 0", "\"policy\": 2"]),
         ("PORT_STATS", ["\"port\": 8100", "\"steered_flows\": 1"]),
-        ("FLOWS", ["\"server_port\": 8100", "\"client\": [127,0,0,1"]),
+        ("SETTINGS", ["\"alias\": [127,119,0,1", "\"carrying\": 1"]),
     ] {
         let dump = sh(&lab, &format!("bpftool map dump pinned {}", pins::path(map)));
         for word in words {

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 use wsl_mirror_lab::{
     Container, DockerOptions, Lab, Service, SharedLab,
-    checks::{OrPanic as _, delivery, ok, status, windows},
+    checks::{OrPanic as _, network, ok, status, windows},
     pace, pins,
 };
 
@@ -80,7 +80,7 @@ pub fn ours_of(lab: &Lab, status: &Value) -> (u32, u32) {
 }
 
 /// Whatever a command of ours could change, as a text to be compared: bpffs with owners and modes, its mounts,
-/// what is on the hooks of `loopback0`, `lo` and the policy rules, settings, exemptions.
+/// what is on the hooks of `loopback0`, policy rules, settings, exemptions.
 #[track_caller]
 pub fn everything(lab: &Lab) -> String {
     let guest = lab.guest();
@@ -106,7 +106,7 @@ pub fn everything(lab: &Lab) -> String {
             )
             .or_panic();
     }
-    text += &delivery(guest);
+    text += &network(guest);
     // Of packets, which go on meanwhile, not a word.
     let status = lab.wsl_mirror(&["status"]).or_panic();
     let without_counters = status.stdout.split("\npackets so far").next().unwrap_or_default();

@@ -2,8 +2,9 @@
 
 mod bpf;
 mod bpftool;
+mod carrying;
 mod cls_bpf;
-mod delivery;
+mod ending;
 mod faults;
 mod guest;
 mod loading;

@@ -46,8 +46,9 @@ fn json_has_the_documented_shape() {
         "networking",
         "hook",
         "program",
+        "alias",
+        "carrying",
         "mark",
-        "delivery",
         "default_policy",
         "owners",
         "exempt_ports",
@@ -57,12 +58,13 @@ fn json_has_the_documented_shape() {
     assert_eq!(keys(&status), BTreeSet::from(all));
     assert_eq!(
         (&status["interface"], &status["hook"], &status["mark"]),
-        (&"loopback0".into(), &hook.into(), &4096.into())
+        (&"loopback0".into(), &hook.into(), &128.into())
     );
-    assert_eq!(
-        status["delivery"],
-        serde_json::json!({"way": "lo", "obstacles": [], "dropped": [], "unread": []})
-    );
+    assert_eq!(status["alias"], "127.119.0.1");
+    assert_eq!(status["carrying"], serde_json::json!({"state": "on", "obstacles": [], "unread": []}));
+    let verdicts: BTreeSet<_> =
+        status["verdicts"].as_array().unwrap().iter().filter_map(|entry| entry["verdict"].as_str()).collect();
+    assert_eq!(verdicts, BTreeSet::from(["drop", "failed", "pass", "steer"]));
     let proxy = serde_json::json!({"name": "docker-proxy", "uid": 0, "policy": "steer"});
     assert_eq!(status["owners"], Value::from(vec![proxy]));
     assert_eq!(status["exempt_ports"], 11);

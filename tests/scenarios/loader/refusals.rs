@@ -113,6 +113,10 @@ fn pins_of_another_layout_are_refused() {
         |path: &str, shape: &str| format!("bpftool map create {directory}/{path} type {shape} name x");
     for (prepare, words) in [
         (format!("mkdir -p -m 0700 {newer}"), ["newer release", "unload"]),
+        (
+            format!("mkdir -p -m 0700 {}", pins::directory_of(1)),
+            ["older build", "with the build that made it"],
+        ),
         (format!("mkdir -p -m 0700 {}", pins::directory_of(0)), ["none of our layouts", "rm -r"]),
         (format!("mkdir -p -m 0700 {}/vista", pins::PARENT), ["none of our layouts", "rm -r"]),
         (
@@ -132,9 +136,9 @@ fn pins_of_another_layout_are_refused() {
             format!(
                 "mkdir -p {directory}; {}; {}",
                 create("SETTINGS", "array key 4 value 400 entries 1"),
-                create("FLOWS", "hash key 12 value 12 entries 32768 flags 0")
+                create("FRAGMENTS", "hash key 12 value 12 entries 32768 flags 0")
             ),
-            ["SETTINGS is (type 2, key 4 B, value 400 B", "FLOWS is (type 1"],
+            ["SETTINGS is (type 2, key 4 B, value 400 B", "FRAGMENTS is (type 1"],
         ),
     ] {
         refused_after(&prepare, 10, &words);
@@ -145,6 +149,8 @@ fn pins_of_another_layout_are_refused() {
     for arguments in [["status"].as_slice(), &["unload"], &["exempt", "list"], &["exempt", "add", "80"]] {
         refused_unchanged(&lab, arguments, 10, &["newer release"]);
     }
+    sh(&lab, &format!("rmdir {newer}; mkdir -p -m 0700 {}", pins::directory_of(1)));
+    refused_unchanged(&lab, &["unload"], 10, &["older build", "with the build that made it"]);
 }
 
 /// Shows the guest another BTF of the kernel, as `change` makes it, and other files beside it.
@@ -259,7 +265,9 @@ fn a_configuration_with_a_mistake_is_refused_with_its_place() {
         ("exempt = [\n  22,\n  70000,\n]\n", ["line 3, column 3", "70000 is no port"]),
         ("exempt = [\"80/sctp\"]\n", ["line 1, column 11", "no protocol"]),
         ("exempt = [22\n", ["line 1, column 13", "unclosed array"]),
-        ("mark = 0\n", ["line 1, column 8", "at least one bit"]),
+        ("mark = 0x1ff\n", ["line 1, column 8", "at most 8"]),
+        ("alias = \"127.0.0.1\"\n", ["line 1, column 9", "cannot be 127.0.0.1"]),
+        ("delivery = \"auto\"\n", ["line 1, column 1", "no key \"delivery\""]),
         ("hook = \"xdp\"\n", ["line 1, column 8", "cls_bpf"]),
     ] {
         let path = config(&lab, text);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wsl_mirror_lab::{
     Lab,
-    checks::{config, ok, refused, sh, status, wait_until, windows},
+    checks::{config, ok, refused, sh, status},
     pace, pins,
     process::Background,
 };
@@ -81,22 +81,4 @@ fn keys_that_are_no_port_are_shown_to_nobody() {
     assert!(ok(&lab, &["exempt", "list"]).stdout.is_empty());
     assert!(status(&lab).0["exempt_ports"] == 0);
     assert!(is_steered(&lab, 8080), "nor do they mean anything");
-}
-
-#[test]
-fn a_flow_that_was_steered_before_an_unload_is_known_again_after_a_load() {
-    let lab = published();
-    ok(&lab, &["load"]);
-    let alive = windows(&lab, 8080).keep_alive(Duration::from_millis(20)).unwrap();
-    ok(&lab, &["unload"]);
-    ok(&lab, &["load"]);
-    let established = || -> u64 {
-        let (status, _) = status(&lab);
-        let verdicts = status["verdicts"].as_array().cloned().unwrap_or_default();
-        let found = verdicts.iter().find(|verdict| verdict["reason"] == "steer_established");
-        found.and_then(|verdict| verdict["packets"].as_u64()).unwrap_or_default()
-    };
-    wait_until("packets of the flow to be steered", Duration::from_secs(5), || established() > 0);
-    let report = alive.stop();
-    assert!(report.failure.is_none(), "{report:?}");
 }

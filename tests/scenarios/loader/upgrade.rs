@@ -139,8 +139,8 @@ fn is_whole(lab: &Lab) {
                 "program {program} runs, pinned is {pinned}"
             );
             let pins = names(lab, &pins::directory());
-            // 12 maps, the program, four hooks.
-            assert!(pins.len() == 17 + usize::from(has_tcx), "{pins:?}");
+            // 9 maps, two programs with their links, four hooks.
+            assert!(pins.len() == 15 + 2 * usize::from(has_tcx), "{pins:?}");
         }
         3 => {
             assert!(on_hook == 0, "unloaded, but {on_hook} programs on the hook");

@@ -166,7 +166,7 @@ fn packages_unit_steers_from_its_sandbox_with_a_bpffs_that_everybody_sees() {
     assert!(is_steered(&lab, 8080), "{}", booted.journal());
     // Pins are there for who is not in the sandbox.
     let status = booted.run(&["wsl-mirror", "status"]).success().unwrap().stdout;
-    assert!(status.starts_with("steering loopback0") && status.contains("delivery by lo"), "{status}");
+    assert!(status.starts_with("steering loopback0") && status.contains("carrying on"), "{status}");
     assert!(status.contains("agent "), "{status}");
     let says = booted.unit("StatusText");
     assert!(says.starts_with("steering loopback0"), "{says}");
