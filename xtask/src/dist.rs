@@ -115,7 +115,8 @@ fn tarball(binary: &Path, assets: &Path, version: &str, folder: &Path) -> Result
     run("collect what is in the tarball", copy.arg(&content), folder)?;
     // As they lie here, so that the links between them lead somewhere.
     let mut copy = Command::new("cp");
-    copy.current_dir(workspace).args(["--parents", "docs/engines.md"]);
+    copy.current_dir(workspace).arg("--parents");
+    copy.args(["docs/engines.md", "docs/how-it-works.md", "docs/performance.md"]);
     copy.args(["contrib/wsl-mirror.toml", "contrib/wsl-mirror.service"]);
     run("collect what lies in folders of it", copy.arg(&content), folder)?;
     let tarball = folder.join(format!("{name}.tar.gz"));

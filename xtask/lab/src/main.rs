@@ -23,6 +23,8 @@ enum Task {
     Bench(bench::Bench),
     Shell(shell::Shell),
     Windows(shell::Windows),
+    #[command(hide = true)]
+    Listen(bench::Listen),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench.exec(),
         Task::Shell(shell) => shell.exec(),
         Task::Windows(windows) => windows.exec(),
+        Task::Listen(listen) => listen.exec(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -11,14 +11,14 @@ pub(crate) use demo::Demo;
 
 /// Measure what wsl-mirror costs, and compare with the limits
 ///
-/// Per packet against an empty program, and traffic through docker-proxy against the nft remedy. Needs root and
-/// some five minutes on a machine that has nothing else to do.
+/// Per packet against an empty program, traffic through docker-proxy against the nft remedy, and few flows and ports
+/// against many. Needs root and some ten minutes on a machine that has nothing else to do.
 #[derive(Args)]
 pub(crate) struct Bench {
     /// A few short runs, to see that it works: no measurement, and not judged
     #[arg(long)]
     quick: bool,
-    /// Only single packets, not the traffic through docker-proxy
+    /// Only single packets: no comparison with the nft remedy, and none of few and many flows
     #[arg(long)]
     packets: bool,
 }

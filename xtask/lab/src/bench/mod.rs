@@ -1,18 +1,20 @@
 //! `cargo xtask bench`: what wsl-mirror costs, per packet and against the nft remedy.
 
 mod bpf;
+mod live;
 mod load;
 mod packets;
 mod remedy;
+mod scale;
 mod statistics;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use bpf::Direction;
 use clap::Args;
 use load::Ports;
-use packets::Cost;
-use remedy::Comparison;
+pub(crate) use scale::Listen;
 use statistics::{Summary, Verdict};
 use wsl_mirror_lab::{Container, Docker, DockerOptions, Lab, Service};
 
@@ -30,39 +32,30 @@ pub(crate) struct Bench {
     /// A few short runs, to see that it works: no measurement, and not judged
     #[arg(long)]
     quick: bool,
-    /// Only single packets, not the traffic through docker-proxy
+    /// Only single packets: no comparison with the nft remedy, and none of few and many flows
     #[arg(long)]
     packets: bool,
 }
 
+const CONFIDENCE_PERCENT: f64 = statistics::CONFIDENCE * 100.0;
 const PORTS: Ports = Ports { echo: 8007, sink: 8009 };
 
 impl Bench {
     pub(crate) fn exec(self) -> Result<ExitCode> {
         let started = Instant::now();
-        let (packets, remedy) = self.effort();
+        let effort = if self.quick { Effort::QUICK } else { Effort::FULL };
         let busy = busy();
         let scene = step("build a model of WSL's mirrored mode, and start Docker in it", |_| Scene::set())?;
         let lab = &scene.lab;
 
-        let costs = step("single packets, against an empty program", |progress| {
-            lab.wsl_mirror(&["load"])?.success()?;
-            let costs = packets::measure(lab, PORTS.echo, packets, progress)?;
-            lab.wsl_mirror(&["unload"])?.success()?;
-            Ok(costs)
-        })?;
-        print(&format!(
-            "\n{HEADING}Nanoseconds per packet{HEADING:#}, BPF_PROG_TEST_RUN: {} runs of {} repeats in turns, on \
-             one CPU; median (min to max)\n{}",
-            packets.runs,
-            packets.repeats,
-            self.show_costs(&costs)
-        ))?;
+        let mut verdicts = self.single_packets(lab, effort)?;
+        if !self.packets {
+            verdicts.extend(self.remedy(lab, effort.remedy)?);
+            verdicts.extend(self.scale(lab, effort.scale)?);
+        }
 
-        let comparisons = if self.packets { Vec::new() } else { self.compare(lab, remedy)? };
-
-        let missed = costs.iter().filter(|cost| cost.verdict() == Verdict::Missed).count()
-            + comparisons.iter().filter(|comparison| comparison.verdict() == Verdict::Missed).count();
+        let missed = verdicts.iter().filter(|verdict| **verdict == Verdict::Missed).count();
+        let limits = verdicts.len();
         let seconds = started.elapsed().as_secs();
         if self.quick {
             print(&format!(
@@ -70,15 +63,6 @@ impl Bench {
             ))?;
             return Ok(ExitCode::Success);
         }
-        let doubtful = comparisons.iter().filter(|comparison| comparison.is_doubtful()).count();
-        if doubtful > 0 {
-            print(&format!(
-                "{doubtful} of {} ratios are doubtful: the limit lies inside of the interval. A machine that has \
-                 nothing else to do tells more.",
-                comparisons.len()
-            ))?;
-        }
-        let limits = costs.len() + comparisons.len();
         if missed == 0 {
             print(&format!("All {limits} limits hold ({seconds} s). {busy}."))?;
             return Ok(ExitCode::Success);
@@ -89,70 +73,113 @@ impl Bench {
         Ok(ExitCode::TestsFailed)
     }
 
-    fn compare(&self, lab: &Lab, effort: remedy::Effort) -> Result<Vec<Comparison>> {
+    fn single_packets(&self, lab: &Lab, effort: Effort) -> Result<Vec<Verdict>> {
+        lab.wsl_mirror(&["load"])?.success()?;
+        let packets = effort.packets;
+        let costs = step("single packets, against an empty program", |progress| {
+            packets::measure(lab, PORTS.echo, packets, progress)
+        })?;
+        print(&format!(
+            "\n{HEADING}Nanoseconds per packet{HEADING:#}, BPF_PROG_TEST_RUN: {} runs of {} repeats in turns, on \
+             one CPU; medians, and the interval that holds the true median with {CONFIDENCE_PERCENT} % confidence\n{}",
+            packets.runs,
+            packets.repeats,
+            self.show_costs(&costs)
+        ))?;
+        let (rounds, time) = effort.live;
+        let live = step("carried packets in live traffic, beside an empty program", |progress| {
+            live::measure(lab, PORTS, rounds, time, progress)
+        })?;
+        print(&format!(
+            "\n{HEADING}Nanoseconds per carried packet in live traffic{HEADING:#}, by the kernel's statistics of \
+             programs: {rounds} rounds of {:.1} s of keep-alive requests\n{}",
+            time.as_secs_f32(),
+            self.show_live(&live)
+        ))?;
+        lab.wsl_mirror(&["unload"])?.success()?;
+        let verdicts = costs.iter().map(packets::Cost::verdict);
+        Ok(verdicts.chain(live.iter().map(live::Cost::verdict)).collect())
+    }
+
+    fn remedy(&self, lab: &Lab, effort: remedy::Effort) -> Result<Vec<Verdict>> {
         let comparisons = step("traffic through docker-proxy, against the nft remedy", |progress| {
             remedy::measure(lab, PORTS, effort, progress)
         })?;
         print(&format!(
-            "\n{HEADING}Traffic from Windows through docker-proxy{HEADING:#}, {} pairs in turns of {:.1} s each; \
-             medians, and the interval that holds the true median ratio with {} % confidence\n{}",
+            "\n{HEADING}Traffic from Windows through docker-proxy{HEADING:#}, {} pairs in turns of {:.1} s each\n{}",
             effort.pairs,
             effort.time.as_secs_f32(),
-            statistics::CONFIDENCE * 100.0,
             self.show_comparisons(&comparisons)
         ))?;
-        Ok(comparisons)
+        Ok(comparisons.iter().map(remedy::Comparison::verdict).collect())
     }
 
-    fn effort(&self) -> (packets::Effort, remedy::Effort) {
-        if self.quick {
-            let packets = packets::Effort { runs: 5, repeats: 100_000 };
-            (packets, remedy::Effort { pairs: 2, time: Duration::from_millis(300) })
-        } else {
-            // Many short pairs rather than few long ones: what disturbs a machine mostly lasts longer than these
-            // do, so that it meets both halves of a pair.
-            let packets = packets::Effort { runs: 31, repeats: 1_000_000 };
-            (packets, remedy::Effort { pairs: 51, time: Duration::from_millis(600) })
-        }
+    fn scale(&self, lab: &Lab, effort: scale::Effort) -> Result<Vec<Verdict>> {
+        let comparisons = step("many ports, many flows", |progress| scale::measure(lab, effort, progress))?;
+        print(&format!(
+            "\n{HEADING}Nanoseconds per packet, few and many{HEADING:#}, {} pairs in turns of {} datagrams, of all \
+             flows one after the other\n{}",
+            effort.pairs,
+            effort.packets,
+            self.show_scale(&comparisons)
+        ))?;
+        let judged = comparisons.iter().filter(|comparison| comparison.is_judged);
+        Ok(judged.map(scale::Comparison::verdict).collect())
     }
 
-    fn show_costs(&self, costs: &[Cost]) -> String {
-        let show = |Summary { median, min, max }| format!("{median:.1} ({min:.1} to {max:.1})");
+    fn show_costs(&self, costs: &[packets::Cost]) -> String {
         let rows: Vec<_> = costs
             .iter()
             .map(|cost| {
                 [
                     cost.packet.name.into(),
-                    show(cost.empty).into(),
-                    show(cost.ours).into(),
-                    show(cost.over).into(),
-                    format!("≤ {}", cost.packet.limit).into(),
+                    side(cost.packet.direction).into(),
+                    format!("{:.1}", cost.empty.median).into(),
+                    format!("{:.1}", cost.ours.median).into(),
+                    format!("{:.1}", cost.over.median).into(),
+                    interval(cost.over, 1).into(),
+                    cost.packet.limit.to_string().into(),
                     self.verdict(cost.verdict()),
                 ]
             })
             .collect();
-        table::styled(["packet", "empty", "wsl-mirror", "more than empty", "limit", ""], &rows)
+        table::styled(
+            ["packet", "program", "empty", "wsl-mirror", "more than empty", "interval", "limit", ""],
+            &rows,
+        )
     }
 
-    fn show_comparisons(&self, comparisons: &[Comparison]) -> String {
+    fn show_live(&self, costs: &[live::Cost]) -> String {
+        let rows: Vec<_> = costs
+            .iter()
+            .map(|cost| {
+                [
+                    side(cost.direction).into(),
+                    format!("{:.1}", cost.empty.median).into(),
+                    format!("{:.1}", cost.ours.median).into(),
+                    format!("{:.1}", cost.over.median).into(),
+                    interval(cost.over, 1).into(),
+                    live::LIMIT.to_string().into(),
+                    self.verdict(cost.verdict()),
+                ]
+            })
+            .collect();
+        table::styled(["program", "empty", "wsl-mirror", "more than empty", "interval", "limit", ""], &rows)
+    }
+
+    fn show_comparisons(&self, comparisons: &[remedy::Comparison]) -> String {
         let rows: Vec<_> = comparisons
             .iter()
             .map(|comparison| {
-                let interval = comparison.interval;
                 let load = comparison.load;
                 [
                     load.name().into(),
                     load.show(comparison.remedy.median).into(),
                     load.show(comparison.ours.median).into(),
                     format!("{:.3}", comparison.ratio.median).into(),
-                    interval
-                        .map_or_else(
-                            || "too few pairs".to_owned(),
-                            |(low, high)| format!("{low:.3} to {high:.3}"),
-                        )
-                        .into(),
+                    interval(comparison.ratio, 3).into(),
                     format!("{:.2} to {:.2}", comparison.ratio.min, comparison.ratio.max).into(),
-                    format!("≥ {}", remedy::LIMIT).into(),
+                    remedy::LIMIT.to_string().into(),
                     self.verdict(comparison.verdict()),
                 ]
             })
@@ -163,6 +190,29 @@ impl Bench {
         )
     }
 
+    fn show_scale(&self, comparisons: &[scale::Comparison]) -> String {
+        let rows: Vec<_> = comparisons
+            .iter()
+            .map(|comparison| {
+                let (limit, verdict) = if comparison.is_judged {
+                    (scale::LIMIT.to_string(), self.verdict(comparison.verdict()))
+                } else {
+                    (String::new(), "".into())
+                };
+                [
+                    comparison.what.into(),
+                    format!("{:.0}", comparison.few.median).into(),
+                    format!("{:.0}", comparison.many.median).into(),
+                    format!("{:.3}", comparison.ratio.median).into(),
+                    interval(comparison.ratio, 3).into(),
+                    limit.into(),
+                    verdict,
+                ]
+            })
+            .collect();
+        table::styled(["", "few", "many", "ratio", "interval", "limit", ""], &rows)
+    }
+
     fn verdict(&self, verdict: Verdict) -> Cell {
         match verdict {
             _ if self.quick => "not judged".into(),
@@ -170,6 +220,47 @@ impl Bench {
             Verdict::Missed => Cell::new("MISSED", WRONG),
         }
     }
+}
+
+/// How much is measured, of each kind.
+#[derive(Clone, Copy)]
+struct Effort {
+    packets: packets::Effort,
+    /// Rounds, and how long each is.
+    live: (u32, Duration),
+    remedy: remedy::Effort,
+    scale: scale::Effort,
+}
+
+impl Effort {
+    const QUICK: Self = Self {
+        packets: packets::Effort { runs: 5, repeats: 100_000 },
+        live: (2, Duration::from_millis(200)),
+        remedy: remedy::Effort { pairs: 2, time: Duration::from_millis(300) },
+        scale: scale::Effort { pairs: 2, packets: 20_000 },
+    };
+    /// Many short pairs rather than few long ones: what disturbs a machine mostly lasts longer than these do, so that it
+    /// meets both halves of a pair.
+    const FULL: Self = Self {
+        packets: packets::Effort { runs: 31, repeats: 1_000_000 },
+        live: (31, Duration::from_millis(400)),
+        remedy: remedy::Effort { pairs: 51, time: Duration::from_millis(600) },
+        scale: scale::Effort { pairs: 15, packets: 200_000 },
+    };
+}
+
+fn side(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    }
+}
+
+fn interval(summary: Summary, decimals: usize) -> String {
+    summary.interval.map_or_else(
+        || "too few pairs".to_owned(),
+        |(low, high)| format!("{low:.decimals$} to {high:.decimals$}"),
+    )
 }
 
 /// What the machine had to do before we came.

@@ -7,7 +7,7 @@ use wsl_mirror_lab::{Lab, nat};
 
 use super::{
     load::{Load, Ports},
-    statistics::{Summary, Verdict, median_interval},
+    statistics::{Limit, Summary, Verdict},
 };
 use xtask::progress::Step;
 
@@ -23,7 +23,7 @@ pub(super) struct Effort {
 }
 
 /// The least that is to be left of the remedy's rate.
-pub(super) const LIMIT: f64 = 0.97;
+pub(super) const LIMIT: Limit = Limit::AtLeast(0.98);
 
 /// What a load came to.
 pub(super) struct Comparison {
@@ -33,30 +33,17 @@ pub(super) struct Comparison {
     pub(super) remedy: Summary,
     /// Ours to the remedy's, pair by pair.
     pub(super) ratio: Summary,
-    /// Of the median ratio; none if there are too few pairs.
-    pub(super) interval: Option<(f64, f64)>,
 }
 
 impl Comparison {
     fn of(load: Load, pairs: &[(f64, f64)]) -> Self {
         let (ours, remedy): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
         let ratios: Vec<_> = pairs.iter().map(|(ours, remedy)| ours / remedy).collect();
-        Self {
-            load,
-            ours: Summary::of(&ours),
-            remedy: Summary::of(&remedy),
-            ratio: Summary::of(&ratios),
-            interval: median_interval(&ratios),
-        }
+        Self { load, ours: Summary::of(&ours), remedy: Summary::of(&remedy), ratio: Summary::of(&ratios) }
     }
 
     pub(super) fn verdict(&self) -> Verdict {
-        if self.ratio.median >= LIMIT { Verdict::Holds } else { Verdict::Missed }
-    }
-
-    /// Whether another run could well come out the other way.
-    pub(super) fn is_doubtful(&self) -> bool {
-        self.interval.is_none_or(|(low, high)| (low..high).contains(&LIMIT))
+        LIMIT.verdict(self.ratio)
     }
 }
 
@@ -144,20 +131,9 @@ mod tests {
             (0..16).map(|pair| f64::from(100 + pair * 7)).map(|rate| (rate * 0.98, rate)).collect();
         let comparison = Comparison::of(Load::KeepAlive, &pairs);
         assert!((comparison.ratio.median - 0.98).abs() < 1e-9);
-        assert!(comparison.interval.is_some_and(|(low, high)| high - low < 1e-9));
+        assert!(comparison.ratio.interval.is_some_and(|(low, high)| high - low < 1e-9));
         assert_eq!(comparison.verdict(), Verdict::Holds);
         let slower: Vec<_> = pairs.iter().map(|(ours, remedy)| (ours * 0.95, *remedy)).collect();
         assert_eq!(Comparison::of(Load::KeepAlive, &slower).verdict(), Verdict::Missed);
-    }
-
-    #[test]
-    fn an_interval_across_the_limit_is_doubtful_and_one_beside_it_is_not() {
-        let of = |ratios: [f64; 2]| {
-            let pairs: Vec<_> = ratios.into_iter().cycle().take(20).map(|ratio| (ratio, 1.0)).collect();
-            Comparison::of(Load::KeepAlive, &pairs)
-        };
-        assert!(of([0.9, 1.1]).is_doubtful());
-        assert!(!of([0.98, 1.1]).is_doubtful());
-        assert!(!of([0.8, 0.9]).is_doubtful());
     }
 }

@@ -1,9 +1,13 @@
 //! Medians and how sure they are. Pure.
 
-/// The middle of a series, and its ends.
+use std::fmt;
+
+/// The middle of a series, how sure it is, and the ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Summary {
     pub(super) median: f64,
+    /// Holds the true median with [`CONFIDENCE`]; none of fewer than 6 values.
+    pub(super) interval: Option<(f64, f64)>,
     pub(super) min: f64,
     pub(super) max: f64,
 }
@@ -14,8 +18,41 @@ impl Summary {
         let sorted = sorted(values);
         Self {
             median: median_of_sorted(&sorted),
+            interval: median_interval(&sorted),
             min: sorted.first().copied().unwrap_or(f64::NAN),
             max: sorted.last().copied().unwrap_or(f64::NAN),
+        }
+    }
+}
+
+/// A limit for a median.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+    /// At least the first, at most the second.
+    Between(f64, f64),
+}
+
+impl Limit {
+    /// The limit holds if the interval of the median reaches it.
+    pub(super) fn verdict(self, measured: Summary) -> Verdict {
+        let (low, high) = measured.interval.unwrap_or((measured.median, measured.median));
+        let holds = match self {
+            Self::AtMost(limit) => low <= limit,
+            Self::AtLeast(limit) => high >= limit,
+            Self::Between(least, most) => high >= least && low <= most,
+        };
+        if holds { Verdict::Holds } else { Verdict::Missed }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(limit) => write!(f, "≤ {limit}"),
+            Self::AtLeast(limit) => write!(f, "≥ {limit}"),
+            Self::Between(least, most) => write!(f, "{least} to {most}"),
         }
     }
 }
@@ -76,8 +113,9 @@ mod tests {
 
     #[test]
     fn the_median_is_in_the_middle() {
-        assert_eq!(Summary::of(&up_to(5)), Summary { median: 3.0, min: 1.0, max: 5.0 });
-        assert_eq!(Summary::of(&up_to(4)), Summary { median: 2.5, min: 1.0, max: 4.0 });
+        let ends = |summary: Summary| (summary.median, summary.min, summary.max);
+        assert_eq!(ends(Summary::of(&up_to(5))), (3.0, 1.0, 5.0));
+        assert_eq!(ends(Summary::of(&up_to(4))), (2.5, 1.0, 4.0));
         assert!(Summary::of(&[]).median.is_nan());
     }
 
@@ -89,6 +127,26 @@ mod tests {
         {
             assert_eq!(median_interval(&up_to(n)), Some((f64::from(low), f64::from(high))), "{n} values");
         }
+    }
+
+    #[test]
+    fn a_limit_holds_if_the_interval_reaches_it() {
+        // 15 values from 1 on: the interval is 4 to 12.
+        let measured = Summary::of(&up_to(15));
+        for (limit, verdict) in [
+            (Limit::AtMost(4.0), Verdict::Holds),
+            (Limit::AtMost(3.9), Verdict::Missed),
+            (Limit::AtLeast(12.0), Verdict::Holds),
+            (Limit::AtLeast(12.1), Verdict::Missed),
+            (Limit::Between(1.0, 4.0), Verdict::Holds),
+            (Limit::Between(12.0, 20.0), Verdict::Holds),
+            (Limit::Between(1.0, 3.0), Verdict::Missed),
+            (Limit::Between(13.0, 20.0), Verdict::Missed),
+        ] {
+            assert_eq!(limit.verdict(measured), verdict, "{limit}");
+        }
+        let few = Summary::of(&[1.0, 2.0, 3.0]);
+        assert_eq!(Limit::AtMost(1.9).verdict(few), Verdict::Missed, "without an interval the median counts");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use outcome::Outcome;
 use probe::call_all;
-use promise::{CALLS, Call, Promised, Stage, Target};
+use promise::{CALLS, Call, Caller, Promised, Stage, Target};
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, Service, loopback,
     servers::{self, Server},
@@ -194,7 +194,7 @@ fn closing(broken: &[Broken], engine: &str, started: Instant) -> String {
             call.target.protocol(),
             stage.heading(),
             promised.words(),
-            known_reason(call.target, *stage, outcome, engine)
+            known_reason(*call, *stage, outcome, engine)
                 .map(|reason| format!(" ({reason})"))
                 .unwrap_or_default(),
         ));
@@ -215,12 +215,12 @@ fn major(engine: &str) -> u32 {
 }
 
 /// Why a cell may differ without anything being wrong with this machine.
-fn known_reason(target: Target, stage: Stage, outcome: &Outcome, engine: &str) -> Option<&'static str> {
-    match (target, stage, outcome) {
-        (Target::WebOnLoopback, Stage::With | Stage::Exempt, Outcome::Hung) if major(engine) >= 28 => {
+fn known_reason(call: Call, stage: Stage, outcome: &Outcome, engine: &str) -> Option<&'static str> {
+    match (call.caller, call.target, stage, outcome) {
+        (Caller::Linux, Target::WebOnLoopback, _, Outcome::Hung) if major(engine) >= 28 => {
             Some("Docker 28 and later drops what is published on 127.0.0.1 and does not come in on lo")
         }
-        (_, Stage::Without | Stage::Unloaded, Outcome::Answered(_)) => {
+        (_, _, Stage::Without | Stage::Unloaded, Outcome::Answered(_)) => {
             Some("something else on this machine helps already: this Docker itself, or its proxy is off")
         }
         _ => None,
@@ -272,9 +272,13 @@ mod tests {
 
     #[test]
     fn a_reason_is_given_only_where_it_can_be_true() {
-        let reason = |engine| known_reason(Target::WebOnLoopback, Stage::With, &Outcome::Hung, engine);
-        assert!(reason("Docker 28.5.1").is_some());
-        assert!(reason("Docker 20.10.24+dfsg1").is_none());
-        assert!(reason("Docker").is_none());
+        let reason = |caller, engine| {
+            let call = Call { caller, target: Target::WebOnLoopback, promised: [Promised::Answer; 4] };
+            known_reason(call, Stage::With, &Outcome::Hung, engine)
+        };
+        assert!(reason(Caller::Linux, "Docker 28.5.1").is_some());
+        assert!(reason(Caller::Windows, "Docker 28.5.1").is_none(), "wsl-mirror carries it past the rule");
+        assert!(reason(Caller::Linux, "Docker 20.10.24+dfsg1").is_none());
+        assert!(reason(Caller::Linux, "Docker").is_none());
     }
 }
