@@ -90,11 +90,80 @@ impl Instance {
         if self.hook != Hook::ClsBpf {
             return false;
         }
-        let maps = |info: &ProgramInfo| info.map_ids().ok().flatten().unwrap_or_default();
-        let is_on_cgroup =
-            |info: &&ProgramInfo| attachments::on_cgroup().any(|on| info.name_as_str() == Some(on.program));
-        let all: Vec<ProgramInfo> = loaded_programs().flatten().collect();
-        let Some(used) = all.iter().find(|info| info.id() == self.program).map(maps) else { return false };
-        !all.iter().filter(is_on_cgroup).any(|other| maps(other).iter().any(|map| used.contains(map)))
+        let programs: Vec<Loaded> = loaded_programs().flatten().filter_map(Loaded::of).collect();
+        let Some(filter) = programs.iter().find(|loaded| loaded.id == self.program) else { return false };
+        !is_looked_after(filter, &programs)
+    }
+}
+
+/// A program of ours in the kernel, whoever loaded it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Loaded {
+    id: u32,
+    place: Place,
+    maps: Vec<u32>,
+}
+
+/// Where a program of this name is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Interface,
+    Cgroup,
+}
+
+impl Loaded {
+    fn of(info: ProgramInfo) -> Option<Self> {
+        let name = info.name_as_str()?;
+        let place = if attachments::on_cgroup().any(|on| on.program == name) {
+            Place::Cgroup
+        } else if attachments::on_interface().any(|on| on.has_form(name)) {
+            Place::Interface
+        } else {
+            return None;
+        };
+        Some(Self { id: info.id(), place, maps: info.map_ids().ok().flatten().unwrap_or_default() })
+    }
+
+    fn shares_a_map_with(&self, maps: &[u32]) -> bool {
+        self.maps.iter().any(|map| maps.contains(map))
+    }
+}
+
+/// Whether the programs on the cgroup that were loaded together with this one are still there.
+///
+/// The egress program has no map in common with them, but some with the ingress program, which has.
+fn is_looked_after(filter: &Loaded, programs: &[Loaded]) -> bool {
+    let on_interface = programs.iter().filter(|loaded| loaded.place == Place::Interface);
+    let maps: Vec<u32> = on_interface
+        .filter(|loaded| loaded.shares_a_map_with(&filter.maps))
+        .flat_map(|loaded| loaded.maps.iter().copied())
+        .collect();
+    programs.iter().any(|loaded| loaded.place == Place::Cgroup && loaded.shares_a_map_with(&maps))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: u32 = 1;
+    const SOCKET_OWNER: u32 = 2;
+
+    fn loaded(id: u32, place: Place, maps: &[u32]) -> Loaded {
+        Loaded { id, place, maps: maps.to_vec() }
+    }
+
+    #[test]
+    fn both_filters_are_looked_after_until_the_cgroup_programs_go() {
+        let ingress = loaded(10, Place::Interface, &[SETTINGS, SOCKET_OWNER]);
+        let egress = loaded(11, Place::Interface, &[SETTINGS]);
+        let bind = loaded(12, Place::Cgroup, &[SOCKET_OWNER]);
+        let others = [loaded(20, Place::Interface, &[101, 102]), loaded(21, Place::Cgroup, &[102])];
+        for filter in [&ingress, &egress] {
+            let mut programs =
+                [vec![ingress.clone(), egress.clone(), bind.clone()], others.to_vec()].concat();
+            assert!(is_looked_after(filter, &programs), "{filter:?}");
+            programs.retain(|loaded| *loaded != bind);
+            assert!(!is_looked_after(filter, &programs), "{filter:?}: another distribution's programs count");
+        }
     }
 }
