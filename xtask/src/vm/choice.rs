@@ -37,7 +37,7 @@ pub(super) struct Differing {
 
 /// The tests that face the kernel. Those of the usual run take some minutes in emulation. The tests in no row mostly ask
 /// engines and our own code, which every kernel runs alike; `cargo xtask vm` runs them too.
-pub(super) const DIFFERING: [Differing; 19] = [
+pub(super) const DIFFERING: [Differing; 18] = [
     usual("packets", None, "kfuncs, and each frame's verdict by BPF_PROG_TEST_RUN"),
     usual("verifier", None, "how many instructions the verifier processes of each program"),
     usual("loader", Some("cls_bpf"), "the tc filter, which replaces tcx before 6.6"),
@@ -60,7 +60,6 @@ pub(super) const DIFFERING: [Differing; 19] = [
     full("dataplane", Some("checksums"), "the checksum helpers, super-packets and offloads"),
     full("dataplane", Some("udp_flows"), "entries of datagrams"),
     full("dataplane", Some("sizes"), "super-packets and frames beyond the linear part"),
-    full("dataplane", Some("reloads"), "programs replaced on both sides under traffic"),
 ];
 
 const fn usual(binary: &'static str, module: Option<&'static str>, why: &'static str) -> Differing {
@@ -129,7 +128,7 @@ mod tests {
         assert_eq!(usual("dataplane"), Some(vec!["steering::".to_owned(), "border::".to_owned()]));
         assert_eq!(usual("packets"), Some(Vec::new()));
         assert_eq!(usual("leftovers"), None);
-        assert_eq!(filters_of(Choice::FaceTheKernel, "dataplane").map(|filters| filters.len()), Some(11));
+        assert_eq!(filters_of(Choice::FaceTheKernel, "dataplane").map(|filters| filters.len()), Some(10));
         assert_eq!(filters_of(Choice::FaceTheKernel, "owners"), Some(Vec::new()));
         assert_eq!(filters_of(Choice::FaceTheKernel, "loader").map(|filters| filters.len()), Some(4));
     }
