@@ -16,8 +16,11 @@ mount --make-rprivate /
 mount -t proc proc /proc
 echo 6.6.87.2-microsoft-standard-WSL2 >/run/osrelease
 mount --bind /run/osrelease /proc/sys/kernel/osrelease
+# Opened first: the repository may lie in a folder that is hidden below.
+exec 9<"$1"
 for folder in /etc /usr/sbin /root; do mkdir -p $folder; mount -t tmpfs -o mode=755 tmpfs $folder; done
-cp "$1" /usr/sbin/wsl-mirror
+cat <&9 >/usr/sbin/wsl-mirror
+exec 9<&-
 cat >/usr/sbin/wslinfo <<'END'
 #!/bin/sh
 echo mirrored
