@@ -13,7 +13,7 @@ use wsl_mirror_lab::{
 use wsl_mirror_packets::{Spec, checksum::sum};
 
 use crate::{
-    program::{Program, wait_for_count},
+    program::{Program, wait_for_ipv4_count},
     ring::Ring,
 };
 
@@ -51,7 +51,7 @@ fn steered_datagrams_reach_their_listener_unchanged() {
     let expect = |what: &str, frame: &[u8], reason: Reason| {
         let before = program.counted().or_panic();
         windows.send(frame).or_panic();
-        assert!(wait_for_count(&program, &before).contains(&(reason, 1)), "{what}: {reason:?}");
+        assert!(wait_for_ipv4_count(&program, &before).contains(&(reason, 1)), "{what}: {reason:?}");
     };
     let heard = |what: &str, port: u16, content: &[u8]| {
         assert!(hear(&server) == (port, content.to_vec()), "{what}: other content");
@@ -152,7 +152,7 @@ fn headers_beyond_the_linear_part_are_pulled_in() {
             let spec = Spec { options: options.clone(), ..datagram(port, 100) };
             let before = program.counted().or_panic();
             ring.send(&spec.build().bytes(), linear).or_panic();
-            let counted = wait_for_count(&program, &before);
+            let counted = wait_for_ipv4_count(&program, &before);
             assert_eq!(counted, [(Reason::New, 1)], "{linear} bytes linear of {headers} bytes of headers");
             assert_eq!(hear(&server), (port, payload(&spec)), "{linear} bytes linear");
         }
@@ -161,5 +161,5 @@ fn headers_beyond_the_linear_part_are_pulled_in() {
     let cut = Spec::udp(50_000, 8080, 100).build().truncated(60);
     let before = program.counted().or_panic();
     ring.send(&cut.bytes(), 14).or_panic();
-    assert_eq!(wait_for_count(&program, &before), [(Reason::Truncated, 1)]);
+    assert_eq!(wait_for_ipv4_count(&program, &before), [(Reason::Truncated, 1)]);
 }

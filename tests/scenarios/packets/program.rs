@@ -197,8 +197,22 @@ pub fn difference(before: &Verdicts, after: &Verdicts) -> Vec<(Reason, u64)> {
 
 /// What was counted since `before`: at once, or soon, if the frame is still on its way. Nothing if nothing came.
 pub fn wait_for_count(program: &Program, before: &Verdicts) -> Vec<(Reason, u64)> {
+    wait_for_some(program, before, |_| true)
+}
+
+/// The same of IPv4 frames. The machines send ARP and IPv6 by themselves.
+pub fn wait_for_ipv4_count(program: &Program, before: &Verdicts) -> Vec<(Reason, u64)> {
+    wait_for_some(program, before, |reason| reason != Reason::NotIpv4)
+}
+
+fn wait_for_some(
+    program: &Program,
+    before: &Verdicts,
+    is_meant: impl Fn(Reason) -> bool,
+) -> Vec<(Reason, u64)> {
     let counted = wait_for("a count", Duration::from_secs(2), || {
-        let counted = difference(before, &program.counted().or_panic());
+        let mut counted = difference(before, &program.counted().or_panic());
+        counted.retain(|(reason, _)| is_meant(*reason));
         Ok((!counted.is_empty()).then_some(counted))
     });
     counted.unwrap_or_default()

@@ -21,7 +21,7 @@ use wsl_mirror_packets::{Sample, TO_US};
 
 use crate::{
     model::{Foreign, Model},
-    program::{Program, wait_for_count},
+    program::{Program, wait_for_count, wait_for_ipv4_count},
 };
 
 /// Part of every configuration.
@@ -217,7 +217,10 @@ impl World {
             let expected = self.model.judge(&sample);
             let before = program.counted().or_panic();
             deliver(self, program, &sample, expected);
-            let mut counted = wait_for_count(program, &before);
+            let mut counted = match expected {
+                Reason::NotIpv4 => wait_for_count(program, &before),
+                _ => wait_for_ipv4_count(program, &before),
+            };
             counted.retain(|(reason, _)| !ON_EGRESS.contains(reason));
             assert!(
                 counted == [(expected, 1)],
