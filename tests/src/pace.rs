@@ -1,6 +1,6 @@
 //! How much is done, and how long is waited: less and longer on an emulated machine, more when asked to soak.
 //!
-//! `cargo xtask` sets the two variables; without them everything is as on a machine of one's own.
+//! `cargo xtask` sets the variables; without them everything is as on a machine of one's own.
 
 use std::{env, time::Duration};
 
@@ -8,6 +8,9 @@ use std::{env, time::Duration};
 const SLOWDOWN: &str = "WSL_MIRROR_LAB_PATIENCE";
 /// Set for the long version of tests whose worth is in how often they do a thing.
 const SOAK: &str = "WSL_MIRROR_LAB_SOAK";
+
+/// Set by the usual run (`cargo xtask test` without `--all`), which is waited for.
+const BRIEF: &str = "WSL_MIRROR_LAB_BRIEF";
 
 /// By what factor things may take longer here.
 pub fn slowdown() -> u32 {
@@ -51,9 +54,10 @@ pub fn at_least(usual: u64) -> u64 {
     if is_emulated() { usual / 10 } else { usual }
 }
 
-/// The numbers from 1 on of a series of things of which all are best tried: on real hardware and when soaking each; in
-/// emulation, where each takes many seconds, ever fewer.
+/// The numbers from 1 on of a series of things of which all are best tried: on real hardware and when soaking each. In
+/// the usual run, and in emulation, where each takes many seconds, ever fewer.
 pub fn samples() -> impl Iterator<Item = usize> {
-    let factor = if is_emulated() && !is_soak() { 3 } else { 1 };
+    let is_brief = is_emulated() || env::var_os(BRIEF).is_some();
+    let factor = if is_brief && !is_soak() { 3 } else { 1 };
     std::iter::successors(Some(1), move |number| Some(if factor == 1 { number + 1 } else { number * factor }))
 }

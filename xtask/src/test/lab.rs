@@ -19,6 +19,9 @@ use crate::{
 /// own, and with more of them than cores a scenario's timeouts are a matter of luck.
 const THREADS: &str = "2";
 
+/// Has tests that try each of a long series of things try some of them only.
+const BRIEF: &str = "WSL_MIRROR_LAB_BRIEF";
+
 pub(super) fn run(options: &Test, product: &Path) -> Result<Group> {
     heading("lab");
     // The tests of other engines are a suite of their own.
@@ -76,6 +79,9 @@ fn command(product: &Path, options: &Test) -> Command {
     cargo.args(["--release", "--package", build::LAB_PACKAGE]).env("WSL_MIRROR_BIN", product);
     if options.soak {
         cargo.env(vm::SOAK, "1");
+    }
+    if !options.all && !options.has_filter() {
+        cargo.env(BRIEF, "1");
     }
     if env::var_os("RUST_TEST_THREADS").is_none() {
         cargo.env("RUST_TEST_THREADS", THREADS);

@@ -37,8 +37,9 @@ pub(super) struct Differing {
 
 /// The tests that face the kernel. Those of the usual run take some minutes in emulation. The tests in no row mostly ask
 /// engines and our own code, which every kernel runs alike; `cargo xtask vm` runs them too.
-pub(super) const DIFFERING: [Differing; 18] = [
-    usual("packets", None, "kfuncs, and each frame's verdict by BPF_PROG_TEST_RUN"),
+pub(super) const DIFFERING: [Differing; 19] = [
+    usual("packets", Some("datagrams"), "kfuncs, and what becomes of datagrams behind the program"),
+    full("packets", None, "each frame's verdict by BPF_PROG_TEST_RUN"),
     usual("verifier", None, "how many instructions the verifier processes of each program"),
     usual("loader", Some("cls_bpf"), "the tc filter, which replaces tcx before 6.6"),
     full("loader", Some("loading"), "BTF, pins and links, and what `load` makes of an interface made anew"),
@@ -126,7 +127,8 @@ mod tests {
         let usual = |binary| filters_of(Choice::DifferByKernel, binary);
         assert_eq!(usual("loader"), Some(vec!["cls_bpf::".to_owned()]));
         assert_eq!(usual("dataplane"), Some(vec!["steering::".to_owned(), "border::".to_owned()]));
-        assert_eq!(usual("packets"), Some(Vec::new()));
+        assert_eq!(usual("packets"), Some(vec!["datagrams::".to_owned()]));
+        assert_eq!(filters_of(Choice::FaceTheKernel, "packets"), Some(Vec::new()));
         assert_eq!(usual("leftovers"), None);
         assert_eq!(filters_of(Choice::FaceTheKernel, "dataplane").map(|filters| filters.len()), Some(10));
         assert_eq!(filters_of(Choice::FaceTheKernel, "owners"), Some(Vec::new()));
