@@ -90,7 +90,8 @@ impl Instance {
         if self.hook != Hook::ClsBpf {
             return false;
         }
-        let programs: Vec<Loaded> = loaded_programs().flatten().filter_map(Loaded::of).collect();
+        let programs: Vec<Loaded> =
+            loaded_programs().flatten().filter_map(|info| Loaded::of(&info)).collect();
         let Some(filter) = programs.iter().find(|loaded| loaded.id == self.program) else { return false };
         !is_looked_after(filter, &programs)
     }
@@ -112,7 +113,7 @@ enum Place {
 }
 
 impl Loaded {
-    fn of(info: ProgramInfo) -> Option<Self> {
+    fn of(info: &ProgramInfo) -> Option<Self> {
         let name = info.name_as_str()?;
         let place = if attachments::on_cgroup().any(|on| on.program == name) {
             Place::Cgroup
