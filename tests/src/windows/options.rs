@@ -39,3 +39,13 @@ impl Default for WindowsOptions {
 
 /// When WSL's tracker gives up a port that it has never seen (`c_bind_timeout_seconds`).
 const GIVE_UP: Duration = Duration::from_mins(1);
+
+#[cfg(test)]
+mod tests {
+    use super::WindowsOptions;
+
+    #[test]
+    fn an_unseen_port_is_given_up_after_60_s_unless_told() {
+        assert_eq!(WindowsOptions::default().give_up.as_secs(), 60);
+    }
+}
