@@ -158,6 +158,9 @@ impl Windows {
 
     /// Refuses binds in these ranges, and in no others.
     fn refuse_binds(&self, ranges: &[RangeInclusive<u16>]) -> Result<()> {
+        if !ranges.is_empty() {
+            object::ensure_can_refuse()?;
+        }
         ensure!(ranges.len() <= REFUSED, "Windows refuses at most {REFUSED} ranges");
         self.update_settings(|settings| {
             settings.refused = Default::default();

@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData},
@@ -59,7 +59,7 @@ impl Object {
         for name in ["windows_sends", "windows_takes", "windows_sends6", "neighbour_sends"] {
             program::<SchedClassifier>(&mut object, name)?.load().with_context(|| name.to_owned())?;
         }
-        let can_refuse = can_refuse()?;
+        let can_refuse = ensure_can_refuse().is_ok();
         for name in ["windows_asks4", "windows_asks6"].iter().filter(|_| can_refuse) {
             program::<CgroupSockAddr>(&mut object, name)?.load().with_context(|| (*name).to_owned())?;
         }
@@ -84,7 +84,7 @@ impl Object {
         let root = cgroups::root()?;
         let root = File::open(&root).with_context(|| format!("opening {}", root.display()))?;
         let mut object = lock(&self.programs);
-        let can_refuse = can_refuse()?;
+        let can_refuse = ensure_can_refuse().is_ok();
         for name in ["windows_asks4", "windows_asks6"].iter().filter(|_| can_refuse) {
             program::<CgroupSockAddr>(&mut object, name)?.attach(&root, CgroupAttachMode::Single)?;
         }
@@ -203,9 +203,18 @@ impl Object {
     }
 }
 
-/// Whether a program can give bind(2) an error: `bpf_set_retval` is there since Linux 5.18.
-fn can_refuse() -> Result<bool> {
-    Ok(KernelVersion::current()? >= KernelVersion::new(5, 18, 0))
+/// Fails where Windows cannot refuse binds, so that no test waits in vain for a refusal.
+pub(super) fn ensure_can_refuse() -> Result<()> {
+    ensure_kernel_can_refuse(KernelVersion::current()?)
+}
+
+/// By `bpf_set_retval` a program gives bind(2) an error.
+fn ensure_kernel_can_refuse(kernel: KernelVersion) -> Result<()> {
+    ensure!(
+        kernel >= KernelVersion::new(5, 18, 0),
+        "refusing binds needs Linux 5.18 (bpf_set_retval); this is Linux {kernel}"
+    );
+    Ok(())
 }
 
 fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
@@ -230,4 +239,16 @@ where
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KernelVersion, ensure_kernel_can_refuse};
+
+    #[test]
+    fn refusing_binds_needs_linux_5_18() {
+        ensure_kernel_can_refuse(KernelVersion::new(5, 18, 0)).unwrap();
+        let error = ensure_kernel_can_refuse(KernelVersion::new(5, 17, 15)).unwrap_err().to_string();
+        assert!(error.contains("needs Linux 5.18") && error.contains("5.17.15"), "{error}");
+    }
 }

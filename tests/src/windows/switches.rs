@@ -7,18 +7,21 @@ use wsl_mirror_windows::{Dropped, rule};
 
 use super::{
     garbling::{Garbled, Garbling},
+    object::ensure_can_refuse,
     transport::Transport,
 };
 use crate::Lab;
 
 impl Lab {
-    /// Windows refuses the guest's binds in these ranges (at most four), and in no others: `EADDRINUSE`.
+    /// Windows refuses the guest's binds in these ranges (at most four), and in no others: `EADDRINUSE`. Needs Linux
+    /// 5.18.
     pub fn refuse_binds(&self, ranges: &[RangeInclusive<u16>]) -> Result<()> {
         self.windows_side().refuse_binds(ranges)
     }
 
-    /// A program on Windows has the port: Windows refuses the guest's binds of it.
+    /// A program on Windows has the port: Windows refuses the guest's binds of it. Needs Linux 5.18.
     pub fn take_port(&self, protocol: Transport, port: u16) -> Result<()> {
+        ensure_can_refuse()?;
         self.windows_side().object.add_rule(protocol.key(port), rule::TAKEN)
     }
 
@@ -27,7 +30,8 @@ impl Lab {
         self.windows_side().object.remove_rule(protocol.key(port), rule::TAKEN)
     }
 
-    /// The Hyper-V firewall drops what goes to the guest on this port, from Windows and from the guest itself.
+    /// The Hyper-V firewall drops what goes to the guest on this port, from Windows and from the guest itself. That it
+    /// sees what the guest sends to itself is the model's.
     pub fn block_port(&self, protocol: Transport, port: u16) -> Result<()> {
         self.windows_side().object.add_rule(protocol.key(port), rule::BLOCKED)
     }
