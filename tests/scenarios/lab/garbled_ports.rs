@@ -11,7 +11,7 @@ use wsl_mirror_lab::{
 };
 use wsl_mirror_windows::checksum;
 
-use crate::{is_tcp_of, tcp_echo};
+use crate::tcp_echo;
 
 const HANGS: Result<Vec<u8>, tcp::Failure> = Err(tcp::Failure::ConnectTimedOut);
 
@@ -77,29 +77,63 @@ fn a_share_of_packets_is_garbled() {
 /// WSL#41137: the wire shows another port, and the rest of the packet says which one it was.
 #[test]
 fn the_true_port_is_recovered_from_the_frame() {
-    let lab = Lab::builder().garbles(&[Garbled::Syn], 1000).build().unwrap();
-    let _server = servers::tcp_echo(lab.guest(), loopback(8100)).unwrap();
-    let sniffer = RawSocket::open(lab.guest(), "loopback0").unwrap();
-    let client = tcp::Client::new(lab.windows(), loopback(8100)).from_port(50_000);
-    assert_eq!(client.echo(HELLO), HANGS);
-    let frames = sniffer.collect(Duration::from_millis(50), |frame| is_tcp_of(frame, 50_000)).unwrap();
-    let syns: Vec<_> = frames.iter().filter(|frame| !frame.outgoing).collect();
-    assert!(syns.len() >= 2, "the SYN is sent again: {syns:?}");
-    for frame in &syns {
-        assert_eq!(recovered_port(frame), 8100, "{frame:?}");
+    let lab = Lab::builder().build().unwrap();
+    let _on_linux = servers::tcp_echo(lab.guest(), loopback(8100)).unwrap();
+    let _on_windows = servers::tcp_echo(lab.windows(), loopback(9100)).unwrap();
+    let on_windows = tcp::Client::new(lab.windows(), loopback(8100)).from_port(50_000);
+    let on_linux = |from, to| tcp::Client::new(lab.guest(), loopback(to)).from_port(from);
+    for (kind, client, from, to) in [
+        (Garbled::Syn, on_windows, 50_000, 8100),
+        (Garbled::SynAck, on_linux(45_000, 9100), 9100, 45_000),
+        (Garbled::Rst, on_linux(45_001, 9101), 9101, 45_001),
+    ] {
+        let dropped_before = lab.dropped(Dropped::UnknownFlow).unwrap();
+        let frames = garbled_frames(&lab, kind, &client, from);
+        assert!(frames.len() >= 2, "{kind:?}: the client sends its SYN again: {frames:?}");
+        for frame in &frames {
+            assert_eq!(recovered_port(frame), to, "{kind:?}: {frame:?}");
+        }
+        assert!(frames.iter().any(|frame| frame.ports() != Some((6, from, to))), "{kind:?}: {frames:?}");
+        // The guest resets what comes to the garbled port, and Windows knows no such flow. A reset has no answer.
+        let dropped = lab.dropped(Dropped::UnknownFlow).unwrap();
+        assert_eq!(dropped > dropped_before, kind != Garbled::Rst, "{kind:?}");
     }
-    assert!(syns.iter().any(|frame| frame.ports() != Some((6, 50_000, 8100))), "{syns:?}");
-    // The guest has reset the connection from the garbled port, and Windows knows no such flow.
-    assert!(lab.dropped(Dropped::UnknownFlow).unwrap() > 0);
 }
+
+/// The misplaced checksum leaves TCP's own field as the sender left it.
+#[test]
+fn a_garbled_syn_keeps_the_pseudo_headers_sum() {
+    let lab = Lab::builder().build().unwrap();
+    let _server = servers::tcp_echo(lab.guest(), loopback(8100)).unwrap();
+    let client = tcp::Client::new(lab.windows(), loopback(8100)).from_port(50_000);
+    let frames = garbled_frames(&lab, Garbled::Syn, &client, 50_000);
+    let syn = frames.iter().find(|frame| frame.ports() != Some((6, 50_000, 8100))).unwrap();
+    let (ip, tcp) = syn.ipv4().unwrap().split_at(20);
+    let length = u16::try_from(tcp.len()).unwrap().to_be_bytes();
+    let pseudo_header = [&ip[12..20], &[0, 6], &length].concat();
+    assert_eq!(tcp[16..18], checksum::sum(&pseudo_header).to_be_bytes(), "{syn:?}");
+}
+
+/// What comes to the guest from this port, while Windows garbles such packets and the client waits in vain.
+#[track_caller]
+fn garbled_frames(lab: &Lab, kind: Garbled, client: &tcp::Client, from: u16) -> Vec<Frame> {
+    lab.garble(&[kind], 1000).or_panic();
+    let sniffer = RawSocket::open(lab.guest(), "loopback0").or_panic();
+    assert_eq!(client.echo(HELLO), HANGS, "{kind:?}");
+    let comes = |frame: &Frame| !frame.outgoing && frame.ports().is_some_and(|ports| ports.1 == from);
+    sniffer.collect(Duration::from_millis(50), comes).or_panic()
+}
+
+/// WSL#41137: the sum begins an Ethernet header's length before the TCP header.
+const ETHERNET: usize = 14;
 
 /// The port that a frame's destination port was garbled from.
 #[track_caller]
 fn recovered_port(frame: &Frame) -> u16 {
     let packet = frame.ipv4().ok_or_else(|| anyhow::anyhow!("no IPv4")).or_panic();
     let tcp = usize::from(packet[0] & 0xf) * 4;
-    let mut summed = packet[tcp - checksum::EARLY..].to_vec();
-    let port = &mut summed[checksum::EARLY + 2..checksum::EARLY + 4];
+    let mut summed = packet[tcp - ETHERNET..].to_vec();
+    let port = &mut summed[ETHERNET + 2..ETHERNET + 4];
     let on_wire = u16::from_be_bytes([port[0], port[1]]);
     port.fill(0);
     checksum::recovered_port(on_wire, checksum::sum(&summed))

@@ -62,10 +62,10 @@ const fn fold(sum: u32) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::{garbled_port, recovered_port, sum};
+    use super::{EARLY, garbled_port, recovered_port, sum};
 
-    /// Where the port is, counted from [`super::EARLY`] bytes before the TCP header.
-    const PORT: usize = super::EARLY + 2;
+    /// Where the port is, counted from [`EARLY`] bytes before the TCP header.
+    const PORT: usize = EARLY + 2;
 
     /// Bytes that look random, the same in every run.
     fn noise(seed: u64) -> impl Iterator<Item = u8> {
@@ -101,6 +101,31 @@ mod tests {
             assert_eq!(garble_and_recover(packet.clone(), 0), 0);
             assert_eq!(garble_and_recover(packet, u16::MAX), 0);
         }
+    }
+
+    // A SYN from 127.0.0.1:50000 to 127.0.0.1:8100. TCP's checksum field holds the pseudo header's sum.
+    const ETHERNET: [u8; 14] =
+        [0x00, 0x15, 0x5d, 0x17, 0x96, 0x5a, 0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x08, 0x00];
+    const IPV4: [u8; 20] = [
+        0x45, 0x00, 0x00, 0x28, 0x12, 0x34, 0x40, 0x00, 0x80, 0x06, 0xea, 0x99, 0x7f, 0x00, 0x00, 0x01, 0x7f,
+        0x00, 0x00, 0x01,
+    ];
+    const TCP: [u8; 20] = [
+        0xc3, 0x50, 0x1f, 0xa4, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00, 0x00, 0x00, 0x50, 0x02, 0xff, 0xff, 0xfe,
+        0x1c, 0x00, 0x00,
+    ];
+
+    /// Worked out by hand.
+    ///
+    /// IPv4's words from its flags on: 4000 + 8006 + ea99 + 7f00 + 0001 + 7f00 + 0001 = 2a8a1.
+    /// TCP's words: c350 + 1fa4 + 0001 + 5002 + ffff + fe1c = 33112.
+    /// Together 5d9b3, d9b8 with the carries. The complement is 2647, port 9799.
+    #[test]
+    fn a_syn_to_port_8100_has_port_9799_on_the_wire() {
+        let frame = [&ETHERNET[..], &IPV4, &TCP].concat();
+        assert_eq!(garbled_port(sum(&frame[ETHERNET.len() + IPV4.len() - EARLY..])), 9799);
+        // Without 8100, 5d9b3 is 5ba0f: ba14 with the carries.
+        assert_eq!(recovered_port(9799, 0xba14), 8100);
     }
 
     #[test]

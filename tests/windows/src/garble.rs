@@ -4,6 +4,8 @@
 //! and TCP's own checksum keeps the pseudo header's sum (WSL#41137; the analysis of the thread). SYN, SYN+ACK and RST
 //! were seen hit (WSL#41137, WSL#40343, WSL#10855), also on connections of Linux to itself (WSL#41102).
 //!
+//! In the lab a reset keeps a complete checksum instead: its kernel leaves none to the NIC (`ip_send_unicast_reply()`).
+//!
 //! The state checks see the true port: Windows garbles a packet after it has decided about it. The guest's answer comes
 //! from the garbled port and so belongs to no flow that Windows knows.
 //!
