@@ -1,4 +1,4 @@
-//! Windows accepts replies only of flows that it knows: what happens to established flows means something.
+//! Windows accepts replies only of flows that it knows (the model's). Where their packets go, the ports decide.
 
 use std::time::Duration;
 
@@ -28,6 +28,17 @@ fn replies_of_a_forgotten_flow_are_dropped() {
         assert!(lab.dropped(Dropped::UnknownFlow).unwrap() > before, "{}", namespace.name());
         assert!(tcp_echo(&lab, true, 8100).is_ok(), "new flows are as before");
     }
+}
+
+/// Windows' own sockets get what its client sends to a port that is Windows' again.
+#[test]
+fn a_connection_is_reset_once_windows_has_forgotten_its_port() {
+    let lab = Lab::builder().build().unwrap();
+    let _server = servers::tcp_echo(lab.guest(), loopback(8100)).unwrap();
+    let mut stream = tcp::Client::new(lab.windows(), loopback(8100)).connect().unwrap();
+    assert_eq!(tcp::exchange(&mut stream, HELLO), Ok(HELLO.to_vec()));
+    lab.forget_binds_and_flows().unwrap();
+    assert_eq!(tcp::exchange(&mut stream, HELLO), Err(tcp::Failure::Reset));
 }
 
 /// Docker without docker-proxy: the SYN reaches the container by the bridge, the answer comes by Windows (moby#53553).

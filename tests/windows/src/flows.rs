@@ -1,7 +1,13 @@
 //! The flows that Windows knows.
 //!
-//! Windows translates a flow at its beginning, and a packet of no flow means nothing to it. A flow stays known when its
-//! port is released.
+//! The model's: Windows translates a flow at its beginning, and drops what the guest sends in no flow. A flow stays
+//! known when its port is released.
+//!
+//! A flow does not say where its packets go: each goes to the owner of its destination port ([`crate::ports`]). If
+//! Windows has released that port, its own sockets get the packets of the flow, and reset it.
+//!
+//! UDP has next to no state. Each datagram to the guest begins a flow, and so does one from a port of the guest's.
+//! A datagram is of no flow only if the guest has lost its source port, and Windows the flow.
 
 use wsl_mirror_windows::{FlowKey, Settings, TCP};
 
@@ -19,9 +25,9 @@ pub fn begin_from_windows(packet: &Packet) {
 
 /// Whether Windows accepts a packet of the guest's: the beginning of a flow, or one of a known flow.
 ///
-/// A datagram begins a flow if its source port is the guest's. Every SYN does, and a SYN+ACK to a port of the guest's:
-/// Linux' connection to Docker without docker-proxy succeeds before Linux 6.7, although Windows never sees its SYN
-/// (moby#53553).
+/// A datagram begins a flow if its source port is bound or leased. Every SYN does, and a SYN+ACK to a port of the
+/// guest's: Linux' connection to Docker without docker-proxy succeeds before Linux 6.7, although Windows never sees its
+/// SYN (moby#53553).
 #[inline(always)]
 pub fn accepts_from_guest(settings: &Settings, packet: &Packet, owner: Owner) -> bool {
     let begins = if packet.protocol == TCP {
