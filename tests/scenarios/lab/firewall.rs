@@ -1,4 +1,4 @@
-//! The Hyper-V firewall drops what goes to the guest, without a word.
+//! The Hyper-V firewall drops without a word. Which packets it sees here is the model's.
 
 use wsl_mirror_lab::{Dropped, Lab, Transport, checks::HELLO, loopback, servers, tcp, udp};
 

@@ -1,4 +1,4 @@
-//! For a moment after a port was released, Windows accepts connections to it.
+//! For a moment after a port was released, Windows accepts connections to it (the model's).
 
 use std::{
     thread,

@@ -1,6 +1,8 @@
 //! The network of the Windows stand-in: its NICs, addresses and routes.
 //!
-//! All that Windows sends to 127.0.0.1 or to the address that it shares with the guest leaves by a NIC: there the
+//! All of it is the model's; what the guest sees of it was read or reported (`mirrored-mode.md`).
+//!
+//! What Windows sends to 127.0.0.1, or to the address that it shares with the guest, leaves by a NIC. There the
 //! programs of [`crate::windows`] decide whether it is for the guest.
 
 use std::fmt::Write as _;
@@ -15,6 +17,7 @@ const GUEST_NEIGHBOUR: &str = "169.254.1.1";
 impl Lab {
     pub(super) fn set_up_windows(&self) -> Result<()> {
         self.windows.set_sysctls([
+            // Windows' dynamic range is from 49152 on by default (`mirrored-mode.md`).
             ("net/ipv4/ip_local_port_range", "49152 65535"),
             ("net/ipv4/conf/all/rp_filter", "0"),
             ("net/ipv4/conf/default/rp_filter", "0"),

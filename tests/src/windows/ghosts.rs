@@ -1,6 +1,6 @@
 //! Ghosts: for a moment after a port was released, Windows accepts connections to it itself.
 //!
-//! Reported of the real one; how long it lasts here ([`LIFE`]) is the model's.
+//! That they do, and for how long ([`LIFE`]), is the model's.
 
 use std::{
     net::{Ipv4Addr, TcpListener},

@@ -64,15 +64,15 @@ pub mod rule {
     pub const NEVER_SENT: u32 = 1;
     /// The guest's tracker does not report binds of the port: Windows does not know of them.
     pub const NOT_REPORTED: u32 = 1 << 1;
-    /// Windows sends what comes for the port to the guest, bound or not.
+    /// Windows sends what comes for the port to the guest, bound or not. The model's, for tests.
     pub const ALWAYS_SENT: u32 = 1 << 2;
-    /// What comes for the port goes to both.
+    /// What comes for the port goes to both. That each gets a copy is the model's.
     pub const SHARED: u32 = 1 << 3;
     /// A program on Windows has the port: Windows refuses the guest's binds.
     pub const TAKEN: u32 = 1 << 4;
-    /// The Hyper-V firewall drops what goes to the guest on the port.
+    /// The Hyper-V firewall drops what goes to the guest on the port, from the guest itself too (the model's).
     pub const BLOCKED: u32 = 1 << 5;
-    /// The Hyper-V firewall drops what the guest sends to the port.
+    /// The Hyper-V firewall drops what the guest sends to the port, to itself too (the model's).
     pub const BLOCKED_OUT: u32 = 1 << 6;
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Windows never sends TCP 135, 1900, 2869, 3702, 5004, 5357, 5358 and UDP 68 to Linux, nor port 53 and `ignoredPorts`;
 //! UDP 5353 and 5355 are shared (WSL 2.7.1 to 2.9.4, read). The lab writes these into `RULES`.
+//!
+//! A bind opens a port, and the leased block is the guest's (`mirrored-mode.md`). That Windows looks for the owner of
+//! each packet, not of each flow, is the model's. So is the order of the rules below.
 
 use wsl_mirror_windows::{Settings, port_key, rule};
 
@@ -17,10 +20,12 @@ pub enum Owner {
     Guest = 1,
     /// Windows' sockets and the guest.
     Both = 2,
-    /// Nobody: a Linux program has bound the port, and Windows sends the port to no Linux program (WSL#41135: bind and
-    /// listen succeed, connections from Linux never complete).
+    /// Nobody: a Linux program has bound the port, and Windows sends the port to no Linux program.
+    ///
+    /// Seen of 5004: Windows does not reach it (WSL#12891). Connections from Linux never complete, although bind and
+    /// listen succeed (WSL#41135).
     Nobody = 3,
-    /// The Hyper-V firewall.
+    /// The Hyper-V firewall drops it, from Windows and from the guest alike (the model's).
     Firewall = 4,
 }
 
