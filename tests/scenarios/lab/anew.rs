@@ -66,7 +66,7 @@ fn a_port_bound_before_is_windows_own_until_it_is_bound_again() {
 }
 
 #[test]
-fn dockers_published_port_is_forgotten_until_the_container_restarts() {
+fn a_published_port_is_forgotten_until_its_container_restarts() {
     let lab = Lab::builder().build().unwrap();
     let docker = Docker::start(&lab, &DockerOptions::default()).unwrap();
     let web =
