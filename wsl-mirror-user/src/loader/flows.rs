@@ -41,9 +41,10 @@ impl Flows {
         if replies.is_empty() {
             return Ok(());
         }
+        let mut conversation = Conversation::begin(NETLINK_SOCK_DIAG)?;
         for connection in sockets::connections()? {
             if tuple(&connection).is_some_and(|tuple| replies.contains(&tuple)) {
-                match destroy(&connection) {
+                match destroy(&mut conversation, &connection) {
                     // The socket has gone meanwhile.
                     Err(error) if errno(&error) == Some(Errno::NOENT) => {}
                     Err(error) if errno(&error) == Some(Errno::OPNOTSUPP) => {
@@ -74,8 +75,7 @@ impl Flows {
 /// Ends a connection with a reset, and with ECONNABORTED for the process that has it.
 ///
 /// The request names the socket's cookie: by addresses alone the kernel takes the listener if the connection is gone.
-fn destroy(connection: &Connection) -> Result<()> {
-    let mut conversation = Conversation::begin(NETLINK_SOCK_DIAG)?;
+fn destroy(conversation: &mut Conversation, connection: &Connection) -> Result<()> {
     conversation.ask(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &connection.request(), |_| Ok(()))
 }
 

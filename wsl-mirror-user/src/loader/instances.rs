@@ -97,7 +97,7 @@ impl Instance {
     }
 }
 
-/// A program of ours in the kernel, whoever loaded it.
+/// A program of ours in the kernel. Any distribution may have loaded it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Loaded {
     id: u32,
