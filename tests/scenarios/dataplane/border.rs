@@ -2,7 +2,7 @@
 
 use std::{
     io::Write as _,
-    net::{Ipv4Addr, TcpListener, UdpSocket},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -51,15 +51,22 @@ fn a_packet_from_the_alias_that_is_no_reply_is_dropped() {
     assert_eq!(windows_gets_them(&lab, 45_002), [true; 2], "after unload");
 }
 
-/// The addresses of a live flow are no pass: the answer has to be the listener's.
-#[test]
-fn a_packet_with_a_live_flows_addresses_is_dropped_too() {
+/// A carried connection from Windows' port 40000, in use: its two ends.
+#[track_caller]
+fn live_flow() -> (Lab, TcpStream, TcpStream) {
     let lab = Lab::builder().build().or_panic();
     load_with(&lab, STEER);
     let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100))).or_panic();
     let mut client = windows(&lab, 8100).from_port(40_000).connect().or_panic();
     let (mut server, _) = accept(&listener).or_panic();
     talk(&mut client, &mut server).or_panic();
+    (lab, client, server)
+}
+
+/// The addresses of a live flow are no pass: the answer has to be the listener's.
+#[test]
+fn a_packet_with_a_live_flows_addresses_is_dropped_too() {
+    let (lab, mut client, mut server) = live_flow();
     let watch = Watch::start(&lab);
     let forger = lab.guest().enter(|| UdpSocket::bind((ALIAS, 8100))).or_panic();
     forger.send_to(HELLO, loopback(40_000)).or_panic();
@@ -73,12 +80,7 @@ fn a_packet_with_a_live_flows_addresses_is_dropped_too() {
 /// A reply that conntrack does not know any more: its entry is gone, and the server speaks first.
 #[test]
 fn a_reply_without_an_entry_leaves_as_itself() {
-    let lab = Lab::builder().build().or_panic();
-    load_with(&lab, STEER);
-    let listener = lab.guest().enter(|| TcpListener::bind(loopback(8100))).or_panic();
-    let mut client = windows(&lab, 8100).from_port(40_000).connect().or_panic();
-    let (mut server, _) = accept(&listener).or_panic();
-    talk(&mut client, &mut server).or_panic();
+    let (lab, mut client, mut server) = live_flow();
     let watch = Watch::start(&lab);
     nat::conntrack_flush(lab.guest()).or_panic();
     server.write_all(HELLO).or_panic();

@@ -15,7 +15,9 @@ use wsl_mirror_lab::{
     servers, tcp, udp,
 };
 
-use crate::world::{assert_answers, assert_answers_udp, counted, services_without_proxy, syn};
+use crate::world::{
+    assert_answers, assert_answers_udp, counted, publish_by_masquerade, services_without_proxy, syn,
+};
 
 const PAUSE: Duration = Duration::from_millis(5);
 /// Until delayed acknowledgements are through too. A flush breaks an engine's TCP flow, with us or without,
@@ -32,21 +34,7 @@ fn an_engine_without_a_host_socket_keeps_its_own_path() {
         .run(Container::new("pod").serve(Service::TcpEcho { port: 7 }).serve(Service::UdpEcho { port: 7 }))
         .or_panic();
     let address = container.address;
-    lab.guest().set_sysctls([("net/ipv4/conf/docker0/route_localnet", "1")]).or_panic();
-    lab.guest()
-        .run("iptables", ["-w", "5", "-I", "FORWARD", "-d", &address.to_string(), "-j", "ACCEPT"])
-        .or_panic();
-    nft(
-        &lab,
-        &format!(
-            "add table ip portmap; \
-             add chain ip portmap pre {{ type nat hook prerouting priority dstnat; }}; \
-             add chain ip portmap post {{ type nat hook postrouting priority srcnat; }}; \
-             add rule ip portmap pre fib daddr type local tcp dport 8300 dnat to {address}:7; \
-             add rule ip portmap pre fib daddr type local udp dport 8300 dnat to {address}:7; \
-             add rule ip portmap post ip saddr 127.0.0.1 ip daddr {address} masquerade"
-        ),
-    );
+    publish_by_masquerade(&lab, address);
     let new_flows_work = || {
         assert_answers(&lab, 8300);
         assert_answers_udp(&lab, 8300);

@@ -8,14 +8,15 @@ use std::{
 
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab, Namespace, Service,
-    checks::{HELLO, OrPanic as _, STEER, load_with, nft, wait_until, windows, windows_udp},
+    checks::{HELLO, OrPanic as _, STEER, load_with, wait_until, windows, windows_udp},
     loopback, nat,
     raw::{RawSocket, frame_from_windows},
     servers, tcp, udp,
 };
 
 use crate::world::{
-    accept, caught, engine_rule, ipv4, on_alias, read_to_the_end, reset, syn, talk, udp_datagram,
+    accept, caught, engine_rule, ipv4, on_alias, publish_by_masquerade, read_to_the_end, reset, syn, talk,
+    udp_datagram,
 };
 
 /// A service on the machine, and a container whose port an engine without a host socket publishes: it masquerades what
@@ -26,19 +27,7 @@ fn podman_like() -> (Lab, Docker, [servers::Server; 2]) {
     let docker = Docker::start(&lab, &DockerOptions::default()).or_panic();
     let pod = Container::new("pod").serve(Service::TcpEcho { port: 7 }).serve(Service::UdpEcho { port: 7 });
     let address = docker.run(pod).or_panic().address;
-    lab.guest().set_sysctls([("net/ipv4/conf/docker0/route_localnet", "1")]).or_panic();
-    lab.guest()
-        .run("iptables", ["-w", "5", "-I", "FORWARD", "-d", &address.to_string(), "-j", "ACCEPT"])
-        .or_panic();
-    let ruleset = format!(
-        "add table ip portmap; \
-         add chain ip portmap pre {{ type nat hook prerouting priority dstnat; }}; \
-         add chain ip portmap post {{ type nat hook postrouting priority srcnat; }}; \
-         add rule ip portmap pre fib daddr type local tcp dport 8300 dnat to {address}:7; \
-         add rule ip portmap pre fib daddr type local udp dport 8300 dnat to {address}:7; \
-         add rule ip portmap post ip saddr 127.0.0.1 ip daddr {address} masquerade"
-    );
-    nft(&lab, &ruleset);
+    publish_by_masquerade(&lab, address);
     let servers = [
         servers::tcp_echo(lab.guest(), loopback(8101)).or_panic(),
         servers::udp_echo(lab.guest(), loopback(8101)).or_panic(),

@@ -312,6 +312,25 @@ pub fn upload(client: &tcp::Client, bytes: u64, halfway: impl FnOnce()) -> Resul
     Ok(())
 }
 
+/// Publishes port 8300 of a container's port 7, TCP and UDP, as CNI's portmap does: a DNAT, and a masquerade for what
+/// comes from 127.0.0.1.
+#[track_caller]
+pub fn publish_by_masquerade(lab: &Lab, address: Ipv4Addr) {
+    lab.guest().set_sysctls([("net/ipv4/conf/docker0/route_localnet", "1")]).or_panic();
+    lab.guest()
+        .run("iptables", ["-w", "5", "-I", "FORWARD", "-d", &address.to_string(), "-j", "ACCEPT"])
+        .or_panic();
+    let ruleset = format!(
+        "add table ip portmap; \
+         add chain ip portmap pre {{ type nat hook prerouting priority dstnat; }}; \
+         add chain ip portmap post {{ type nat hook postrouting priority srcnat; }}; \
+         add rule ip portmap pre fib daddr type local tcp dport 8300 dnat to {address}:7; \
+         add rule ip portmap pre fib daddr type local udp dport 8300 dnat to {address}:7; \
+         add rule ip portmap post ip saddr 127.0.0.1 ip daddr {address} masquerade"
+    );
+    nft(lab, &ruleset);
+}
+
 /// `bpftool` in the guest.
 #[track_caller]
 pub fn bpftool(lab: &Lab, arguments: &str) -> String {
