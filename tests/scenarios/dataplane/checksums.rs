@@ -105,7 +105,7 @@ fn assert_none_was_wrong(lab: &Lab) {
 }
 
 #[test]
-fn checksums_are_right_whoever_computes_them() {
+fn checksums_are_right_by_software_and_by_hardware() {
     for (by, sum) in [(By::Software, Sum::Full), (By::Hardware, Sum::PseudoHeader)] {
         let checked = Checked::new(by);
         let _servers = [

@@ -96,7 +96,7 @@ impl RawSocket {
 
     /// The next frame, or none within `limit`.
     pub fn receive(&self, limit: Duration) -> Result<Option<Frame>> {
-        // The kernel waits for a tick of its clock at least: whoever does not wait says so.
+        // A timeout lasts at least one tick of the kernel's clock. A limit of zero needs MSG_DONTWAIT.
         let flags = if limit.is_zero() {
             libc::MSG_DONTWAIT
         } else {

@@ -60,7 +60,7 @@ pub struct Bound {
 
 /// Bits of a value of the map `RULES`: what holds for one port.
 pub mod rule {
-    /// Windows keeps what comes for the port to itself, whoever binds it in Linux.
+    /// Windows keeps what comes for the port to itself, even if a Linux program binds it.
     pub const NEVER_SENT: u32 = 1;
     /// The guest's tracker does not report binds of the port: Windows does not know of them.
     pub const NOT_REPORTED: u32 = 1 << 1;
