@@ -6,6 +6,7 @@
 use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
 
+use crate::events;
 use crate::tags::{self, ALLOW, IfMissing};
 
 /// An IPv4 socket was bound.
@@ -25,5 +26,6 @@ fn bound(ctx: &SockContext) -> i32 {
     let Some(mut owner) = tags::current_process() else { return ALLOW };
     // SAFETY: the context stands for the socket that was bound.
     unsafe { tags::write(ctx.sock.cast(), &mut owner, IfMissing::Create) };
+    events::tell(ctx);
     ALLOW
 }

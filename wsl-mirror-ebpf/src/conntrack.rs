@@ -4,17 +4,19 @@
 
 use core::mem::transmute;
 
-use aya_ebpf::bindings::bpf_sock_tuple;
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, bpf_sock_tuple};
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use wsl_mirror_core::abi::{Protocol, Reason, Settings};
+use wsl_mirror_core::abi::{DirectFlow, DirectFlowKey, Protocol, Reason, Settings};
 use wsl_mirror_core::egress::{Outgoing, Standing};
 use wsl_mirror_core::kfuncs::{Field, Kfunc};
-use wsl_mirror_core::packet::{Bytes as _, Frame as _, LOCALHOST, Packet};
-use wsl_mirror_core::verdict::status::{DST_NAT, SEEN_REPLY};
-use wsl_mirror_core::verdict::{Conntrack, Destination, Entry};
+use wsl_mirror_core::packet::{Bytes as _, Frame as _, Packet};
+use wsl_mirror_core::verdict::status::DST_NAT;
+use wsl_mirror_core::verdict::{Conntrack, End, Entry, TupleKind};
 
-use crate::instructions::{load_u8, load_u32, load_u64, number};
+use crate::flow;
+use crate::instructions::{load_u8, load_u16, load_u32, load_u64, number};
+use crate::maps::DIRECT_FLOWS;
 use crate::skb::Skb;
 use crate::tuple::Tuple;
 
@@ -22,6 +24,8 @@ use crate::tuple::Tuple;
 /// machine, short enough that dropped packets leave no litter in the table.
 const NEW_ENTRY_MS: u32 = 5_000;
 
+/// `NF_NAT_MANIP_SRC`.
+const MANIP_SRC: u32 = 0;
 /// `NF_NAT_MANIP_DST`.
 const MANIP_DST: u32 = 1;
 const ENOENT: i32 = 2;
@@ -72,9 +76,9 @@ unsafe fn ct_alloc(skb: &Skb, tuple: &mut Tuple, options: &mut Options) -> *mut 
 }
 
 #[inline(always)]
-unsafe fn ct_set_nat_info(entry: *mut NfConnInit, address: &mut [u8; 16], port: u16, manip: u32) -> i32 {
+unsafe fn ct_set_nat_info(entry: *mut NfConnInit, address: &mut [u32; 4], port: u16, manip: u32) -> i32 {
     // SAFETY: as above.
-    let call: unsafe extern "C" fn(*mut NfConnInit, *mut [u8; 16], i32, u32) -> i32 =
+    let call: unsafe extern "C" fn(*mut NfConnInit, *mut [u32; 4], i32, u32) -> i32 =
         unsafe { transmute(Kfunc::SetNatInfo.placeholder() as usize) };
     // SAFETY: `union nf_inet_addr` is 16 bytes long.
     unsafe { call(entry, address, i32::from(port), manip) }
@@ -115,62 +119,60 @@ unsafe fn ct_release(entry: *mut NfConn) {
     unsafe { call(entry) }
 }
 
-// An answer about an entry is one number, since a function of the program returns one register. The lower half is the
-// entry's status.
-const FOUND: u64 = 1 << 32;
-const FAILED: u64 = 1 << 33;
-const IS_REPLY: u64 = 1 << 34;
-const TCP_STATE: u32 = 40;
-
-/// The entry's status, as the verdict reads it. The entry is held.
-///
-/// Two entries are not what their status says:
-/// - An entry on the alias that leads to another address than 127.0.0.1 is an engine's. It counts as one that translates
-///   nothing: a neighbour makes it by a packet to a published port of the alias, and it must neither carry a flow nor let
-///   replies past the border.
-/// - An entry of a packet's own tuple that leads to this machine counts as answered: a program to which a user's rule
-///   redirects a port need not answer at all.
-#[inline(always)]
-fn status(entry: *const NfConn, destination: u32) -> u32 {
-    // SAFETY: the entry is held.
-    let status = unsafe { load_u64::<{ Field::Status.placeholder() }, _>(entry) } as u32;
-    if status & DST_NAT == 0 {
-        return status;
-    }
-    // SAFETY: the entry is held.
-    let target = unsafe { load_u32::<{ Field::ReplySource.placeholder() }, _>(entry) };
-    let localhost = u32::from_ne_bytes(LOCALHOST);
-    if destination == localhost {
-        if target.to_ne_bytes()[0] == LOCALHOST[0] { status | SEEN_REPLY } else { status }
-    } else if target == localhost {
-        status
-    } else {
-        status & !DST_NAT
-    }
-}
+// An answer about an entry is one number, since a function of the program returns one register. The lowest 8 bits are
+// the entry's status, the upper half is the address from which replies come, below it the port.
+const STATUS: u64 = 0xff;
+const FOUND: u64 = 1 << 8;
+const FAILED: u64 = 1 << 9;
+const IS_REPLY: u64 = 1 << 10;
+/// Four bits: the largest is 9 (`TCP_CONNTRACK_SYN_SENT2`).
+const TCP_STATE: u32 = 12;
+const REPLY_PORT: u32 = 16;
+const REPLY_SOURCE: u32 = 32;
 
 /// Reads the fields that the verdict needs. The entry is held.
 #[inline(always)]
-fn read(entry: *const NfConn, packet: &Packet, options: &Options, destination: u32) -> u64 {
-    let status = status(entry, destination);
-    let tcp_state = match packet.protocol {
+fn read(entry: *const NfConn, protocol: Protocol, options: &Options) -> u64 {
+    // SAFETY: the entry is held.
+    let status = unsafe { load_u64::<{ Field::Status.placeholder() }, _>(entry) } & STATUS;
+    // SAFETY: the entry is held.
+    let reply_source = unsafe { load_u32::<{ Field::ReplySource.placeholder() }, _>(entry) };
+    // SAFETY: the entry is held.
+    let reply_port = u16::from_be(unsafe { load_u16::<{ Field::ReplySourcePort.placeholder() }, _>(entry) });
+    let tcp_state = match protocol {
         // SAFETY: the entry is held.
         Protocol::Tcp => unsafe { load_u8::<{ Field::TcpState.placeholder() }, _>(entry) },
         Protocol::Udp => 0,
     };
     let is_reply = if options.direction != 0 { IS_REPLY } else { 0 };
-    FOUND | u64::from(status) | is_reply | u64::from(tcp_state) << TCP_STATE
+    let replies = u64::from(reply_port) << REPLY_PORT | u64::from(reply_source) << REPLY_SOURCE;
+    FOUND | status | is_reply | (u64::from(tcp_state) & 0xf) << TCP_STATE | replies
 }
 
 #[inline(always)]
 const fn entry(answer: u64) -> Entry {
-    Entry { is_reply: answer & IS_REPLY != 0, status: answer as u32, tcp_state: (answer >> TCP_STATE) as u8 }
+    Entry {
+        is_reply: answer & IS_REPLY != 0,
+        status: (answer & STATUS) as u32,
+        tcp_state: (answer >> TCP_STATE) as u8 & 0xf,
+        reply_port: (answer >> REPLY_PORT) as u16,
+        reply_source: ((answer >> REPLY_SOURCE) as u32).to_ne_bytes(),
+    }
 }
 
-/// Finds the entry of the packet's tuple with this destination.
+/// The addresses of a flow's tuple; the ports are its packets'.
+#[derive(Clone, Copy)]
+pub struct Addresses {
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+}
+
+/// Finds the entry of the packet's ports between these addresses.
 #[inline(always)]
-pub fn find(skb: &Skb, packet: &Packet, destination: [u8; 4]) -> Conntrack {
-    let answer = lookup(skb, packet, u32::from_ne_bytes(destination));
+pub fn find(skb: &Skb, packet: &Packet, addresses: Addresses) -> Conntrack {
+    let Addresses { source, destination } = addresses;
+    let (source, destination) = (u32::from_ne_bytes(source), u32::from_ne_bytes(destination));
+    let answer = wsl_mirror_find(skb.raw(), flow::pack(packet), source, destination);
     if answer & FOUND != 0 {
         Conntrack::Found(entry(answer))
     } else if answer & FAILED != 0 {
@@ -180,42 +182,75 @@ pub fn find(skb: &Skb, packet: &Packet, destination: [u8; 4]) -> Conntrack {
     }
 }
 
-/// A function in the program too: several places call it.
+/// A function in the program too, and a global one: the verifier follows it once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn lookup(skb: &Skb, packet: &Packet, destination: u32) -> u64 {
+extern "C" fn wsl_mirror_find(context: *mut __sk_buff, flow: u64, source: u32, destination: u32) -> u64 {
+    let (skb, packet) = (&Skb::of(context), &flow::unpack(flow, source));
     let mut options = Options::of(packet);
-    let mut tuple = Tuple::to(packet, destination.to_ne_bytes());
+    let mut tuple = Tuple::between(packet, source.to_ne_bytes(), destination.to_ne_bytes());
     // SAFETY: the tuple and the options outlive the call.
     let entry = unsafe { ct_lookup(skb, &mut tuple, &mut options) };
     if entry.is_null() {
         return if options.error == -ENOENT { 0 } else { FAILED };
     }
-    let answer = read(entry, packet, &options, destination);
+    let answer = read(entry, packet.protocol, &options);
     // SAFETY: the entry is held, and not used again.
     unsafe { ct_release(entry) };
     answer
 }
 
-/// Removes the entry of the packet's tuple with this destination, unless another CPU has put a new one in its place by
+/// Removes the entry of the packet's ports between these addresses, unless another CPU has put a new one in its place by
 /// now: a lifetime of 0 expires the entry, and the next lookup collects expired ones (`nf_ct_gc_expired` in
 /// `____nf_conntrack_find`).
 #[inline(always)]
-pub fn expire(skb: &Skb, packet: &Packet, address: [u8; 4], destination: Destination) -> Result<(), ()> {
-    let is_alias = u32::from(matches!(destination, Destination::Alias));
-    if expire_entry(skb, packet, u32::from_ne_bytes(address), is_alias) == 0 { Ok(()) } else { Err(()) }
+pub fn expire(
+    skb: &Skb,
+    packet: &Packet,
+    addresses: Addresses,
+    kind: TupleKind,
+    target: End,
+) -> Result<(), ()> {
+    let target = u64::from(target.port) << 32 | u64::from(u32::from_ne_bytes(target.address));
+    let kind = (kind as u64) << 48 | target;
+    let Addresses { source, destination } = addresses;
+    let (source, destination) = (u32::from_ne_bytes(source), u32::from_ne_bytes(destination));
+    match wsl_mirror_expire(skb.raw(), flow::pack(packet), source, destination, kind) {
+        0 => Ok(()),
+        _ => Err(()),
+    }
 }
 
+/// The kind of the tuple is in the upper 16 bits of `kind`, the target's port and address are below.
+///
+/// Global, as [`wsl_mirror_find`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn expire_entry(skb: &Skb, packet: &Packet, address: u32, is_alias: u32) -> u64 {
-    let destination = if is_alias != 0 { Destination::Alias } else { Destination::Own };
+extern "C" fn wsl_mirror_expire(
+    context: *mut __sk_buff,
+    flow: u64,
+    source: u32,
+    destination: u32,
+    kind: u64,
+) -> u64 {
+    let (skb, packet) = (&Skb::of(context), &flow::unpack(flow, source));
+    const STEERED: u64 = TupleKind::Steered as u64;
+    const DIRECT: u64 = TupleKind::Direct as u64;
+    let target = End { address: (kind as u32).to_ne_bytes(), port: (kind >> 32) as u16 };
+    let kind = match kind >> 48 {
+        STEERED => TupleKind::Steered,
+        DIRECT => TupleKind::Direct,
+        _ => TupleKind::Own,
+    };
     let mut options = Options::of(packet);
-    let mut tuple = Tuple::to(packet, address.to_ne_bytes());
+    let mut tuple = Tuple::between(packet, source.to_ne_bytes(), destination.to_ne_bytes());
     // SAFETY: the tuple and the options outlive the call.
     let found = unsafe { ct_lookup(skb, &mut tuple, &mut options) };
     if found.is_null() {
         return 0;
     }
-    let changed = if entry(read(found, packet, &options, address)).is_expirable(packet.role, destination) {
+    let found_entry = entry(read(found, packet.protocol, &options));
+    let changed = if found_entry.is_expirable(packet.role, kind, target) {
         // SAFETY: not null, and held until the release below.
         unsafe { ct_change_timeout(found, 0) }
     } else {
@@ -236,14 +271,20 @@ fn expire_entry(skb: &Skb, packet: &Packet, address: u32, is_alias: u32) -> u64 
     1
 }
 
-/// Makes an entry of the packet's tuple with this destination, whose destination NAT is already done: to 127.0.0.1 and
-/// the packet's port.
+/// Makes an entry of the packet's ports between these addresses, whose destination NAT is already done: to the flow's
+/// address and port. If the flow has a source, source NAT is done, too.
 ///
 /// nat PREROUTING then skips the rules of every engine (`nf_nat_inet_fn`, `nf_nat_initialized`). With the alias as the
-/// destination the kernel translates the flow's packets to the listener; with 127.0.0.1 nothing changes.
+/// destination the kernel translates the flow's packets; with 127.0.0.1 nothing changes.
 #[inline(always)]
-pub fn create(skb: &Skb, packet: &Packet, destination: [u8; 4]) -> Result<(), Reason> {
-    match create_entry(skb, packet, u32::from_ne_bytes(destination)) {
+pub fn create(skb: &Skb, packet: &Packet, addresses: Addresses, flow: &DirectFlow) -> Result<(), Reason> {
+    let Addresses { source, destination } = addresses;
+    let pair = |low: [u8; 4], high: [u8; 4]| {
+        u64::from(u32::from_ne_bytes(low)) | u64::from(u32::from_ne_bytes(high)) << 32
+    };
+    let ports = u64::from(flow.port) | u64::from(flow.source_port) << 16;
+    let (tuple, ends) = (pair(source, destination), pair(flow.address, flow.source));
+    match wsl_mirror_create(skb.raw(), flow::pack(packet), tuple, ends, ports) {
         0 => Ok(()),
         1 => Err(Reason::AllocFailed),
         2 => Err(Reason::InsertFailed),
@@ -251,21 +292,44 @@ pub fn create(skb: &Skb, packet: &Packet, destination: [u8; 4]) -> Result<(), Re
     }
 }
 
+/// Of `tuple` the source is in the lower half; of `ends` the address to which the flow is translated, of `ports` its port.
+///
+/// Global, as [`wsl_mirror_find`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn create_entry(skb: &Skb, packet: &Packet, destination: u32) -> u64 {
+extern "C" fn wsl_mirror_create(
+    context: *mut __sk_buff,
+    flow: u64,
+    tuple: u64,
+    ends: u64,
+    ports: u64,
+) -> u64 {
+    let (source, destination) = (tuple as u32, (tuple >> 32) as u32);
+    let (skb, packet) = (&Skb::of(context), &flow::unpack(flow, source));
+    let flow = DirectFlow {
+        address: (ends as u32).to_ne_bytes(),
+        source: ((ends >> 32) as u32).to_ne_bytes(),
+        port: ports as u16,
+        source_port: (ports >> 16) as u16,
+    };
     let mut options = Options::of(packet);
-    let mut tuple = Tuple::to(packet, destination.to_ne_bytes());
+    let mut tuple = Tuple::between(packet, source.to_ne_bytes(), destination.to_ne_bytes());
     // SAFETY: the tuple and the options outlive the call.
     let entry = unsafe { ct_alloc(skb, &mut tuple, &mut options) };
     if entry.is_null() {
         return 1;
     }
-    let mut address = [0u8; 16];
-    address[0] = 127;
-    address[3] = 1;
+    let has_source = u32::from_ne_bytes(flow.source) != 0;
+    let mut address = [u32::from_ne_bytes(flow.address), 0, 0, 0];
     // The real port: with 0 the kernel may choose another one.
     // SAFETY: the entry is not null and in no table yet.
-    let translated = unsafe { ct_set_nat_info(entry, &mut address, packet.server_port, MANIP_DST) };
+    let mut translated = unsafe { ct_set_nat_info(entry, &mut address, flow.port, MANIP_DST) };
+    if has_source {
+        address[0] = u32::from_ne_bytes(flow.source);
+        // With port 0 the kernel keeps the client's port if it is free for this container.
+        // SAFETY: as above.
+        translated |= unsafe { ct_set_nat_info(entry, &mut address, flow.source_port, MANIP_SRC) };
+    }
     // SAFETY: as above.
     unsafe { ct_set_timeout(entry, NEW_ENTRY_MS) };
     // Even if the translation failed: `bpf_ct_insert_entry` is the only way to release an entry of this kind.
@@ -274,9 +338,34 @@ fn create_entry(skb: &Skb, packet: &Packet, destination: u32) -> u64 {
     if entry.is_null() {
         return 2;
     }
+    if has_source && matches!(packet.protocol, Protocol::Tcp) {
+        // SAFETY: the entry is held.
+        let port = u16::from_be(unsafe { load_u16::<{ Field::ReplyPort.placeholder() }, _>(entry) });
+        remember(packet, DirectFlow { source_port: port, ..flow });
+    }
     // SAFETY: not null, held, and not used again.
     unsafe { ct_release(entry) };
     if translated == 0 { 0 } else { 3 }
+}
+
+/// Notes the translation of a direct TCP flow.
+#[inline(always)]
+fn remember(packet: &Packet, flow: DirectFlow) {
+    // An LRU map has room. If the insertion fails all the same, the flow ends with its conntrack entry.
+    let _ = DIRECT_FLOWS.insert(flow_key(packet), flow, u64::from(BPF_ANY));
+}
+
+/// The translation of the direct TCP flow to which the packet belonged before conntrack lost its entry.
+#[inline(always)]
+pub fn recall(packet: &Packet) -> Option<DirectFlow> {
+    // SAFETY: the element stays readable until the program ends (RCU). Of a flow that begins meanwhile on the same ports,
+    // it may be half the old and half the new one: its packets reach nobody.
+    DIRECT_FLOWS.get_ptr(flow_key(packet)).map(|flow| unsafe { *flow })
+}
+
+#[inline(always)]
+const fn flow_key(packet: &Packet) -> DirectFlowKey {
+    DirectFlowKey { client_port: packet.client_port, server_port: packet.server_port }
 }
 
 /// `struct sk_buff`.
@@ -297,7 +386,7 @@ const RELATED_REPLY: u64 = 4;
 
 /// What conntrack has noted in an outgoing packet. Later fragments have the note too (`ip_copy_metadata`).
 #[inline(always)]
-pub fn standing(skb: &Skb) -> Standing {
+pub fn standing(skb: &Skb, kind: TupleKind) -> Standing {
     // SAFETY: the loader replaces the placeholder with the kfunc of this signature.
     let call: unsafe extern "C" fn(*mut c_void) -> *const SkBuff =
         unsafe { transmute(Kfunc::KernelContext.placeholder() as usize) };
@@ -310,12 +399,26 @@ pub fn standing(skb: &Skb) -> Standing {
     }
     // Replies that come from the alias belong to an entry with the alias as its destination. Where they really come from
     // tells whether the entry translates it, and to what.
-    let target = (note & !INFO) + number::<{ Field::ReplySource.number_placeholder() }>();
+    let entry = note & !INFO;
+    let source = entry + number::<{ Field::ReplySource.number_placeholder() }>();
     // SAFETY: the packet holds the entry. The helper checks the address itself.
-    match unsafe { bpf_probe_read_kernel(target as *const [u8; 4]) } {
-        Ok(LOCALHOST) => Standing::Reply,
-        _ => Standing::Other,
-    }
+    let Ok(reply_source) = (unsafe { bpf_probe_read_kernel(source as *const [u8; 4]) }) else {
+        return Standing::Other;
+    };
+    let status = match kind {
+        TupleKind::Direct => {
+            let status = entry + number::<{ Field::Status.number_placeholder() }>();
+            // SAFETY: as above.
+            match unsafe { bpf_probe_read_kernel(status as *const u64) } {
+                Ok(status) => status as u32,
+                Err(_) => return Standing::Other,
+            }
+        }
+        // That a reply comes from 127.0.0.1 and leaves with the alias as its source says as much.
+        TupleKind::Steered | TupleKind::Own => DST_NAT,
+    };
+    let entry = Entry { is_reply: false, status, tcp_state: 0, reply_source, reply_port: 0 };
+    if entry.is_ours(kind) { Standing::Reply } else { Standing::Other }
 }
 
 /// Before Linux 6.2: whether the packet's addresses, turned round, are those of a carried flow.
@@ -333,12 +436,12 @@ pub fn standing_by_lookup(skb: &Skb, settings: &Settings, outgoing: Outgoing) ->
     let mut options =
         Options { netns_id: -1, error: 0, protocol: outgoing.protocol as u8, direction: 0, reserved: [0; 2] };
     // SAFETY: the tuple and the options outlive the call.
-    let entry = unsafe { ct_lookup(skb, &mut tuple, &mut options) };
-    if entry.is_null() {
+    let found = unsafe { ct_lookup(skb, &mut tuple, &mut options) };
+    if found.is_null() {
         return Standing::Other;
     }
-    let status = status(entry, u32::from_ne_bytes(settings.alias));
+    let answer = read(found, outgoing.protocol, &options);
     // SAFETY: the entry is held, and not used again.
-    unsafe { ct_release(entry) };
-    if options.direction == 0 && status & DST_NAT != 0 { Standing::Reply } else { Standing::Other }
+    unsafe { ct_release(found) };
+    if entry(answer).carries(outgoing.kind) { Standing::Reply } else { Standing::Other }
 }

@@ -1,7 +1,7 @@
 //! Counters: packets by reason, and flows and packets by port.
 
 use aya_ebpf::bindings::BPF_ANY;
-use wsl_mirror_core::abi::{PortKey, PortStats, Reason, Verdict};
+use wsl_mirror_core::abi::{PortKey, PortPackets, PortStats, Reason, Verdict};
 use wsl_mirror_core::packet::Packet;
 
 use crate::instructions;
@@ -29,19 +29,23 @@ pub fn count(reason: Reason) {
     unsafe { *counter += 1 };
 }
 
-/// Whether a packet of a carried flow to this port was ever counted.
+/// How many packets of carried flows to this port were counted.
 #[inline(always)]
-pub fn was_carried(packet: &Packet) -> bool {
-    // SAFETY: an aligned u64 that lives as long as the map, read in one piece.
-    PORT_PACKETS.get_ptr(port_key(packet).index()).is_some_and(|packets| unsafe { *packets } != 0)
+pub fn carried(packet: &Packet) -> PortPackets {
+    let Some(packets) = PORT_PACKETS.get_ptr(port_key(packet).index()) else { return PortPackets::default() };
+    // SAFETY: two aligned u64 that live as long as the map, each read in one piece.
+    unsafe { *packets }
 }
 
 /// Counts a packet of a carried flow in `PORT_PACKETS`.
 #[inline(always)]
-pub fn count_carried(packet: &Packet) {
+pub fn count_carried(packet: &Packet, verdict: Verdict) {
     let Some(packets) = PORT_PACKETS.get_ptr_mut(port_key(packet).index()) else { return };
+    let way = usize::from(matches!(verdict, Verdict::Direct));
+    // SAFETY: `PortPackets` is two u64, of which the second counts direct packets.
+    let counter = unsafe { packets.cast::<u64>().add(way) };
     // SAFETY: an aligned u64 that lives as long as the map; all CPUs count in it.
-    unsafe { instructions::increment(packets) };
+    unsafe { instructions::increment(counter) };
 }
 
 /// Counts a flow that begins, or a packet that passes, in `PORT_STATS`.
@@ -63,6 +67,7 @@ pub fn count_port(packet: &Packet, reason: Reason) {
 const fn add(stats: &mut PortStats, reason: Reason) {
     match reason.verdict() {
         Verdict::Steer => stats.steered_flows += 1,
+        Verdict::Direct => stats.direct_flows += 1,
         Verdict::Pass | Verdict::Drop => stats.passed_packets += 1,
         Verdict::Failed => stats.failed_packets += 1,
     }

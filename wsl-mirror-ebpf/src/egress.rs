@@ -8,6 +8,7 @@ use aya_ebpf::programs::TcContext;
 use wsl_mirror_core::abi::{Reason, Settings};
 use wsl_mirror_core::egress::{self, Outgoing, Standing};
 use wsl_mirror_core::packet::LOCALHOST;
+use wsl_mirror_core::verdict::TupleKind;
 
 use crate::action::{DROP, NEXT};
 use crate::conntrack;
@@ -23,7 +24,7 @@ const HEADERS: usize = 14 + 20;
 #[classifier]
 pub fn wsl_mirror_eg(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    leave(&skb, |skb, _, _| conntrack::standing(skb))
+    leave(&skb, |skb, _, outgoing| conntrack::standing(skb, outgoing.kind))
 }
 
 /// The same before Linux 6.2, where no program reads `skb->_nfct`: a reply is what a carried flow's addresses fit.
@@ -41,20 +42,20 @@ fn leave(skb: &Skb, standing: impl FnOnce(&Skb, &Settings, Outgoing) -> Standing
     if !skb.is_readable(HEADERS) && !skb.is_linear() && skb.pull(HEADERS).is_err() {
         return NEXT;
     }
-    let Some(outgoing) = egress::parse(skb, settings.alias) else { return NEXT };
-    let reason = match egress::decide(standing(skb, settings, outgoing)) {
-        Reason::Returned => translate(skb, settings, outgoing),
-        reason => reason,
-    };
+    let Some(outgoing) = egress::parse(skb, settings.alias, settings.source_alias) else { return NEXT };
+    let mut reason = egress::decide(standing(skb, settings, outgoing), outgoing.kind);
+    if reason.verdict().is_carried() && translate(skb, settings, outgoing).is_err() {
+        reason = Reason::ReplyFailed;
+    }
     count(reason);
-    if matches!(reason, Reason::Returned) { NEXT } else { DROP }
+    if reason.verdict().is_carried() { NEXT } else { DROP }
 }
 
 #[inline(always)]
-fn translate(skb: &Skb, settings: &Settings, outgoing: Outgoing) -> Reason {
+fn translate(skb: &Skb, settings: &Settings, outgoing: Outgoing) -> Result<(), i32> {
     let checksum = (!outgoing.is_later_fragment).then(|| Checksum::of(outgoing.protocol, outgoing.transport));
-    match rewrite::replace(skb, checksum, Address::Source, settings.alias, LOCALHOST) {
-        Ok(()) => Reason::Returned,
-        Err(_) => Reason::ReplyFailed,
+    if matches!(outgoing.kind, TupleKind::Direct) {
+        rewrite::replace(skb, checksum, Address::Destination, settings.source_alias, LOCALHOST)?;
     }
+    rewrite::replace(skb, checksum, Address::Source, settings.alias, LOCALHOST)
 }

@@ -9,6 +9,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use wsl_mirror_core::abi::Protocol;
 
+use crate::events;
 use crate::tags::{self, ALLOW, IfMissing};
 
 const TCP: u32 = Protocol::Tcp as u32;
@@ -37,9 +38,13 @@ fn queried(ctx: &SockAddrContext) -> i32 {
     let Some(mut owner) = tags::current_process() else { return ALLOW };
     // Processes ask for the addresses of accepted and connecting sockets all the time, and nothing reads a tag there.
     // A serving socket without a tag was bound before the hooks were attached.
-    let if_missing = if serves(socket) { IfMissing::Create } else { IfMissing::Skip };
+    let is_server = serves(socket);
+    let if_missing = if is_server { IfMissing::Create } else { IfMissing::Skip };
     // SAFETY: the socket of the call.
     unsafe { tags::write(socket.cast(), &mut owner, if_missing) };
+    if is_server {
+        events::tell(ctx);
+    }
     ALLOW
 }
 

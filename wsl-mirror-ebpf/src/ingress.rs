@@ -2,19 +2,17 @@
 //!
 //! The program is the first on the hook. It returns `TCX_NEXT`, so that the next program on the hook still runs.
 
-use core::mem;
-
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use wsl_mirror_core::abi::{Carrying, Protocol, Reason, Settings, Verdict};
+use wsl_mirror_core::abi::{Carrying, Reason, Settings, Verdict};
 use wsl_mirror_core::fragments;
-use wsl_mirror_core::packet::{self, LOCALHOST, MAX_HEADERS, Packet, Role};
+use wsl_mirror_core::packet::{self, LOCALHOST, MAX_HEADERS, Packet};
 use wsl_mirror_core::verdict::decide;
 
 use crate::action::NEXT;
 use crate::counters::{count, count_carried, count_port};
-use crate::kernel::Ingress;
+use crate::kernel::{Ingress, hide};
 use crate::maps::settings;
 use crate::rewrite::{self, Address, Checksum};
 use crate::skb::Skb;
@@ -41,26 +39,9 @@ pub fn wsl_mirror(ctx: TcContext) -> i32 {
             NEXT
         }
         Ok(packet) => {
-            let packet = opaque_packet(packet, &skb);
+            let packet = hide(&skb, &packet);
             steer(&mut skb, &packet)
         }
-    }
-}
-
-/// The same packet, its enums hidden from the verifier: else the verifier follows all later code once for each way
-/// through the parser.
-#[inline(always)]
-fn opaque_packet(packet: Packet, skb: &Skb) -> Packet {
-    let known =
-        packet.role as u64 | (packet.protocol as u64) << 8 | u64::from(packet.first_fragment.is_some()) << 16;
-    let same = skb.opaque(known);
-    Packet {
-        // SAFETY: the same number as before.
-        role: unsafe { mem::transmute::<u8, Role>(same as u8) },
-        // SAFETY: as above.
-        protocol: unsafe { mem::transmute::<u8, Protocol>((same >> 8) as u8) },
-        first_fragment: if same >> 16 == 0 { None } else { packet.first_fragment },
-        ..packet
     }
 }
 
@@ -72,7 +53,7 @@ fn later_fragment(skb: &mut Skb) -> i32 {
         return NEXT;
     };
     let mut reason = fragments::later(datagram, &mut Ingress { skb, settings });
-    if matches!(reason, Reason::Fragment) {
+    if reason.verdict().is_carried() {
         reason = carry(skb, settings, None, reason);
     }
     count(reason);
@@ -85,10 +66,14 @@ fn carrying() -> Option<&'static Settings> {
     settings().filter(|settings| matches!(Carrying::from_number(settings.carrying), Carrying::On))
 }
 
-/// Sends the packet to the alias: the reason that it counts.
+/// Sends the packet to the alias, and a direct flow's from the source alias: the reason that it counts.
 #[inline(always)]
 fn carry(skb: &mut Skb, settings: &Settings, checksum: Option<Checksum>, reason: Reason) -> Reason {
-    match rewrite::replace(skb, checksum, Address::Destination, LOCALHOST, settings.alias) {
+    let mut written = rewrite::replace(skb, checksum, Address::Destination, LOCALHOST, settings.alias);
+    if written.is_ok() && matches!(reason.verdict(), Verdict::Direct) {
+        written = rewrite::replace(skb, checksum, Address::Source, LOCALHOST, settings.source_alias);
+    }
+    match written {
         Ok(()) => {
             skb.add_mark(settings.mark);
             reason
@@ -106,17 +91,19 @@ fn steer(skb: &mut Skb, packet: &Packet) -> i32 {
     let decided = decide(packet, &mut Ingress { skb, settings });
     // Hidden from the verifier likewise.
     let Some(mut reason) = Reason::from_number(skb.opaque(decided as u64) as u32) else { return NEXT };
-    if matches!(reason.verdict(), Verdict::Steer) {
+    if reason.verdict().is_carried() {
         let checksum = Checksum::of(packet.protocol, packet.transport);
         reason = carry(skb, settings, Some(checksum), reason);
     }
     fragments::first(packet, reason, &mut Ingress { skb, settings });
     count(reason);
-    if matches!(reason.verdict(), Verdict::Steer) {
-        count_carried(packet);
+    if reason.verdict().is_carried() {
+        count_carried(packet, reason.verdict());
     }
     match reason {
-        Reason::Established | Reason::Reply | Reason::NeverCarried => return NEXT,
+        Reason::Established | Reason::DirectEstablished | Reason::Reply | Reason::NeverCarried => {
+            return NEXT;
+        }
         _ => count_port(packet, reason),
     }
     if !matches!(reason, Reason::NotOurs | Reason::EngineNat) {

@@ -50,6 +50,27 @@ pub unsafe fn load_u32<const OFFSET: u16, T>(base: *const T) -> u32 {
     value as u32
 }
 
+/// Loads the u16 at `base + OFFSET`; likewise.
+///
+/// # Safety
+/// The u16 at the offset that the loader writes is readable.
+#[inline(always)]
+pub unsafe fn load_u16<const OFFSET: u16, T>(base: *const T) -> u16 {
+    let value: u64;
+    // SAFETY: the caller's promise; no memory is written.
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        asm!("{value} = *(u16 *)({base} + {offset})",
+            value = lateout(reg) value, base = in(reg) base, offset = const OFFSET, options(readonly, nostack));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        let _ = base;
+        value = 0;
+    }
+    value as u16
+}
+
 /// Loads the byte at `base + OFFSET`; likewise.
 ///
 /// # Safety

@@ -1,9 +1,10 @@
 //! The programs' maps. [`wsl_mirror_core::abi`] documents their keys and values.
 
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use wsl_mirror_core::abi::{
-    FragmentKey, LAYOUT, Owner, OwnerPolicy, PORTS, PortKey, PortPolicy, PortStats, Settings, Verdicts,
+    CarriedDatagram, DirectFlow, DirectFlowKey, FragmentKey, LAYOUT, Owner, OwnerPolicy, PORTS, PortKey,
+    PortPackets, PortPolicy, PortStats, Settings, Target, Verdicts,
 };
 
 /// `BPF_F_NO_PREALLOC`: the kernel allocates each entry when it is made.
@@ -25,6 +26,14 @@ pub static OWNERS: HashMap<Owner, OwnerPolicy, 1024, NO_PREALLOC> = HashMap::new
 pub static SOCKET_OWNER: SkStorage<Owner> = SkStorage::new();
 
 #[btf_map]
+pub static SOCKET_TARGET: SkStorage<Target> = SkStorage::new();
+
+/// The cookies of sockets that were bound or handed on, for the agent. Without an agent the ring fills up, and the hooks
+/// write no more.
+#[btf_map]
+pub static SOCKET_EVENTS: RingBuf<u64, 65_536> = RingBuf::new();
+
+#[btf_map]
 pub static VERDICTS: PerCpuArray<Verdicts, 1> = PerCpuArray::new();
 
 #[btf_map]
@@ -32,17 +41,19 @@ pub static PORT_STATS: PerCpuHashMap<PortKey, PortStats, 131_072, NO_PREALLOC> =
 
 /// Packets of carried flows, by [`PortKey::index`].
 ///
-/// 0 says that no flow to the port was ever carried: its segments cost no conntrack lookup.
-///
 /// Apart from `PORT_STATS`, because the program counts nearly every packet here: it finds an array's element in 2 ns and
 /// a hash map's in 30 (measured, `cargo xtask bench --packets`). `status` maps the array into memory: reading each of
 /// the ports would take a call.
 #[btf_map]
-pub static PORT_PACKETS: Array<u64, PORTS, MMAPABLE> = Array::new();
+pub static PORT_PACKETS: Array<PortPackets, PORTS, MMAPABLE> = Array::new();
 
-/// Carried datagrams that came in fragments, and when the first fragment came (`bpf_ktime_get_ns`).
+/// Carried datagrams that came in fragments.
 #[btf_map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, u64, 4096> = LruHashMap::new();
+pub static FRAGMENTS: LruHashMap<FragmentKey, CarriedDatagram, 4096> = LruHashMap::new();
+
+/// The translations of direct TCP flows, for the day when conntrack has lost their entries.
+#[btf_map]
+pub static DIRECT_FLOWS: LruHashMap<DirectFlowKey, DirectFlow, 16_384> = LruHashMap::new();
 
 /// The loader's settings, once a loader of this layout has written them.
 #[inline(always)]

@@ -22,6 +22,18 @@ impl Skb {
         Self { ctx }
     }
 
+    /// The packet of a function of the program.
+    #[inline(always)]
+    pub const fn of(context: *mut __sk_buff) -> Self {
+        Self::new(TcContext::new(context))
+    }
+
+    /// The context, for a function of the program.
+    #[inline(always)]
+    pub const fn raw(&self) -> *mut __sk_buff {
+        self.ctx.skb.skb
+    }
+
     #[inline(always)]
     pub const fn context(&self) -> &TcContext {
         &self.ctx
@@ -30,11 +42,6 @@ impl Skb {
     #[inline(always)]
     pub fn as_ptr(&self) -> *mut c_void {
         self.ctx.as_ptr()
-    }
-
-    #[inline(always)]
-    const fn raw(&self) -> *mut __sk_buff {
-        self.ctx.skb.skb
     }
 
     /// Whether direct access reaches the whole frame.
@@ -54,6 +61,13 @@ impl Skb {
     pub fn pull(&self, len: usize) -> Result<(), i32> {
         let len = if len < self.len() { len } else { self.len() };
         self.ctx.skb.pull_data(len as u32).map_err(|error| error as i32)
+    }
+
+    /// Index of the interface that the packet came in on.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.raw()).ifindex }
     }
 
     /// The same number, of which the verifier knows no more than that it has 32 bits.

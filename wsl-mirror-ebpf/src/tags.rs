@@ -1,4 +1,5 @@
-//! Tags: each socket carries its owner, the process that bound it or took it over.
+//! Tags: each socket carries its owner, the process that bound it or took it over. A listener of an engine carries its
+//! target, too.
 //!
 //! A tag moves with the socket when its descriptor is handed on, and dies with the socket. Another socket on the same
 //! port has its own.
@@ -9,9 +10,9 @@ use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
-use wsl_mirror_core::abi::{Owner, Policy};
+use wsl_mirror_core::abi::{Owner, Policy, Target};
 
-use crate::maps::{OWNERS, SOCKET_OWNER};
+use crate::maps::{OWNERS, SOCKET_OWNER, SOCKET_TARGET};
 
 /// What the hooks return on every path: 0 would make bind(2) fail, on the whole machine.
 pub const ALLOW: i32 = 1;
@@ -84,6 +85,26 @@ fn owner_policy(owner: &Owner) -> Policy {
     let Some(policy) = OWNERS.get_ptr(owner) else { return Policy::Unset };
     // SAFETY: the element stays until the program ends; an aligned u32 is read in one piece.
     unsafe { *policy }.policy()
+}
+
+/// Copies the socket's target, and notes on it when a direct flow was found unanswered, unless that is 0. Gives whether the
+/// socket has a target.
+#[inline(always)]
+pub fn read_target(socket: *mut bpf_sock, copy: &mut Target, unanswered_at: u64) -> bool {
+    let map = ptr::from_ref(&SOCKET_TARGET).cast_mut().cast();
+    let none = ptr::null_mut();
+    // SAFETY: the socket is held.
+    let target: *mut Target = unsafe { bpf_sk_storage_get(map, socket.cast(), none, 0) }.cast();
+    if target.is_null() {
+        return false;
+    }
+    // SAFETY: the element stays until the program ends. User space never changes it, but puts another in its place.
+    *copy = unsafe { *target };
+    if unanswered_at != 0 {
+        // SAFETY: as above; an aligned u64 is written in one piece.
+        unsafe { (*target).unanswered_at = unanswered_at };
+    }
+    true
 }
 
 /// The socket's tag. The kernel reads `first` only where it creates one.

@@ -27,12 +27,10 @@ impl Tuple {
         }
     }
 
-    /// The packet's, but to another address.
+    /// With the packet's ports, between these addresses.
     #[inline(always)]
-    pub const fn to(packet: &Packet, destination: [u8; 4]) -> Self {
-        let mut tuple = Self::of(packet);
-        tuple.destination = destination;
-        tuple
+    pub const fn between(packet: &Packet, source: [u8; 4], destination: [u8; 4]) -> Self {
+        Self { source, destination, ..Self::of(packet) }
     }
 
     /// The packet's, but from port 0: no connection has that, so only a listener matches.

@@ -65,6 +65,7 @@ pub fn parse_outgoing_as_the_program_does(
     sample: &Sample,
     linear: usize,
     alias: [u8; 4],
+    source_alias: [u8; 4],
 ) -> Option<Outgoing> {
-    egress::parse(&sample.frame_with_linear(linear.max(frame::PULLED_ON_EGRESS)), alias)
+    egress::parse(&sample.frame_with_linear(linear.max(frame::PULLED_ON_EGRESS)), alias, source_alias)
 }

@@ -6,7 +6,7 @@ use wsl_mirror_core::abi::Reason;
 use crate::{Fault, Sample, Spec, TO_US, Transport, fault};
 
 /// Server ports that come up often, so that a test can prepare something behind them.
-pub const SERVER_PORTS: [u16; 6] = [8080, 8081, 8082, 8083, 8084, 8085];
+pub const SERVER_PORTS: [u16; 8] = [8080, 8081, 8082, 8083, 8084, 8085, 8086, 8087];
 /// Client ports that come up often, so that flows have more than one packet. Among them are ports of servers:
 /// their packets are the replies of other flows.
 pub const CLIENT_PORTS: [u16; 6] = [50_000, 50_001, 50_002, 50_003, 8080, 8081];

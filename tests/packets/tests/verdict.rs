@@ -6,16 +6,19 @@
 use std::{collections::HashMap, thread};
 
 use wsl_mirror_core::{
-    abi::{DEFAULT_ALIAS, FragmentKey, Policy, Protocol, Reason, Verdict},
+    abi::{
+        CarriedDatagram, DEFAULT_ALIAS, DEFAULT_SOURCE_ALIAS, FragmentKey, Path, Policy, PortPackets,
+        Protocol, Reason, Service, Verdict,
+    },
     egress::{self, Outgoing, Standing},
     fragments::{self, Datagrams},
     packet,
-    verdict::{Conntrack, Destination, Entry, decide},
+    verdict::{Conntrack, Entry, TupleKind, decide},
 };
 use wsl_mirror_packets::{
     BY_FORM, Sample, TO_US, anything, parse_as_the_program_does, parse_outgoing_as_the_program_does,
     samples_of,
-    worlds::{COMBINATIONS, Call, Calls, Visit, World},
+    worlds::{COMBINATIONS, CONTAINER, Call, Calls, FORMER, Visit, World},
 };
 
 const FRAMES: usize = 10_000_000;
@@ -28,8 +31,10 @@ const ENOUGH: u64 = 500;
 const AGES: [Option<u64>; 5] =
     [None, Some(0), Some(29_999_999_999), Some(30_000_000_000), Some(60_000_000_000)];
 
-/// Status bit `IPS_DST_NAT`.
+/// Status bits `IPS_SRC_NAT`, `IPS_DST_NAT`, and both.
+const SRC_NAT: u32 = 0x10;
 const DST_NAT: u32 = 0x20;
+const NAT: u32 = SRC_NAT | DST_NAT;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
@@ -42,15 +47,17 @@ struct Case {
     calls: Calls,
 }
 
-/// What is remembered of the frame's datagram: how long ago its first fragment was carried, in ns.
-struct Datagram(Option<u64>);
+/// What is remembered of the frame's datagram: how long ago its first fragment was carried, in ns, and whether direct.
+struct Datagram(Option<(u64, bool)>);
 
 impl Datagram {
     /// Later than any age here, and earlier than all of them: a clock that has come round would be noticed.
     const NOW: u64 = 20_000_000_000;
 
-    fn is_remembered(&self) -> bool {
-        self.0.is_some_and(|ago| ago < 30_000_000_000)
+    /// The verdict of the first fragment, as long as it counts.
+    fn carried(&self) -> Option<Verdict> {
+        let (_, is_direct) = self.0.filter(|(ago, _)| *ago < 30_000_000_000)?;
+        Some(if is_direct { Verdict::Direct } else { Verdict::Steer })
     }
 }
 
@@ -59,12 +66,13 @@ impl Datagrams for Datagram {
         Self::NOW
     }
 
-    fn first_carried_at(&mut self, _: FragmentKey) -> Option<u64> {
-        self.0.map(|ago| Self::NOW.wrapping_sub(ago))
+    fn record(&mut self, _: FragmentKey) -> Option<CarriedDatagram> {
+        let (ago, is_direct) = self.0?;
+        Some(CarriedDatagram { at: Self::NOW.wrapping_sub(ago), direct: u64::from(is_direct) })
     }
 
-    fn remember(&mut self, _: FragmentKey, _: u64) {
-        self.0 = Some(0);
+    fn remember(&mut self, _: FragmentKey, carried: CarriedDatagram) {
+        self.0 = Some((Self::NOW.wrapping_sub(carried.at), carried.direct != 0));
     }
 
     fn forget(&mut self, _: FragmentKey) {
@@ -130,38 +138,83 @@ impl Case {
         self.is_bare_syn() || self.byte(14 + 9) == 17
     }
 
-    fn is_steered(&self) -> bool {
-        self.reason.verdict() == Verdict::Steer
+    fn is_carried(&self) -> bool {
+        self.reason.verdict().is_carried()
     }
 
-    /// The same by the verdict about its flow, and not since its first fragment was.
-    fn is_steered_by_its_flow(&self) -> bool {
-        self.is_steered() && self.reason != Reason::Fragment
+    fn is_direct(&self) -> bool {
+        self.reason.verdict() == Verdict::Direct
     }
 
-    /// A flow began with it.
+    /// Carried by the verdict about its flow, and not since its first fragment was.
+    fn is_carried_by_its_flow(&self) -> bool {
+        self.is_carried() && !matches!(self.reason, Reason::Fragment | Reason::DirectFragment)
+    }
+
+    /// A flow began with it, to the listener.
+    fn began_steered(&self) -> bool {
+        matches!(self.reason, Reason::New | Reason::Reused | Reason::Instead)
+    }
+
+    /// A flow began with it, to the container.
+    fn began_direct(&self) -> bool {
+        matches!(self.reason, Reason::DirectNew | Reason::DirectReused)
+    }
+
     fn began(&self) -> bool {
-        matches!(self.reason, Reason::New | Reason::Reused)
+        self.began_steered() || self.began_direct()
+    }
+
+    fn policy(&self) -> Policy {
+        self.world.written.effective()
     }
 
     fn owner(&self) -> Option<Policy> {
         self.world.listener.map(|listener| listener.owner)
     }
 
-    /// What the lookups on the alias have found.
-    fn met_on_alias(&self) -> impl Iterator<Item = Entry> {
+    fn service(&self) -> Option<Service> {
+        self.world.target().map(|target| target.service())
+    }
+
+    /// The path of the port, else the global one.
+    fn path(&self) -> Path {
+        let own = self.world.written.path();
+        if own == Path::Unset { self.world.path } else { own }
+    }
+
+    /// The client is at exactly 127.0.0.1.
+    fn is_from_localhost(&self) -> bool {
+        self.sample.head.get(14 + 12..14 + 16) == Some(&[127, 0, 0, 1][..])
+    }
+
+    fn has(&self, call: Call) -> bool {
+        self.calls.has(call)
+    }
+
+    fn was_carried(&self) -> bool {
+        let PortPackets { steered, direct } = self.world.carried;
+        steered != 0 || direct != 0 && self.is_from_localhost()
+    }
+
+    /// The entries that the lookups of this tuple have found.
+    fn met(&self, kind: TupleKind) -> impl Iterator<Item = Entry> {
         let mut created = false;
         self.calls
             .iter()
             .filter_map(move |call| match call {
-                Call::Create(Destination::Alias) => {
+                Call::Create(made) if made == kind => {
                     created = true;
                     None
                 }
-                Call::Conntrack(Destination::Alias) => Some(created),
+                Call::Conntrack(asked) if asked == kind => Some(created),
                 _ => None,
             })
-            .map(|created| if created { self.world.after_insertion } else { self.world.on_alias })
+            .map(
+                move |created| {
+                    if created { self.world.after_insertion(kind) } else { self.world.entry(kind) }
+                },
+            )
             .filter_map(|answer| match answer {
                 Conntrack::Found(entry) => Some(entry),
                 Conntrack::Missing | Conntrack::Failed => None,
@@ -169,125 +222,255 @@ impl Case {
     }
 
     /// Whether the frame may expire this entry of its tuple.
-    fn may_expire(&self, entry: Entry, destination: Destination) -> bool {
+    fn may_expire(&self, entry: Entry, kind: TupleKind) -> bool {
         let is_finished = self.is_bare_syn() && matches!(entry.tcp_state, 7 | 8);
-        let is_stray = destination == Destination::Alias && self.is_start() && entry.status & DST_NAT == 0;
-        is_finished || is_stray
+        let translates = match kind {
+            TupleKind::Own => true,
+            TupleKind::Steered => entry.status & DST_NAT != 0 && entry.reply_source == [127, 0, 0, 1],
+            TupleKind::Direct => entry.status & NAT == NAT && entry.reply_source[0] != 127,
+        };
+        let is_stray = kind != TupleKind::Own && self.is_start() && !translates;
+        let target = self.world.target();
+        let is_to_another = kind == TupleKind::Direct
+            && self.is_start()
+            && target
+                .is_none_or(|target| (target.address, target.port) != (entry.reply_source, entry.reply_port));
+        let is_unanswered = kind == TupleKind::Direct && self.is_bare_syn() && entry.status & 2 == 0;
+        let is_left_by_proxy = kind == TupleKind::Steered
+            && !self.is_bare_syn()
+            && self.is_start()
+            && self.service() == Some(Service::Holder);
+        is_finished || is_stray || is_to_another || is_unanswered || is_left_by_proxy
     }
 }
 
 /// What must hold, in words and as a check.
 type Property = (&'static str, fn(&Case) -> bool);
 
-const PROPERTIES: [Property; 19] = [
-    ("only IPv4 for us, without a VLAN tag, is steered", |case| !case.is_steered() || case.is_ipv4_for_us()),
-    ("only TCP and UDP are steered", |case| !case.is_steered() || case.is_tcp_or_udp()),
-    ("only packets from 127/8 to 127.0.0.1 are steered", |case| {
-        !case.is_steered() || case.is_from_loopback_to_localhost()
+const PROPERTIES: [Property; 31] = [
+    ("only IPv4 for us, without a VLAN tag, is carried", |case| !case.is_carried() || case.is_ipv4_for_us()),
+    ("only TCP and UDP are carried", |case| !case.is_carried() || case.is_tcp_or_udp()),
+    ("only packets from 127/8 to 127.0.0.1 are carried", |case| {
+        !case.is_carried() || case.is_from_loopback_to_localhost()
     }),
-    ("a later fragment is steered if its first one was not too long ago, and else is not", |case| {
-        let goes_with_first = case.datagram.is_remembered();
+    ("only packets from 127.0.0.1 go direct by their flow", |case| {
+        !case.is_direct() || case.reason == Reason::DirectFragment || case.is_from_localhost()
+    }),
+    ("a packet from another client asks nothing about direct flows", |case| {
+        let asked = [
+            Call::Conntrack(TupleKind::Direct),
+            Call::Create(TupleKind::Direct),
+            Call::IsReachable,
+            Call::Recall,
+            Call::NoteUnanswered,
+        ];
+        case.is_from_localhost() || !asked.into_iter().any(|call| case.has(call))
+    }),
+    ("a later fragment is carried as its first one was, not too long ago, and else is not", |case| {
+        let carried = case.datagram.carried();
         match case.reason {
-            Reason::LaterFragment => !goes_with_first,
-            Reason::Fragment => goes_with_first && case.is_later_fragment(),
-            _ => !case.is_later_fragment() || !case.is_steered(),
+            Reason::LaterFragment => carried.is_none(),
+            Reason::Fragment | Reason::DirectFragment => {
+                carried == Some(case.reason.verdict()) && case.is_later_fragment()
+            }
+            _ => !case.is_later_fragment() || !case.is_carried(),
         }
     }),
-    ("a first fragment that is steered is remembered, and one that is not is forgotten", |case| {
+    ("a first fragment that is carried is remembered, and one that is not is forgotten", |case| {
         // Of those that the parser lets through.
         let is_first = case.calls.count != 0 && case.has_more_fragments();
-        !is_first || case.datagram.is_remembered() == case.is_steered()
+        let expected = case.is_carried().then_some(case.reason.verdict());
+        !is_first || case.datagram.carried() == expected
     }),
-    ("no packet from or to port 0 is steered", |case| {
-        !case.is_steered_by_its_flow() || !case.ports().contains(&0)
+    ("no packet from or to port 0 is carried", |case| {
+        !case.is_carried_by_its_flow() || !case.ports().contains(&0)
     }),
-    ("no flow to an exempt port begins to be steered", |case| {
-        !case.began() || case.world.port_policy != Policy::Pass
+    ("no flow to an exempt port begins to be carried", |case| !case.began() || case.policy() != Policy::Pass),
+    ("no flow begins to be steered against its owner's policy, but by the port's policy or path", |case| {
+        let goes_to_container = case.path() == Path::Direct && case.service().is_some();
+        !case.began_steered()
+            || matches!(case.policy(), Policy::Steer | Policy::Direct)
+            || goes_to_container
+            || case.owner() != Some(Policy::Pass)
     }),
-    ("no flow begins to be steered against its owner's policy, but by the port's policy", |case| {
-        !case.began() || case.world.port_policy == Policy::Steer || case.owner() != Some(Policy::Pass)
-    }),
-    ("no flow begins to be steered without a policy to steer it", |case| {
-        let World { port_policy, default, .. } = case.world;
-        !case.began() || [Some(port_policy), case.owner(), Some(default)].contains(&Some(Policy::Steer))
-    }),
-    ("no flow begins to be steered without a listener", |case| {
+    (
+        "no flow begins to be steered without a policy to steer it, or a container that it cannot reach",
+        |case| {
+            let policies = [Some(case.policy()), case.owner(), Some(case.world.default)];
+            !case.began_steered() || case.reason == Reason::Instead || policies.contains(&Some(Policy::Steer))
+        },
+    ),
+    ("no flow begins to be carried without a listener", |case| {
         !case.began() || case.world.listener.is_some()
     }),
-    ("a flow begins with a bare SYN or a datagram, and with an entry that was made", |case| {
-        !case.began() || case.is_start() && case.world.create(Destination::Alias).is_ok()
+    ("no flow begins to go direct without a container, a way there and a policy, path or drop", |case| {
+        let Some(target) = case.world.target() else { return !case.began_direct() };
+        let is_due = case.policy() == Policy::Direct
+            || case.path() == Path::Direct
+            || target.engine_way() == wsl_mirror_core::abi::EngineWay::Dropped;
+        !case.began_direct() || case.world.reachable && case.policy() != Policy::Steer && is_due
     }),
-    ("a flow goes on only by an entry of direction 0 on the alias that translates", |case| {
+    ("no flow begins to go direct where the path is the proxy's, but by the port's policy", |case| {
+        !case.began_direct() || case.policy() == Policy::Direct || case.path() != Path::Proxy
+    }),
+    ("nothing is steered to a holder, but by the port's policy", |case| {
+        !case.began_steered() || case.service() != Some(Service::Holder) || case.policy() == Policy::Steer
+    }),
+    ("a flow begins with a bare SYN or a datagram, and with an entry that was made", |case| {
+        let kind = if case.is_direct() { TupleKind::Direct } else { TupleKind::Steered };
+        !case.began() || case.is_start() && case.has(Call::Create(kind)) && case.world.create(kind).is_ok()
+    }),
+    ("no flow has a steered and a direct entry made", |case| {
+        let made = |kind| case.has(Call::Create(kind)) && case.world.create(kind).is_ok();
+        !(made(TupleKind::Steered) && made(TupleKind::Direct))
+    }),
+    ("a steered flow goes on only by an entry of direction 0 on the alias that leads to 127.0.0.1", |case| {
         case.reason != Reason::Established
-            || case.met_on_alias().any(|entry| !entry.is_reply && entry.status & DST_NAT != 0)
+            || case.met(TupleKind::Steered).any(|entry| {
+                !entry.is_reply && entry.status & DST_NAT != 0 && entry.reply_source == [127, 0, 0, 1]
+            })
+    }),
+    ("a direct flow goes on only by an entry of direction 0 that leads to another machine", |case| {
+        case.reason != Reason::DirectEstablished
+            || case
+                .met(TupleKind::Direct)
+                .any(|entry| !entry.is_reply && entry.status & NAT == NAT && entry.reply_source[0] != 127)
+    }),
+    ("a direct flow goes on with a SYN or a datagram only to the port's container", |case| {
+        let leads = |entry: Entry| {
+            let target = case.world.target();
+            target
+                .is_some_and(|target| (target.address, target.port) == (entry.reply_source, entry.reply_port))
+        };
+        case.reason != Reason::DirectEstablished || !case.is_start() || case.met(TupleKind::Direct).any(leads)
+    }),
+    (
+        "a direct packet after the first costs one lookup of conntrack, and a start one of the listener",
+        |case| {
+            let is_new = case.calls.changed_anything();
+            let listener = usize::from(case.is_start());
+            case.reason != Reason::DirectEstablished
+                || is_new
+                || case.calls.lookups() == 1
+                    && case.calls.times(Call::Listener) == listener
+                    && case.calls.count == 2 + listener
+        },
+    ),
+    ("a steered segment costs one lookup of conntrack if no flow to its port went direct", |case| {
+        case.reason != Reason::Established
+            || case.calls.changed_anything()
+            || case.world.carried.direct != 0
+            || case.flags().is_none()
+            || case.calls.lookups() == 1 && case.calls.count == 2 + usize::from(case.is_start())
     }),
     ("a frame that does not parse passes without a call to the kernel", |case| {
-        (BY_FORM.contains(&case.reason) || case.reason == Reason::Fragment) == (case.calls.count == 0)
+        let by_form = BY_FORM.contains(&case.reason)
+            || matches!(case.reason, Reason::Fragment | Reason::DirectFragment);
+        by_form == (case.calls.count == 0)
     }),
-    ("no packet is steered after a failed lookup", |case| {
-        let failed =
-            |destination, answer| case.calls.has(Call::Conntrack(destination)) && answer == Conntrack::Failed;
-        let any = failed(Destination::Own, case.world.own)
-            || case.calls.iter().next() == Some(Call::Conntrack(Destination::Alias))
-                && case.world.on_alias == Conntrack::Failed;
-        !case.is_steered_by_its_flow() || !any
+    ("no packet is carried after a failed lookup", |case| {
+        let mut created = [false; 3];
+        let any = case.calls.iter().any(|call| match call {
+            Call::Create(kind) => {
+                created[kind as usize] = true;
+                false
+            }
+            Call::Conntrack(kind) => !created[kind as usize] && case.world.entry(kind) == Conntrack::Failed,
+            _ => false,
+        });
+        !case.is_carried_by_its_flow() || !any
     }),
     ("a packet that passes changes no entry, but an ACK that makes one for its socket", |case| {
         match case.reason {
             Reason::PickedUp => {
                 case.flags() == Some(ACK)
                     && case.world.connection
-                    && case.world.own == Conntrack::Missing
-                    && !case.calls.has(Call::Create(Destination::Alias))
+                    && case.world.entry(TupleKind::Own) == Conntrack::Missing
+                    && !case.has(Call::Create(TupleKind::Steered))
+                    && !case.has(Call::Create(TupleKind::Direct))
             }
+            // The entry of the flow that the container left unanswered goes, and nothing takes its place.
+            Reason::Unanswered => !case.calls.iter().any(|call| matches!(call, Call::Create(_))),
+            // The last resort may have been tried before its route went.
+            Reason::Unreachable => {
+                !case.calls.iter().any(|call| matches!(call, Call::Create(_) | Call::Expire(_)))
+            }
+            // A failed direct flow, beside an entry that leaves room for no other.
+            Reason::NotOurs => !case.has(Call::Create(TupleKind::Steered)),
             _ => case.reason.verdict() != Verdict::Pass || !case.calls.changed_anything(),
         }
     }),
-    ("only a packet that may begin a flow changes anything on the alias", |case| {
-        case.is_start()
-            || ![Call::Create(Destination::Alias), Call::Expire(Destination::Alias)]
-                .into_iter()
-                .any(|call| case.calls.has(call))
+    ("an ACK goes direct without an entry only as its flow did before", |case| {
+        case.reason != Reason::DirectPickedUp
+            || case.flags() == Some(ACK) && !case.world.connection && case.calls.flow == case.world.recalled
     }),
-    ("on the alias only what is finished or strays is expired", |case| {
-        !case.calls.has(Call::Expire(Destination::Alias))
-            || case.met_on_alias().any(|entry| case.may_expire(entry, Destination::Alias))
+    (
+        "only a packet that may begin a flow changes anything on the alias, but an ACK of a direct flow",
+        |case| {
+            let is_picked_up = case.flags() == Some(ACK) && case.has(Call::Recall);
+            case.is_start()
+                || ![
+                    Call::Create(TupleKind::Steered),
+                    Call::Expire(TupleKind::Steered),
+                    Call::Expire(TupleKind::Direct),
+                ]
+                .into_iter()
+                .any(|call| case.has(call))
+                    && (is_picked_up || !case.has(Call::Create(TupleKind::Direct)))
+        },
+    ),
+    ("on the alias only what is finished, strays, or leads astray is expired", |case| {
+        [TupleKind::Steered, TupleKind::Direct].into_iter().all(|kind| {
+            !case.has(Call::Expire(kind)) || case.met(kind).any(|entry| case.may_expire(entry, kind))
+        })
     }),
     ("of its own tuple a bare SYN expires what is finished, and nothing else does", |case| {
         let may =
-            matches!(case.world.own, Conntrack::Found(entry) if case.may_expire(entry, Destination::Own));
-        may || !case.calls.has(Call::Expire(Destination::Own))
+            case.met(TupleKind::Own).any(|entry| case.is_bare_syn() && matches!(entry.tcp_state, 7 | 8));
+        may || !case.has(Call::Expire(TupleKind::Own))
+    }),
+    ("only a bare SYN on an unanswered direct entry is noted", |case| {
+        let unanswered = |entry: Entry| entry.status & 2 == 0 && entry.status & NAT == NAT;
+        !case.has(Call::NoteUnanswered) || case.is_bare_syn() && case.met(TupleKind::Direct).any(unanswered)
     }),
     ("a segment to a port that was never carried costs no lookup", |case| {
-        case.world.was_carried
-            || case.is_start()
-            || !case.calls.iter().any(|call| matches!(call, Call::Conntrack(_)))
+        case.was_carried() || case.is_start() || case.calls.lookups() == 0
     }),
 ];
 
 /// A frame from this machine, as the border on egress sees it: what the bytes say, without the parser.
 fn at_the_border(sample: &Sample) -> Option<Outgoing> {
-    let is_from_alias = sample.head.len() >= 14 + 20
-        && sample.head[12..14] == [0x08, 0x00]
-        && sample.head[14 + 12..14 + 16] == DEFAULT_ALIAS;
+    if sample.head.len() < 14 + 20 || sample.head[12..14] != [0x08, 0x00] {
+        return None;
+    }
+    let ends = [&sample.head[14 + 12..14 + 16], &sample.head[14 + 16..14 + 20]];
+    let kind = match (ends[0] == DEFAULT_ALIAS, ends[1] == DEFAULT_SOURCE_ALIAS) {
+        (true, true) => TupleKind::Direct,
+        (true, false) => TupleKind::Steered,
+        (false, true) => TupleKind::Own,
+        (false, false) => return None,
+    };
     let protocol = match byte(sample, 14 + 9) {
         6 => Protocol::Tcp,
         17 => Protocol::Udp,
         _ => return None,
     };
-    is_from_alias.then(|| Outgoing {
+    Some(Outgoing {
         protocol,
         transport: 14 + u16::from(byte(sample, 14) & 0xf) * 4,
         is_later_fragment: byte(sample, 14 + 6) & 0x1f != 0 || byte(sample, 14 + 7) != 0,
+        kind,
     })
 }
 
-/// Makes a frame one that leaves: three of four come from the alias.
+/// Makes a frame one that leaves: three of four come from the alias, and a third goes to the source alias.
 fn leaving(sample: &mut Sample, numbers: &mut Numbers) {
-    if numbers.below(4) != 0
-        && let Some(source) = sample.head.get_mut(14 + 12..14 + 16)
-    {
-        source.copy_from_slice(&DEFAULT_ALIAS);
+    let changes =
+        [(numbers.below(4) != 0, 12, DEFAULT_ALIAS), (numbers.below(3) == 0, 16, DEFAULT_SOURCE_ALIAS)];
+    for (is_due, at, address) in changes {
+        if is_due && let Some(bytes) = sample.head.get_mut(14 + at..14 + at + 4) {
+            bytes.copy_from_slice(&address);
+        }
     }
 }
 
@@ -307,22 +490,37 @@ impl Numbers {
         self.next() % limit
     }
 
-    fn conntrack(&mut self) -> Conntrack {
+    fn one_of<T: Copy, const N: usize>(&mut self, values: [T; N]) -> T {
+        values[usize::try_from(self.below(N as u64)).unwrap_or(0)]
+    }
+
+    fn conntrack(&mut self, kind: TupleKind) -> Conntrack {
         match self.below(8) {
-            0 => Conntrack::Failed,
-            1..=3 => Conntrack::Missing,
-            _ => Conntrack::Found(Entry {
-                is_reply: self.below(4) == 0,
-                status: u32::try_from(self.next() >> 32).unwrap_or(0),
-                tcp_state: u8::try_from(self.below(11)).unwrap_or(0),
-            }),
+            0 => return Conntrack::Failed,
+            1..=3 => return Conntrack::Missing,
+            _ => {}
         }
+        let noise = u32::try_from(self.next() >> 32).unwrap_or(0);
+        let anywhere = self.one_of([[127, 0, 0, 1], CONTAINER, FORMER, DEFAULT_ALIAS]);
+        // Half of them as ours are.
+        let (status, reply_source) = match (self.below(2), kind) {
+            (0, TupleKind::Steered) => (noise | DST_NAT, [127, 0, 0, 1]),
+            (0, TupleKind::Direct) => (noise | NAT, self.one_of([CONTAINER, CONTAINER, FORMER])),
+            _ => (noise, anywhere),
+        };
+        let is_reply = self.below(4) == 0;
+        // A tuple in the direction of replies is itself where they come from.
+        let itself = if kind == TupleKind::Direct { DEFAULT_SOURCE_ALIAS } else { [127, 0, 0, 1] };
+        let reply_source = if is_reply { itself } else { reply_source };
+        let tcp_state = u8::try_from(self.below(11)).unwrap_or(0);
+        let reply_port = self.one_of([80, 80, 80, 81]);
+        Conntrack::Found(Entry { is_reply, status, tcp_state, reply_source, reply_port })
     }
 
     fn world(&mut self) -> World {
-        let (on_alias, own) = (self.conntrack(), self.conntrack());
-        let number = self.below(u64::try_from(COMBINATIONS).unwrap_or(1));
-        World::of(on_alias, own, usize::try_from(number).unwrap_or(0))
+        let entries =
+            [TupleKind::Own, TupleKind::Steered, TupleKind::Direct].map(|kind| self.conntrack(kind));
+        World::of(entries, self.below(COMBINATIONS))
     }
 }
 
@@ -339,7 +537,8 @@ fn run(part: usize) -> Result<Reasons, String> {
         let mut visit = Visit::of(&world);
         // However much of a frame lies in the linear part of the buffer.
         let linear = usize::try_from(numbers.below(160)).unwrap_or(0);
-        let mut datagram = Datagram(AGES[usize::try_from(numbers.below(AGES.len() as u64)).unwrap_or(0)]);
+        let is_direct = numbers.one_of([false, true]);
+        let mut datagram = Datagram(numbers.one_of(AGES).map(|age| (age, is_direct)));
         let reason = match parse_as_the_program_does(&sample, linear) {
             Ok(packet) => {
                 let reason = decide(&packet, &mut visit);
@@ -372,19 +571,21 @@ fn run(part: usize) -> Result<Reasons, String> {
 
 /// The frame on egress: what the program counts, if it acts upon it.
 fn leave(sample: &Sample, linear: usize, numbers: &mut Numbers) -> Result<Option<Reason>, String> {
-    let outgoing = parse_outgoing_as_the_program_does(sample, linear, DEFAULT_ALIAS);
+    let outgoing = parse_outgoing_as_the_program_does(sample, linear, DEFAULT_ALIAS, DEFAULT_SOURCE_ALIAS);
     let expected = at_the_border(sample);
     if outgoing != expected {
         return Err(format!("on egress {outgoing:?}, and not {expected:?}: {sample:?}"));
     }
     let standing = if numbers.below(2) == 0 { Standing::Reply } else { Standing::Other };
-    let reason = outgoing.map(|_| egress::decide(standing));
+    let reason = outgoing.map(|outgoing| egress::decide(standing, outgoing.kind));
     let verdict = reason.map(Reason::verdict);
-    let passes = match standing {
-        Standing::Reply => verdict == Some(Verdict::Steer),
-        Standing::Other => verdict == Some(Verdict::Drop),
-    };
-    if expected.is_some() != passes {
+    let right = expected.map(|expected| match (standing, expected.kind) {
+        (Standing::Reply, TupleKind::Direct) => Verdict::Direct,
+        (Standing::Reply, TupleKind::Steered) => Verdict::Steer,
+        // From another address to the source alias: nobody's reply.
+        (Standing::Reply, TupleKind::Own) | (Standing::Other, _) => Verdict::Drop,
+    });
+    if verdict != right {
         return Err(format!("{standing:?} gets {verdict:?} on egress: {sample:?}"));
     }
     Ok(reason)
@@ -412,7 +613,8 @@ fn ten_million_generated_frames_break_no_property() {
         }
     });
     let count = |reason: Reason| reasons.get(reason.name()).copied().unwrap_or(0);
-    let on_egress = [Reason::Returned, Reason::NoReply].map(count).iter().sum::<u64>();
+    let on_egress =
+        [Reason::Returned, Reason::DirectReturned, Reason::NoReply].map(count).iter().sum::<u64>();
     assert_eq!(reasons.values().sum::<u64>() - on_egress, FRAMES as u64);
     for reason in Reason::ALL.iter().copied() {
         // Of the programs themselves, before or around the pure functions.

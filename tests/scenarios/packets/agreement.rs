@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use wsl_mirror_core::abi::{
-    Carrying, DEFAULT_MARK, FragmentKey, Policy, PortKey, PortPolicy, Protocol, Reason, Verdict, Verdicts,
+    Carrying, DEFAULT_MARK, FragmentKey, Path, Policy, PortKey, PortPolicy, Protocol, Reason, Verdict,
+    Verdicts,
 };
+use wsl_mirror_core::packet::LOCALHOST;
 use wsl_mirror_lab::{
     checks::{OrPanic as _, STEER},
     loopback,
@@ -36,12 +38,16 @@ const WIRE_LONGEST: usize = 1_514;
 /// From which of Windows' ports there are connections to 8080, where frames meet the program alone.
 const CONNECTED: [u16; 2] = [50_001, 50_003];
 
-/// Runs the program on ingress once. A steered packet gets the mark's bits and the alias as its destination; else
-/// everything has to stay as it is.
+/// Runs the program on ingress once. A carried packet gets the mark's bits and the alias as its destination, a direct one
+/// also the source alias as its source; else everything has to stay as it is.
 fn run_and_compare(program: &Program, sample: &Sample, reason: Reason, mark: u32) {
     let frame = sample.bytes();
-    let expected = if reason.verdict() == Verdict::Steer {
-        let data = with_address(&frame, Address::Destination, program.alias);
+    let verdict = reason.verdict();
+    let expected = if verdict.is_carried() {
+        let mut data = with_address(&frame, Address::Destination, program.alias);
+        if verdict == Verdict::Direct {
+            data = with_address(&data, Address::Source, program.source_alias);
+        }
         Outcome { action: NEXT, data, mark: mark | program.mark }
     } else {
         Outcome { action: NEXT, data: frame.clone(), mark }
@@ -57,7 +63,11 @@ fn run_and_compare(program: &Program, sample: &Sample, reason: Reason, mark: u32
 fn run_leaving(program: &Program, sample: &Sample, reason: Option<Reason>, mark: u32) {
     let frame = sample.bytes();
     let (action, data) = match reason.map(Reason::verdict) {
-        Some(Verdict::Steer) => (NEXT, with_address(&frame, Address::Source, [127, 0, 0, 1])),
+        Some(Verdict::Steer) => (NEXT, with_address(&frame, Address::Source, LOCALHOST)),
+        Some(Verdict::Direct) => {
+            let to_localhost = with_address(&frame, Address::Destination, LOCALHOST);
+            (NEXT, with_address(&to_localhost, Address::Source, LOCALHOST))
+        }
         Some(_) => (DROP, frame.clone()),
         None => (NEXT, frame.clone()),
     };
@@ -174,6 +184,10 @@ fn the_program_agrees_with_the_pure_function_on_every_frame() {
             Reason::Reply,
             Reason::Exempt,
             Reason::OwnerPolicy,
+            // The engine's own way to the container, and where its own rules drop the flow.
+            Reason::Holder,
+            Reason::DirectNew,
+            Reason::DirectEstablished,
             Reason::NoListener,
             Reason::NoSocket,
             Reason::Stray,
@@ -190,8 +204,8 @@ fn the_program_agrees_with_other_settings_and_default_pass() {
         for protocol in Protocol::ALL {
             for port in [8082, 8085] {
                 let key = PortKey::new(protocol, port);
-                program.write_policy(key, PortPolicy { cli: Policy::Steer as u8, config: 0 }).or_panic();
-                world.model.policies.insert(key, Policy::Steer);
+                let policy = PortPolicy { cli: Policy::Steer as u8, ..PortPolicy::default() };
+                write_policy(world, program, key, policy);
             }
         }
     });
@@ -208,6 +222,55 @@ fn the_program_agrees_with_other_settings_and_default_pass() {
     );
 }
 
+/// Writes a port's policy for the program and the model.
+fn write_policy(world: &mut World, program: &mut Program, key: PortKey, policy: PortPolicy) {
+    program.write_policy(key, policy).or_panic();
+    world.model.policies.insert(key, policy);
+}
+
+/// The path is the containers', but for ports with policies of their own.
+fn go_direct(world: &mut World, program: &mut Program) {
+    program.set_path(Path::Direct).or_panic();
+    world.model.path = Path::Direct;
+    let direct = PortPolicy { config: Policy::Direct as u8, ..PortPolicy::default() };
+    // Nobody knows a container there.
+    write_policy(world, program, PortKey::new(Protocol::Tcp, 8080), direct);
+    // The path of a proxy is not the port's own policy.
+    let proxy = PortPolicy { path: Path::Proxy as u8, ..direct };
+    write_policy(world, program, PortKey::new(Protocol::Udp, 8086), proxy);
+}
+
+#[test]
+fn the_program_agrees_about_direct_flows() {
+    let seen = expect_agreement(4, GENERATED, STEER, DEFAULT_MARK, go_direct);
+    expect_all(
+        &seen,
+        &[
+            Reason::DirectNew,
+            Reason::DirectReused,
+            Reason::DirectEstablished,
+            Reason::DirectPickedUp,
+            Reason::DirectFragment,
+            Reason::Instead,
+            Reason::Established,
+            Reason::NoTarget,
+            Reason::Unanswered,
+        ],
+    );
+}
+
+#[test]
+fn the_program_asks_whether_a_container_can_be_reached() {
+    // A port of a holder that the container's way does not lead to, and a proxy that takes its flows.
+    let seen = expect_agreement(5, FEW, STEER, DEFAULT_MARK, |world, program| {
+        go_direct(world, program);
+        world.lab.guest().set_sysctls([("net/ipv4/conf/containers/forwarding", "0")]).or_panic();
+        world.model.reachable = false;
+    });
+    expect_all(&seen, &[Reason::Unreachable, Reason::Instead]);
+    assert_eq!(seen.get(Reason::DirectNew), 0);
+}
+
 #[test]
 fn a_machine_that_cannot_carry_flows_has_its_frames_untouched() {
     let seen = expect_agreement(2, FEW, STEER, DEFAULT_MARK, |world, program| {
@@ -219,9 +282,20 @@ fn a_machine_that_cannot_carry_flows_has_its_frames_untouched() {
     assert!(Reason::ALL.iter().all(|reason| seen.get(*reason) == 0 || reason.verdict() == Verdict::Pass));
 }
 
-/// A frame that leaves: every other as it was made, but from the alias; the rest as if the one that came in had been
+/// Which of our addresses a frame that leaves has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    /// The alias as its source: a steered flow's.
+    FromAlias,
+    /// The source alias as its destination, too: a direct flow's.
+    Both,
+    /// The source alias alone: nobody's.
+    ToSourceAlias,
+}
+
+/// A frame that leaves: every other as it was made, but for our addresses; the rest as if the one that came in had been
 /// answered.
-fn leaving(sample: &Sample, alias: [u8; 4], is_answer: bool) -> Sample {
+fn leaving(sample: &Sample, program: &Program, is_answer: bool, ends: Ends) -> Sample {
     let mut head = sample.head.clone();
     if is_answer {
         let transport = 14 + usize::from(head[14] & 0xf) * 4;
@@ -230,7 +304,12 @@ fn leaving(sample: &Sample, alias: [u8; 4], is_answer: bool) -> Sample {
             ports.rotate_left(2);
         }
     }
-    head[26..30].copy_from_slice(&alias);
+    if ends != Ends::ToSourceAlias {
+        head[26..30].copy_from_slice(&program.alias);
+    }
+    if ends != Ends::FromAlias {
+        head[30..34].copy_from_slice(&program.source_alias);
+    }
     Sample { head, ..sample.clone() }
 }
 
@@ -242,6 +321,7 @@ fn nothing_passes_the_border_but_answers_of_carried_flows() {
     let guest = world.lab.guest().clone();
     let (border, seen) = guest.enter(move || {
         let mut program = Program::open().or_panic();
+        go_direct(&mut world, &mut program);
         let mut marks = marks(DEFAULT_MARK);
         let mut seen = Verdicts::default();
         let mut is_answer = false;
@@ -251,10 +331,17 @@ fn nothing_passes_the_border_but_answers_of_carried_flows() {
             |world, program, sample, reason| {
                 run_and_compare(program, sample, reason, 0);
                 // What does not come from the alias passes uncounted.
-                run_leaving(program, sample, None, marks.next().unwrap_or(0));
+                let mark = marks.next().unwrap_or(0);
+                run_leaving(program, sample, None, mark);
                 if sample.head.len() >= 34 {
                     is_answer = !is_answer;
-                    let leaves = leaving(sample, program.alias, is_answer);
+                    // Of a steered flow some, too, as if they were another's.
+                    let ends = match (reason.verdict(), mark) {
+                        (Verdict::Direct, DEFAULT_MARK) | (_, 0) => Ends::Both,
+                        (_, u32::MAX) => Ends::ToSourceAlias,
+                        _ => Ends::FromAlias,
+                    };
+                    let leaves = leaving(sample, program, is_answer, ends);
                     let reason = world.model.judge_leaving(&leaves, program.border);
                     run_leaving(program, &leaves, reason, marks.next().unwrap_or(0));
                     if let Some(reason) = reason {
@@ -267,8 +354,10 @@ fn nothing_passes_the_border_but_answers_of_carried_flows() {
     });
     expect_all(&seen, &[Reason::NoReply]);
     match border {
-        Border::ByNote => assert_eq!(seen.get(Reason::Returned), 0),
-        Border::ByLookup => expect_all(&seen, &[Reason::Returned]),
+        Border::ByNote => {
+            assert_eq!([Reason::Returned, Reason::DirectReturned].map(|reason| seen.get(reason)), [0, 0]);
+        }
+        Border::ByLookup => expect_all(&seen, &[Reason::Returned, Reason::DirectReturned]),
     }
 }
 
@@ -284,16 +373,21 @@ fn fragments_follow_their_first_one_for_30_seconds() {
         let frame = later.build().bytes();
         let identification = u16::from_be_bytes([frame[18], frame[19]]);
         let datagram = FragmentKey::new(Protocol::Udp, [127, 0, 0, 1], identification);
-        let destination = |program: &Program| -> [u8; 4] {
+        // The source and the destination.
+        let addresses = |program: &Program| -> [[u8; 4]; 2] {
             let outcome = program.run(Side::Ingress, &frame, 0).or_panic();
             assert_eq!(outcome.action, NEXT);
-            outcome.data[30..34].try_into().or_panic()
+            [26, 30].map(|at| outcome.data[at..at + 4].try_into().or_panic())
         };
-        let [own, alias] = [[127, 0, 0, 1], program.alias];
-        assert_eq!(destination(&program), own, "its first one has not come");
-        for (seconds, expected) in [(0, alias), (28, alias), (31, own)] {
-            program.remember_fragments(datagram, Duration::from_secs(seconds)).or_panic();
-            assert_eq!(destination(&program), expected, "after {seconds} s");
+        let own = [LOCALHOST; 2];
+        let steered = [LOCALHOST, program.alias];
+        let direct = [program.source_alias, program.alias];
+        assert_eq!(addresses(&program), own, "its first one has not come");
+        for (is_direct, carried) in [(false, steered), (true, direct)] {
+            for (seconds, expected) in [(0, carried), (28, carried), (31, own)] {
+                program.remember_fragments(datagram, Duration::from_secs(seconds), is_direct).or_panic();
+                assert_eq!(addresses(&program), expected, "direct: {is_direct}, after {seconds} s");
+            }
         }
     });
 }

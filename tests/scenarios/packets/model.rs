@@ -3,30 +3,40 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddrV4,
+    net::{Ipv4Addr, SocketAddrV4},
     time::Instant,
 };
 
 use wsl_mirror_core::{
-    abi::{FragmentKey, Policy, PortKey, Protocol, Reason, Verdict},
+    abi::{
+        CarriedDatagram, DirectFlow, DirectFlowKey, FragmentKey, Path, Policy, PortKey, PortPackets,
+        PortPolicy, Protocol, Reason, Target, Verdict,
+    },
     egress::{self, Standing},
     fragments::{self, Datagrams},
     packet::{LOCALHOST, Packet, fragment, parse},
-    verdict::{Conntrack, Destination, Entry, Kernel, Listener, decide, status},
+    verdict::{self, Conntrack, Entry, Kernel, Listener, TupleKind, decide, status},
 };
 use wsl_mirror_packets::Sample;
 
 use crate::program::Border;
 
+/// The interface of a target that leads nowhere: `lo`.
+pub const UNREACHABLE: u32 = 1;
+
+/// What `bpf_fib_lookup` forwards at most (`is_skb_forwardable`): the interface's MTU, and two headers. No wire brings more
+/// in one piece, but `BPF_PROG_TEST_RUN` does.
+const LONGEST_FORWARDED: usize = 1_500 + 14 + 4;
+
 /// An address and a port.
-pub type End = ([u8; 4], u16);
+pub type Endpoint = ([u8; 4], u16);
 
 /// Addresses and ports of one direction of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tuple {
     protocol: Protocol,
-    from: End,
-    to: End,
+    from: Endpoint,
+    to: Endpoint,
 }
 
 impl Tuple {
@@ -50,13 +60,15 @@ pub struct Foreign {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The end that opened the flow.
-    pub from: End,
+    pub from: Endpoint,
     /// The other end.
-    pub to: End,
+    pub to: Endpoint,
     /// For TCP: conntrack's name and number of the state.
     pub state: Option<(&'static str, u8)>,
     /// Where a DNAT has it go.
     pub translated: Option<SocketAddrV4>,
+    /// From which address an SNAT has it come, with the client's port.
+    pub masqueraded: Option<Ipv4Addr>,
     /// Whether an answer came.
     pub answered: bool,
 }
@@ -66,22 +78,36 @@ pub struct Foreign {
 pub struct Model {
     /// Ports with a listener that hears any client, and the policy of its owner.
     pub listeners: HashMap<(Protocol, u16), Policy>,
+    /// UDP ports of those of them that hear any address of this machine.
+    pub everywhere: HashSet<u16>,
+    /// The containers behind the listeners.
+    pub targets: HashMap<(Protocol, u16), Target>,
+    /// Whether the kernel forwards to the containers and back.
+    pub reachable: bool,
     /// A UDP socket that hears one client only: its address and port, and the server's port.
     pub connected: Option<([u8; 4], u16, u16)>,
     /// TCP connections from Windows: its port, and ours.
     pub connections: HashSet<(u16, u16)>,
     /// The policies of ports.
-    pub policies: HashMap<PortKey, Policy>,
+    pub policies: HashMap<PortKey, PortPolicy>,
+    /// The global path.
+    pub path: Path,
     /// The default policy.
     pub default: Policy,
     /// Whether flows can be carried.
     pub is_carrying: bool,
     /// The alias.
     pub alias: [u8; 4],
+    /// The source alias.
+    pub source_alias: [u8; 4],
     /// Packets of carried flows, by port.
-    pub carried: HashMap<PortKey, u64>,
+    pub carried: HashMap<PortKey, PortPackets>,
     /// When the first one was, by the clock since `made`.
-    fragments: HashMap<FragmentKey, u64>,
+    fragments: HashMap<FragmentKey, CarriedDatagram>,
+    /// The translations of direct TCP flows.
+    direct_flows: HashMap<DirectFlowKey, DirectFlow>,
+    /// The length of the frame that is judged.
+    length: usize,
     made: Instant,
     flows: HashMap<Tuple, Flow>,
     /// The first direction of each flow by the tuple of its replies.
@@ -93,14 +119,21 @@ impl Model {
     pub fn new() -> Self {
         Self {
             listeners: HashMap::new(),
+            everywhere: HashSet::new(),
+            targets: HashMap::new(),
+            reachable: true,
             connected: None,
             connections: HashSet::new(),
             policies: HashMap::new(),
+            path: Path::Auto,
             default: Policy::Steer,
             is_carrying: true,
             alias: [0; 4],
+            source_alias: [0; 4],
             carried: HashMap::new(),
             fragments: HashMap::new(),
+            direct_flows: HashMap::new(),
+            length: 0,
             made: Instant::now(),
             flows: HashMap::new(),
             replies: HashMap::new(),
@@ -109,13 +142,16 @@ impl Model {
 
     /// The reason that the program on ingress has to count for this frame.
     pub fn judge(&mut self, sample: &Sample) -> Reason {
+        self.length = sample.len();
         match parse(&sample.frame()) {
             Ok(_) if !self.is_carrying => Reason::NotCarrying,
             Ok(packet) => {
                 let reason = decide(&packet, self);
                 fragments::first(&packet, reason, self);
-                if reason.verdict() == Verdict::Steer {
-                    *self.carried.entry(port(&packet)).or_default() += 1;
+                match reason.verdict() {
+                    Verdict::Steer => self.carried.entry(port(&packet)).or_default().steered += 1,
+                    Verdict::Direct => self.carried.entry(port(&packet)).or_default().direct += 1,
+                    _ => {}
                 }
                 reason
             }
@@ -129,7 +165,7 @@ impl Model {
 
     /// The reason that the program on egress has to count for this frame, if it acts upon it.
     pub fn judge_leaving(&self, frame: &Sample, border: Border) -> Option<Reason> {
-        let outgoing = egress::parse(&frame.frame(), self.alias)?;
+        let outgoing = egress::parse(&frame.frame(), self.alias, self.source_alias)?;
         let bytes = frame.bytes();
         let transport = usize::from(outgoing.transport);
         let standing = match border {
@@ -143,9 +179,7 @@ impl Model {
                     let alias = (self.alias, u16::from_be_bytes([a, b]));
                     let carried = Tuple { protocol: outgoing.protocol, from: client, to: alias };
                     match self.find(carried) {
-                        Some((_, entry)) if !entry.is_reply && entry.status & status::DST_NAT != 0 => {
-                            Standing::Reply
-                        }
+                        Some((_, entry)) if entry.carries(outgoing.kind) => Standing::Reply,
                         _ => Standing::Other,
                     }
                 }
@@ -156,8 +190,10 @@ impl Model {
             Protocol::Tcp => transport + 18,
             Protocol::Udp => transport + 8,
         };
-        match egress::decide(standing) {
-            Reason::Returned if !outgoing.is_later_fragment && bytes.len() < checksum_end => {
+        match egress::decide(standing, outgoing.kind) {
+            Reason::Returned | Reason::DirectReturned
+                if !outgoing.is_later_fragment && bytes.len() < checksum_end =>
+            {
                 Some(Reason::ReplyFailed)
             }
             reason => Some(reason),
@@ -175,13 +211,15 @@ impl Model {
         let Foreign { protocol, from, to, .. } = foreign;
         let first = Tuple { protocol, from, to };
         let server = foreign.translated.map_or(to, |to| (to.ip().octets(), to.port()));
-        let translated = if foreign.translated.is_some() { status::DST_NAT } else { 0 };
-        // The program takes an entry that leads to a program on this machine for answered.
-        let leads_here = foreign.translated.is_some_and(|to| to.ip().is_loopback());
-        let answered = if foreign.answered || leads_here { status::SEEN_REPLY } else { 0 };
+        let client = foreign.masqueraded.map_or(from, |address| (address.octets(), from.1));
+        let bits = [
+            (foreign.translated.is_some(), status::DST_NAT),
+            (foreign.masqueraded.is_some(), status::SRC_NAT),
+            (foreign.answered, status::SEEN_REPLY),
+        ];
         let flow = Flow {
-            reply: Tuple { protocol, from: server, to: from },
-            status: translated | answered,
+            reply: Tuple { protocol, from: server, to: client },
+            status: bits.iter().filter(|(is_set, _)| *is_set).map(|(_, bit)| bit).sum(),
             tcp_state: foreign.state.map_or(0, |(_, number)| number),
         };
         assert!(self.insert(first, flow), "{foreign:?} meets another entry");
@@ -205,21 +243,29 @@ impl Model {
             Some(first) => (*first, true),
             None => (tuple, false),
         };
-        let Flow { status, tcp_state, .. } = *self.flows.get(&first)?;
-        Some((first, Entry { is_reply, status, tcp_state }))
+        let Flow { status, tcp_state, reply } = *self.flows.get(&first)?;
+        Some((
+            first,
+            Entry { is_reply, status, tcp_state, reply_source: reply.from.0, reply_port: reply.from.1 },
+        ))
     }
 
-    /// The packet's tuple with this destination.
-    const fn tuple(&self, packet: &Packet, destination: Destination) -> Tuple {
-        let address = match destination {
-            Destination::Own => LOCALHOST,
-            Destination::Alias => self.alias,
+    /// The packet's tuple of this kind.
+    const fn tuple(&self, packet: &Packet, kind: TupleKind) -> Tuple {
+        let (source, destination) = match kind {
+            TupleKind::Own => (packet.client, LOCALHOST),
+            TupleKind::Steered => (packet.client, self.alias),
+            TupleKind::Direct => (self.source_alias, self.alias),
         };
         Tuple {
             protocol: packet.protocol,
-            from: (packet.client, packet.client_port),
-            to: (address, packet.server_port),
+            from: (source, packet.client_port),
+            to: (destination, packet.server_port),
         }
+    }
+
+    fn nanoseconds(&self) -> u64 {
+        u64::try_from(self.made.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// The program's records of fragments are dropped.
@@ -230,15 +276,15 @@ impl Model {
 
 impl Datagrams for Model {
     fn now(&mut self) -> u64 {
-        u64::try_from(self.made.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        self.nanoseconds()
     }
 
-    fn first_carried_at(&mut self, datagram: FragmentKey) -> Option<u64> {
+    fn record(&mut self, datagram: FragmentKey) -> Option<CarriedDatagram> {
         self.fragments.get(&datagram).copied()
     }
 
-    fn remember(&mut self, datagram: FragmentKey, now: u64) {
-        self.fragments.insert(datagram, now);
+    fn remember(&mut self, datagram: FragmentKey, carried: CarriedDatagram) {
+        self.fragments.insert(datagram, carried);
     }
 
     fn forget(&mut self, datagram: FragmentKey) {
@@ -250,41 +296,76 @@ fn port(packet: &Packet) -> PortKey {
     PortKey::new(packet.protocol, packet.server_port)
 }
 
+const fn flow_key(packet: &Packet) -> DirectFlowKey {
+    DirectFlowKey { client_port: packet.client_port, server_port: packet.server_port }
+}
+
 impl Kernel for Model {
-    fn was_carried(&mut self, packet: &Packet) -> bool {
-        self.carried.contains_key(&port(packet))
+    fn carried(&mut self, packet: &Packet) -> PortPackets {
+        self.carried.get(&port(packet)).copied().unwrap_or_default()
     }
 
-    fn conntrack(&mut self, packet: &Packet, destination: Destination) -> Conntrack {
-        match self.find(self.tuple(packet, destination)) {
+    fn conntrack(&mut self, packet: &Packet, kind: TupleKind) -> Conntrack {
+        match self.find(self.tuple(packet, kind)) {
             Some((_, entry)) => Conntrack::Found(entry),
             None => Conntrack::Missing,
         }
     }
 
-    fn port_policy(&mut self, packet: &Packet) -> Policy {
-        self.policies.get(&port(packet)).copied().unwrap_or(Policy::Unset)
+    fn port_policy(&mut self, packet: &Packet) -> PortPolicy {
+        self.policies.get(&port(packet)).copied().unwrap_or_default()
     }
 
     fn default_policy(&mut self) -> Policy {
         self.default
     }
 
-    fn listener(&mut self, packet: &Packet) -> Option<Listener> {
+    fn global_path(&mut self) -> Path {
+        self.path
+    }
+
+    fn listener(&mut self, packet: &Packet) -> Listener {
         let connected = packet.protocol == Protocol::Udp
             && self.connected == Some((packet.client, packet.client_port, packet.server_port));
-        let listener = self.listeners.get(&(packet.protocol, packet.server_port)).copied();
-        let owner = listener.or(connected.then_some(Policy::Unset))?;
-        Some(Listener { owner })
+        let key = (packet.protocol, packet.server_port);
+        let listener = self.listeners.get(&key).copied();
+        match listener.or(connected.then_some(Policy::Unset)) {
+            Some(owner) => Listener::new(owner, self.targets.get(&key).copied()),
+            None => Listener::NONE,
+        }
     }
 
     fn has_connection(&mut self, packet: &Packet) -> bool {
         packet.client == LOCALHOST && self.connections.contains(&(packet.client_port, packet.server_port))
     }
 
-    fn expire(&mut self, packet: &Packet, destination: Destination) -> Result<(), ()> {
-        let Some((first, entry)) = self.find(self.tuple(packet, destination)) else { return Ok(()) };
-        if !entry.is_expirable(packet.role, destination) {
+    fn has_sender(&mut self, packet: &Packet) -> bool {
+        let is_bound = self.listeners.contains_key(&(Protocol::Udp, packet.client_port));
+        let hears = packet.client == LOCALHOST || self.everywhere.contains(&packet.client_port);
+        // The one that is connected hears its client alone, which is this packet's server here.
+        let connected = packet.client == LOCALHOST
+            && self.connected == Some((LOCALHOST, packet.server_port, packet.client_port));
+        is_bound && hears || connected
+    }
+
+    fn is_reachable(&mut self, _: &Packet, target: &Target) -> bool {
+        self.reachable && target.ifindex != UNREACHABLE && self.length <= LONGEST_FORWARDED
+    }
+
+    fn now(&mut self) -> u64 {
+        self.nanoseconds()
+    }
+
+    fn note_unanswered(&mut self, packet: &Packet) {
+        let now = self.nanoseconds();
+        if let Some(target) = self.targets.get_mut(&(packet.protocol, packet.server_port)) {
+            target.unanswered_at = now;
+        }
+    }
+
+    fn expire(&mut self, packet: &Packet, kind: TupleKind, target: verdict::End) -> Result<(), ()> {
+        let Some((first, entry)) = self.find(self.tuple(packet, kind)) else { return Ok(()) };
+        if !entry.is_expirable(packet.role, kind, target) {
             return Err(());
         }
         if let Some(flow) = self.flows.remove(&first) {
@@ -293,16 +374,33 @@ impl Kernel for Model {
         Ok(())
     }
 
-    fn create(&mut self, packet: &Packet, destination: Destination) -> Result<(), Reason> {
-        let first = self.tuple(packet, destination);
-        let reply = self.tuple(packet, Destination::Own).turned_round();
-        let status = match destination {
-            // To where the packet goes anyway: nothing is translated.
-            Destination::Own => 0,
-            Destination::Alias => status::DST_NAT,
-        };
+    fn create(&mut self, packet: &Packet, kind: TupleKind) -> Result<(), Reason> {
+        let first = self.tuple(packet, kind);
+        let reply = self.tuple(packet, TupleKind::Own).turned_round();
+        // To where the packet of its own tuple goes anyway: nothing is translated.
+        let status = if kind == TupleKind::Own { 0 } else { status::DST_NAT };
         // No frame gets past the hook: no answer, state NONE.
         let flow = Flow { reply, status, tcp_state: 0 };
         if self.insert(first, flow) { Ok(()) } else { Err(Reason::InsertFailed) }
+    }
+
+    fn create_direct(&mut self, packet: &Packet, flow: DirectFlow) -> Result<(), Reason> {
+        let first = self.tuple(packet, TupleKind::Direct);
+        // Each port of the model has a container's port of its own: the client's is free there.
+        let port = if flow.source_port == 0 { packet.client_port } else { flow.source_port };
+        let reply =
+            Tuple { protocol: packet.protocol, from: (flow.address, flow.port), to: (flow.source, port) };
+        let status = status::DST_NAT | status::SRC_NAT;
+        if !self.insert(first, Flow { reply, status, tcp_state: 0 }) {
+            return Err(Reason::InsertFailed);
+        }
+        if packet.protocol == Protocol::Tcp {
+            self.direct_flows.insert(flow_key(packet), DirectFlow { source_port: port, ..flow });
+        }
+        Ok(())
+    }
+
+    fn recall(&mut self, packet: &Packet) -> Option<DirectFlow> {
+        self.direct_flows.get(&flow_key(packet)).copied()
     }
 }

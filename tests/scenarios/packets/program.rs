@@ -1,15 +1,18 @@
 //! The programs as they are loaded, run over frames of our own, and what they have counted.
 
-use std::time::Duration;
+use std::{os::fd::AsRawFd, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, SkStorage},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use rustix::time::{ClockId, clock_gettime};
-use wsl_mirror_core::abi::{Carrying, FragmentKey, PortKey, PortPolicy, Reason, Settings, Verdicts};
+use wsl_mirror_core::abi::{
+    CarriedDatagram, Carrying, FragmentKey, Path, PortKey, PortPackets, PortPolicy, Reason, Settings, Target,
+    Verdicts,
+};
 use wsl_mirror_lab::{checks::OrPanic as _, pins, process::wait_for};
 
 /// `TCX_NEXT`, as the kernel hands it back.
@@ -49,8 +52,9 @@ pub struct Program {
     verdicts: PerCpuArray<MapData, Verdicts>,
     policies: HashMap<MapData, PortKey, PortPolicy>,
     settings: Array<MapData, Settings>,
-    fragments: HashMap<MapData, FragmentKey, u64>,
-    packets: Array<MapData, u64>,
+    fragments: HashMap<MapData, FragmentKey, CarriedDatagram>,
+    packets: Array<MapData, PortPackets>,
+    targets: SkStorage<MapData, Target>,
     ifindex: u32,
     /// The form of the program on egress.
     pub border: Border,
@@ -58,6 +62,8 @@ pub struct Program {
     pub mark: u32,
     /// The alias.
     pub alias: [u8; 4],
+    /// The source alias.
+    pub source_alias: [u8; 4],
 }
 
 /// What came out of one run.
@@ -93,10 +99,12 @@ impl Program {
             settings: map_of_settings,
             fragments: Map::LruHashMap(map("FRAGMENTS")?).try_into()?,
             packets: Map::Array(map("PORT_PACKETS")?).try_into()?,
+            targets: Map::SkStorage(map("SOCKET_TARGET")?).try_into()?,
             ifindex: settings.ifindex,
             border,
             mark: settings.mark,
             alias: settings.alias,
+            source_alias: settings.source_alias,
         })
     }
 
@@ -147,7 +155,7 @@ impl Program {
     }
 
     /// Packets of carried flows to this port.
-    pub fn carried(&self, port: PortKey) -> Result<u64> {
+    pub fn carried(&self, port: PortKey) -> Result<PortPackets> {
         Ok(self.packets.get(&port.index(), 0)?)
     }
 
@@ -164,14 +172,31 @@ impl Program {
         Ok(self.settings.set(0, Settings { alias, ..settings }, 0)?)
     }
 
-    /// Writes that the first fragment of this datagram was carried so long ago.
-    pub fn remember_fragments(&mut self, datagram: FragmentKey, ago: Duration) -> Result<()> {
+    /// Sets the global path.
+    pub fn set_path(&mut self, path: Path) -> Result<()> {
+        let settings = self.settings.get(&0, 0)?;
+        Ok(self.settings.set(0, Settings { path: path as u32, ..settings }, 0)?)
+    }
+
+    /// Gives a listener this target, in place of any other.
+    pub fn write_target(&mut self, listener: &impl AsRawFd, target: Target) -> Result<()> {
+        self.targets.insert(listener, target, 0).context("writing a target")
+    }
+
+    /// Writes that the first fragment of this datagram was carried so long ago, direct or not.
+    pub fn remember_fragments(
+        &mut self,
+        datagram: FragmentKey,
+        ago: Duration,
+        is_direct: bool,
+    ) -> Result<()> {
         // The clock of bpf_ktime_get_ns.
         let now = clock_gettime(ClockId::Monotonic);
         let now = Duration::new(now.tv_sec.try_into()?, now.tv_nsec.try_into()?);
         // A machine that has just booted has not been up for so long.
         let then = u64::try_from(now.as_nanos())?.wrapping_sub(u64::try_from(ago.as_nanos())?);
-        Ok(self.fragments.insert(datagram, then, 0)?)
+        let carried = CarriedDatagram { at: then, direct: u64::from(is_direct) };
+        Ok(self.fragments.insert(datagram, carried, 0)?)
     }
 
     /// Writes a port's policy, as `bpftool map update` does.

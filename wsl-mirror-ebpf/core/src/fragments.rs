@@ -1,6 +1,6 @@
 //! Fragments on ingress: all of a datagram go to the alias or none, and only the first one has ports.
 
-use crate::abi::{FragmentKey, Reason, Verdict};
+use crate::abi::{CarriedDatagram, FragmentKey, Reason, Verdict};
 use crate::packet::Packet;
 
 /// Lifetime of a datagram's record in ns: the kernel waits as long for the rest of one (`IP_FRAG_TIME`, 30 s).
@@ -10,10 +10,10 @@ pub const LIFETIME: u64 = 30_000_000_000;
 pub trait Datagrams {
     /// The time in ns, of a monotonic clock.
     fn now(&mut self) -> u64;
-    /// When this datagram's first fragment was carried, by the same clock.
-    fn first_carried_at(&mut self, datagram: FragmentKey) -> Option<u64>;
+    /// How this datagram's first fragment was carried.
+    fn record(&mut self, datagram: FragmentKey) -> Option<CarriedDatagram>;
     /// Records the datagram. Without room its later fragments pass, and the datagram is lost.
-    fn remember(&mut self, datagram: FragmentKey, now: u64);
+    fn remember(&mut self, datagram: FragmentKey, carried: CarriedDatagram);
     /// Drops the record of an earlier datagram with the same identification.
     fn forget(&mut self, datagram: FragmentKey);
 }
@@ -24,8 +24,14 @@ pub trait Datagrams {
 /// datagram with the same identification: not for longer than [`LIFETIME`].
 #[inline(always)]
 pub fn later<D: Datagrams>(datagram: FragmentKey, datagrams: &mut D) -> Reason {
-    match datagrams.first_carried_at(datagram) {
-        Some(then) if datagrams.now().wrapping_sub(then) < LIFETIME => Reason::Fragment,
+    match datagrams.record(datagram) {
+        Some(carried) if datagrams.now().wrapping_sub(carried.at) < LIFETIME => {
+            if carried.direct != 0 {
+                Reason::DirectFragment
+            } else {
+                Reason::Fragment
+            }
+        }
         _ => Reason::LaterFragment,
     }
 }
@@ -35,9 +41,11 @@ pub fn later<D: Datagrams>(datagram: FragmentKey, datagrams: &mut D) -> Reason {
 pub fn first<D: Datagrams>(packet: &Packet, reason: Reason, datagrams: &mut D) {
     let Some(id) = packet.first_fragment else { return };
     let datagram = FragmentKey::new(packet.protocol, packet.client, id);
-    if matches!(reason.verdict(), Verdict::Steer) {
-        let now = datagrams.now();
-        datagrams.remember(datagram, now);
+    let verdict = reason.verdict();
+    if verdict.is_carried() {
+        let carried =
+            CarriedDatagram { at: datagrams.now(), direct: u64::from(matches!(verdict, Verdict::Direct)) };
+        datagrams.remember(datagram, carried);
     } else {
         datagrams.forget(datagram);
     }

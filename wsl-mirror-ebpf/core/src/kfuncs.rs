@@ -98,16 +98,29 @@ pub enum Field {
     SkbConntrack = 0x30,
     /// `nf_conn.tuplehash[1].tuple.src.u3.ip`: from which address replies come, a `__be32`.
     ReplySource = 0x40,
+    /// `nf_conn.tuplehash[1].tuple.src.u.all`: from which port replies come, a `__be16`.
+    ReplySourcePort = 0x60,
+    /// `nf_conn.tuplehash[1].tuple.dst.u.all`: to which port replies go, a `__be16`.
+    ReplyPort = 0x50,
 }
 
 impl Field {
     /// All of them; the programs need each.
-    pub const ALL: [Self; 4] = [Self::Status, Self::TcpState, Self::SkbConntrack, Self::ReplySource];
+    pub const ALL: [Self; 6] = [
+        Self::Status,
+        Self::TcpState,
+        Self::SkbConntrack,
+        Self::ReplySource,
+        Self::ReplySourcePort,
+        Self::ReplyPort,
+    ];
 
     /// The structure that it belongs to.
     pub const fn structure(self) -> &'static str {
         match self {
-            Self::Status | Self::TcpState | Self::ReplySource => "nf_conn",
+            Self::Status | Self::TcpState | Self::ReplySource | Self::ReplySourcePort | Self::ReplyPort => {
+                "nf_conn"
+            }
             Self::SkbConntrack => "sk_buff",
         }
     }
@@ -119,6 +132,8 @@ impl Field {
             Self::TcpState => &["proto", "tcp", "state"],
             Self::SkbConntrack => &["_nfct"],
             Self::ReplySource => &["tuplehash", "[1]", "tuple", "src", "u3", "ip"],
+            Self::ReplySourcePort => &["tuplehash", "[1]", "tuple", "src", "u", "all"],
+            Self::ReplyPort => &["tuplehash", "[1]", "tuple", "dst", "u", "all"],
         }
     }
 

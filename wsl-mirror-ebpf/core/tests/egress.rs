@@ -1,8 +1,9 @@
 //! Egress: the packets that the program acts upon, and what it does with them.
 
 use wsl_mirror_core::{
-    abi::{DEFAULT_ALIAS, Protocol, Reason, Verdict},
+    abi::{DEFAULT_ALIAS, DEFAULT_SOURCE_ALIAS, Protocol, Reason, Verdict},
     egress::{Outgoing, Standing, decide, parse},
+    verdict::TupleKind,
 };
 use wsl_mirror_packets::Spec;
 
@@ -12,35 +13,61 @@ fn reply() -> Spec {
 }
 
 fn outgoing(spec: &Spec) -> Option<Outgoing> {
-    parse(&spec.build().frame(), DEFAULT_ALIAS)
+    parse(&spec.build().frame(), DEFAULT_ALIAS, DEFAULT_SOURCE_ALIAS)
 }
 
 #[test]
 fn a_reply_from_the_alias_parses_field_by_field() {
-    let expected = Outgoing { protocol: Protocol::Tcp, transport: 34, is_later_fragment: false };
+    let expected = Outgoing {
+        protocol: Protocol::Tcp,
+        transport: 34,
+        is_later_fragment: false,
+        kind: TupleKind::Steered,
+    };
     assert_eq!(outgoing(&reply()), Some(expected));
+    let direct = Spec { destination: DEFAULT_SOURCE_ALIAS, ..reply() };
+    assert_eq!(outgoing(&direct), Some(Outgoing { kind: TupleKind::Direct, ..expected }));
     let datagram = Spec { source: DEFAULT_ALIAS, options: vec![1; 40], ..Spec::udp(8080, 50_000, 10) };
-    let expected = Outgoing { protocol: Protocol::Udp, transport: 74, is_later_fragment: false };
+    let expected = Outgoing { protocol: Protocol::Udp, transport: 74, ..expected };
     assert_eq!(outgoing(&datagram), Some(expected));
 }
 
 #[test]
 fn any_destination_of_the_alias_is_at_the_border() {
-    for destination in [[127, 0, 0, 1], DEFAULT_ALIAS, [127, 1, 2, 3], [192, 168, 50, 10], [255; 4]] {
-        assert!(outgoing(&Spec { destination, ..reply() }).is_some(), "{destination:?}");
+    for destination in
+        [[127, 0, 0, 1], DEFAULT_ALIAS, [127, 1, 2, 3], [192, 168, 50, 10], [192, 0, 0, 9], [255; 4]]
+    {
+        let kind = outgoing(&Spec { destination, ..reply() }).map(|outgoing| outgoing.kind);
+        assert_eq!(kind, Some(TupleKind::Steered), "{destination:?}");
     }
 }
 
 #[test]
-fn only_ipv4_tcp_and_udp_from_the_alias_is_acted_upon() {
-    for source in [[127, 0, 0, 1], [127, 119, 0, 2], [127, 119, 1, 1], [126, 119, 0, 1], [192, 0, 0, 8]] {
-        assert_eq!(outgoing(&Spec { source, ..reply() }), None, "{source:?}");
+fn only_ipv4_tcp_and_udp_of_the_aliases_is_acted_upon() {
+    for source in [[127, 0, 0, 1], [127, 119, 0, 2], [127, 119, 1, 1], [126, 119, 0, 1], DEFAULT_SOURCE_ALIAS]
+    {
+        for destination in [[127, 0, 0, 1], [192, 0, 0, 9]] {
+            assert_eq!(outgoing(&Spec { source, destination, ..reply() }), None, "{source:?}");
+        }
     }
     for protocol in (0..=u8::MAX).filter(|protocol| !matches!(protocol, 6 | 17)) {
         assert_eq!(outgoing(&Spec { protocol: Some(protocol), ..reply() }), None, "{protocol}");
     }
     for ethertype in [0x0806, 0x86dd, 0x8100, 0x0008] {
         assert_eq!(outgoing(&Spec { ethertype, ..reply() }), None, "{ethertype:#x}");
+    }
+}
+
+/// Our own route brings it here: a container's, or a loop.
+#[test]
+fn what_only_goes_to_the_source_alias_is_dropped() {
+    for source in [[172, 17, 0, 2], [127, 0, 0, 1], DEFAULT_SOURCE_ALIAS, [192, 168, 50, 10]] {
+        let kind = outgoing(&Spec { source, destination: DEFAULT_SOURCE_ALIAS, ..reply() });
+        let kind = kind.map(|outgoing| outgoing.kind);
+        assert_eq!(kind, Some(TupleKind::Own), "{source:?}");
+    }
+    for standing in [Standing::Reply, Standing::Other] {
+        assert_eq!(decide(standing, TupleKind::Own), Reason::NoReply);
     }
 }
 
@@ -59,8 +86,9 @@ fn the_border_needs_no_valid_headers() {
         assert!(outgoing(&spec).is_some(), "{spec:?}");
     }
     // 34 bytes hold all that the border has to know.
-    assert!(parse(&reply().build().truncated(34).frame(), DEFAULT_ALIAS).is_some());
-    assert_eq!(parse(&reply().build().truncated(33).frame(), DEFAULT_ALIAS), None);
+    let [whole, cut] = [34, 33]
+        .map(|length| parse(&reply().build().truncated(length).frame(), DEFAULT_ALIAS, DEFAULT_SOURCE_ALIAS));
+    assert!(whole.is_some() && cut.is_none(), "{whole:?} {cut:?}");
 }
 
 #[test]
@@ -73,9 +101,13 @@ fn only_a_later_fragment_has_no_transport_header() {
 
 #[test]
 fn a_reply_returns_and_all_else_is_dropped() {
-    assert_eq!(decide(Standing::Reply), Reason::Returned);
-    assert_eq!(decide(Standing::Other), Reason::NoReply);
-    assert_eq!(Reason::Returned.verdict(), Verdict::Steer);
+    for (kind, reason, verdict) in [
+        (TupleKind::Steered, Reason::Returned, Verdict::Steer),
+        (TupleKind::Direct, Reason::DirectReturned, Verdict::Direct),
+    ] {
+        assert_eq!((decide(Standing::Reply, kind), reason.verdict()), (reason, verdict));
+        assert_eq!(decide(Standing::Other, kind), Reason::NoReply);
+    }
     for reason in [Reason::NoReply, Reason::ReplyFailed] {
         assert_eq!(reason.verdict(), Verdict::Drop);
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use wsl_mirror_core::{
-    abi::{FragmentKey, Protocol, Reason, Verdict},
+    abi::{CarriedDatagram, FragmentKey, Protocol, Reason, Verdict},
     fragments::{Datagrams, LIFETIME, first, later},
     packet::{Packet, Role, fragment},
 };
@@ -13,7 +13,7 @@ use wsl_mirror_packets::Spec;
 #[derive(Default)]
 struct Memory {
     now: u64,
-    carried: HashMap<FragmentKey, u64>,
+    carried: HashMap<FragmentKey, CarriedDatagram>,
 }
 
 impl Datagrams for Memory {
@@ -21,12 +21,12 @@ impl Datagrams for Memory {
         self.now
     }
 
-    fn first_carried_at(&mut self, datagram: FragmentKey) -> Option<u64> {
+    fn record(&mut self, datagram: FragmentKey) -> Option<CarriedDatagram> {
         self.carried.get(&datagram).copied()
     }
 
-    fn remember(&mut self, datagram: FragmentKey, now: u64) {
-        self.carried.insert(datagram, now);
+    fn remember(&mut self, datagram: FragmentKey, carried: CarriedDatagram) {
+        self.carried.insert(datagram, carried);
     }
 
     fn forget(&mut self, datagram: FragmentKey) {
@@ -54,13 +54,18 @@ fn datagram(id: u16) -> FragmentKey {
 #[test]
 fn a_later_fragment_is_carried_with_its_first_one() {
     for reason in Reason::ALL {
-        let mut memory = Memory::default();
         // An earlier datagram had the same identification.
-        first(&packet(datagram(7)), Reason::New, &mut memory);
-        first(&packet(datagram(7)), *reason, &mut memory);
-        let expected =
-            if reason.verdict() == Verdict::Steer { Reason::Fragment } else { Reason::LaterFragment };
-        assert_eq!(later(datagram(7), &mut memory), expected, "{reason:?}");
+        for earlier in [Reason::New, Reason::DirectNew] {
+            let mut memory = Memory::default();
+            first(&packet(datagram(7)), earlier, &mut memory);
+            first(&packet(datagram(7)), *reason, &mut memory);
+            let expected = match reason.verdict() {
+                Verdict::Steer => Reason::Fragment,
+                Verdict::Direct => Reason::DirectFragment,
+                _ => Reason::LaterFragment,
+            };
+            assert_eq!(later(datagram(7), &mut memory), expected, "{reason:?} after {earlier:?}");
+        }
     }
 }
 
@@ -88,24 +93,28 @@ fn fragments_of_interleaved_datagrams_stay_apart() {
         assert_eq!(later(other, &mut memory), Reason::LaterFragment, "{other:?}");
         assert_eq!(later(carried, &mut memory), Reason::Fragment, "after {other:?}");
     }
-    first(&packet(datagram(8)), Reason::New, &mut memory);
-    for id in [7, 8, 7, 8] {
-        assert_eq!(later(datagram(id), &mut memory), Reason::Fragment, "{id}");
+    first(&packet(datagram(8)), Reason::DirectNew, &mut memory);
+    for (id, reason) in [(7, Reason::Fragment), (8, Reason::DirectFragment)].repeat(2) {
+        assert_eq!(later(datagram(id), &mut memory), reason, "{id}");
     }
 }
 
 #[test]
 fn a_record_lives_as_long_as_the_kernel_waits() {
-    let mut memory = Memory { now: 5, ..Memory::default() };
-    first(&packet(datagram(7)), Reason::New, &mut memory);
-    for (age, reason) in [
-        (0, Reason::Fragment),
-        (LIFETIME - 1, Reason::Fragment),
-        (LIFETIME, Reason::LaterFragment),
-        (u64::MAX - 5, Reason::LaterFragment),
-    ] {
-        memory.now = age + 5;
-        assert_eq!(later(datagram(7), &mut memory), reason, "{age} ns");
+    for (carried, fragment) in
+        [(Reason::New, Reason::Fragment), (Reason::DirectEstablished, Reason::DirectFragment)]
+    {
+        let mut memory = Memory { now: 5, ..Memory::default() };
+        first(&packet(datagram(7)), carried, &mut memory);
+        for (age, reason) in [
+            (0, fragment),
+            (LIFETIME - 1, fragment),
+            (LIFETIME, Reason::LaterFragment),
+            (u64::MAX - 5, Reason::LaterFragment),
+        ] {
+            memory.now = age + 5;
+            assert_eq!(later(datagram(7), &mut memory), reason, "{age} ns");
+        }
     }
     assert_eq!(LIFETIME, 30_000_000_000, "IP_FRAG_TIME");
 }

@@ -26,6 +26,16 @@ impl FragmentKey {
     }
 }
 
+/// Value of `FRAGMENTS`: how the first fragment of a datagram was carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CarriedDatagram {
+    /// When, in ns of `CLOCK_MONOTONIC`.
+    pub at: u64,
+    /// 1: direct. 0: steered.
+    pub direct: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

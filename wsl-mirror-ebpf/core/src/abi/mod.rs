@@ -14,14 +14,16 @@ mod policy;
 mod port;
 mod reason;
 mod settings;
+mod target;
 
-pub use counters::PortStats;
-pub use fragment::FragmentKey;
+pub use counters::{PortPackets, PortStats};
+pub use fragment::{CarriedDatagram, FragmentKey};
 pub use owner::{BUILT_IN_OWNERS, Owner, OwnerPolicy};
-pub use policy::{Policy, PortPolicy};
+pub use policy::{Path, Policy, PortPolicy};
 pub use port::{PORTS, PortKey, Protocol};
 pub use reason::{Reason, Verdict, Verdicts};
-pub use settings::{Carrying, DEFAULT_ALIAS, DEFAULT_MARK, Hook, Settings};
+pub use settings::{Carrying, DEFAULT_ALIAS, DEFAULT_MARK, DEFAULT_SOURCE_ALIAS, Hook, Settings};
+pub use target::{DirectFlow, DirectFlowKey, EngineWay, Service, Target};
 
 /// The directory in bpffs of every layout's pins.
 pub const PINS: &str = "/sys/fs/bpf/wsl-mirror";
@@ -39,10 +41,15 @@ mod tests {
     #[test]
     fn keys_and_values_have_no_padding() {
         assert_eq!(size_of::<PortKey>(), 4);
-        assert_eq!(size_of::<PortPolicy>(), 2);
-        assert_eq!(size_of::<PortStats>(), 24);
-        assert_eq!(size_of::<Settings>(), 48);
+        assert_eq!(size_of::<PortPolicy>(), 4);
+        assert_eq!(size_of::<PortStats>(), 32);
+        assert_eq!(size_of::<PortPackets>(), 16);
+        assert_eq!(size_of::<Settings>(), 56);
         assert_eq!(size_of::<FragmentKey>(), 8);
+        assert_eq!(size_of::<CarriedDatagram>(), 16);
+        assert_eq!(size_of::<Target>(), 24);
+        assert_eq!(size_of::<DirectFlowKey>(), 4);
+        assert_eq!(size_of::<DirectFlow>(), 12);
         assert_eq!(size_of::<Owner>(), 20);
         assert_eq!(size_of::<OwnerPolicy>(), 4);
         assert_eq!(size_of::<Verdicts>(), Reason::ALL.len() * 8);

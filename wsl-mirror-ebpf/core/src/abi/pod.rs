@@ -1,6 +1,9 @@
 //! What user space may read from maps and write into them.
 
-use super::{FragmentKey, Owner, OwnerPolicy, PortKey, PortPolicy, PortStats, Settings, Verdicts};
+use super::{
+    CarriedDatagram, DirectFlow, DirectFlowKey, FragmentKey, Owner, OwnerPolicy, PortKey, PortPackets,
+    PortPolicy, PortStats, Settings, Target, Verdicts,
+};
 
 // SAFETY: `repr(C)`, integers only, no padding, every bit pattern is a value.
 unsafe impl aya::Pod for Settings {}
@@ -18,3 +21,13 @@ unsafe impl aya::Pod for OwnerPolicy {}
 unsafe impl aya::Pod for FragmentKey {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Verdicts {}
+// SAFETY: as above.
+unsafe impl aya::Pod for CarriedDatagram {}
+// SAFETY: as above.
+unsafe impl aya::Pod for DirectFlow {}
+// SAFETY: as above.
+unsafe impl aya::Pod for DirectFlowKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for PortPackets {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Target {}

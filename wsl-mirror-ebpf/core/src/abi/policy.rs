@@ -13,6 +13,8 @@ pub enum Policy {
     Pass = 1,
     /// Steer flows to the port's listener.
     Steer = 2,
+    /// Take flows straight to the container behind the port.
+    Direct = 3,
 }
 
 impl Policy {
@@ -22,16 +24,57 @@ impl Policy {
         match byte {
             1 => Self::Pass,
             2 => Self::Steer,
+            3 => Self::Direct,
             _ => Self::Unset,
         }
     }
 
-    /// `unset`, `pass` or `steer`.
+    /// `unset`, `pass`, `steer` or `direct`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unset => "unset",
             Self::Pass => "pass",
             Self::Steer => "steer",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+/// Which of two ways a port's flows take, where both are open.
+///
+/// Maps hold it as a plain number: an unknown number counts as [`Path::Unset`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Path {
+    /// No choice: the global path counts. As the global path, [`Path::Auto`].
+    Unset = 0,
+    /// A proxy's port goes to the proxy. A holder's port passes, or goes direct where the engine's own rules would drop it.
+    Auto = 1,
+    /// To the container wherever it is known.
+    Direct = 2,
+    /// Never straight to the container.
+    Proxy = 3,
+}
+
+impl Path {
+    /// The path that this byte stands for.
+    #[inline(always)]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Auto,
+            2 => Self::Direct,
+            3 => Self::Proxy,
+            _ => Self::Unset,
+        }
+    }
+
+    /// `unset`, `auto`, `direct` or `proxy`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unset => "unset",
+            Self::Auto => "auto",
+            Self::Direct => "direct",
+            Self::Proxy => "proxy",
         }
     }
 }
@@ -42,10 +85,14 @@ impl Policy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PortPolicy {
-    /// A [`Policy`] written by `wsl-mirror exempt` (or by bpftool).
+    /// A [`Policy`] written by `wsl-mirror policy` and `exempt` (or by bpftool).
     pub cli: u8,
     /// A [`Policy`] written by `wsl-mirror load` from the configuration file.
     pub config: u8,
+    /// A [`Path`] written by `wsl-mirror load` from the configuration file.
+    pub path: u8,
+    /// Always 0.
+    pub zero: u8,
 }
 
 impl PortPolicy {
@@ -56,6 +103,12 @@ impl PortPolicy {
             Policy::Unset => Policy::from_byte(self.config),
             cli => cli,
         }
+    }
+
+    /// The port's own path.
+    #[inline(always)]
+    pub const fn path(self) -> Path {
+        Path::from_byte(self.path)
     }
 
     /// Whether neither writer has set a policy.
@@ -70,18 +123,20 @@ mod tests {
 
     #[test]
     fn the_command_line_overrides_the_file() {
-        let policy = |cli, config| PortPolicy { cli, config }.effective();
+        let policy = |cli, config| PortPolicy { cli, config, ..PortPolicy::default() }.effective();
         assert_eq!(policy(0, 0), Policy::Unset);
         assert_eq!(policy(0, 1), Policy::Pass);
         assert_eq!(policy(2, 1), Policy::Steer);
         assert_eq!(policy(1, 2), Policy::Pass);
+        assert_eq!(policy(3, 1), Policy::Direct);
     }
 
     #[test]
     fn an_unknown_byte_counts_as_unset() {
-        for byte in 3..=u8::MAX {
-            assert_eq!(PortPolicy { cli: byte, config: 1 }.effective(), Policy::Pass);
-            assert_eq!(PortPolicy { cli: byte, config: byte }.effective(), Policy::Unset);
+        for byte in 4..=u8::MAX {
+            let policy = PortPolicy { cli: byte, config: 1, path: byte, zero: 0 };
+            assert_eq!((policy.effective(), policy.path()), (Policy::Pass, Path::Unset));
+            assert_eq!(PortPolicy { config: byte, ..policy }.effective(), Policy::Unset);
         }
     }
 }

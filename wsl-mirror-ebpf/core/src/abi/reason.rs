@@ -9,22 +9,32 @@ pub enum Verdict {
     Pass,
     /// Untouched, on to the next program, because one of our own calls failed.
     Failed,
-    /// Carried: sent to the alias, by a conntrack entry that no engine's rule touches; on egress a reply of such a flow.
+    /// Carried to the listener: sent to the alias, by a conntrack entry that no engine's rule touches; on egress a reply of
+    /// such a flow.
     Steer,
+    /// Carried to the container itself: likewise, from the source alias.
+    Direct,
     /// Dropped, on egress alone: the alias never leaves this machine.
     Drop,
 }
 
 impl Verdict {
     /// All, in the order in which they are listed.
-    pub const ALL: [Self; 4] = [Self::Steer, Self::Pass, Self::Drop, Self::Failed];
+    pub const ALL: [Self; 5] = [Self::Steer, Self::Direct, Self::Pass, Self::Drop, Self::Failed];
 
-    /// `pass`, `failed`, `steer` or `drop`.
+    /// Whether the packet belongs to a flow that one of our conntrack entries takes somewhere.
+    #[inline(always)]
+    pub const fn is_carried(self) -> bool {
+        matches!(self, Self::Steer | Self::Direct)
+    }
+
+    /// `pass`, `failed`, `steer`, `direct` or `drop`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pass => "pass",
             Self::Failed => "failed",
             Self::Steer => "steer",
+            Self::Direct => "direct",
             Self::Drop => "drop",
         }
     }
@@ -101,12 +111,27 @@ reasons! {
     New => steer_new, Steer;
     /// a flow began on the addresses of a finished one, whose conntrack entry was replaced
     Reused => steer_reused, Steer;
-    /// a packet of a carried flow
+    /// a flow that should have gone to the container was steered: the container cannot be reached or does not answer
+    Instead => steer_instead, Steer;
+    /// a packet of a steered flow
     Established => steer_established, Steer;
-    /// a later fragment of a carried datagram
+    /// a later fragment of a steered datagram
     Fragment => steer_fragment, Steer;
-    /// a reply of a carried flow, on egress
+    /// a reply of a steered flow, on egress
     Returned => steer_reply, Steer;
+
+    /// the flow began and went straight to the container
+    DirectNew => direct_new, Direct;
+    /// a direct flow began on the addresses of a finished one, or of one to another container
+    DirectReused => direct_reused, Direct;
+    /// a packet of a direct flow
+    DirectEstablished => direct_established, Direct;
+    /// a direct flow had lost its conntrack entry (conntrack -F) and got a new one
+    DirectPickedUp => direct_picked_up, Direct;
+    /// a later fragment of a direct datagram
+    DirectFragment => direct_fragment, Direct;
+    /// a reply of a direct flow, on egress
+    DirectReturned => direct_reply, Direct;
 
     /// not IPv4 (ARP, IPv6, …)
     NotIpv4 => pass_not_ipv4, Pass;
@@ -144,6 +169,14 @@ reasons! {
     OwnerPolicy => pass_owner_policy, Pass;
     /// no policy names the port or its owner, and the default is to pass
     DefaultPolicy => pass_default_policy, Pass;
+    /// the port's holder never accepts, and the engine's own rules bring the flow to the container
+    Holder => pass_holder, Pass;
+    /// the port's policy is direct, and the container behind it is not known
+    NoTarget => pass_no_target, Pass;
+    /// the container behind the port left a direct flow unanswered within the last minute, and no proxy accepts
+    Unanswered => pass_unanswered, Pass;
+    /// direct flows cannot reach the container (route, forwarding, MTU), and no proxy accepts
+    Unreachable => pass_unreachable, Pass;
     /// nobody listens on the port
     NoListener => pass_no_listener, Pass;
     /// a segment of an unknown connection, and no local socket belongs to it
@@ -151,7 +184,7 @@ reasons! {
     /// a segment of an unknown connection that cannot begin one (RST, FIN, SYN+ACK, …)
     Stray => pass_stray, Pass;
 
-    /// the alias is its source, and it is no reply of a carried flow: a forgery or a loop, on egress
+    /// from the alias or to the source alias, and no reply of a carried flow: a forgery or a loop, on egress
     NoReply => drop_no_reply, Drop;
     /// the kernel could not translate a reply of a carried flow, on egress
     ReplyFailed => drop_reply_failed, Drop;

@@ -11,6 +11,12 @@ pub const DEFAULT_MARK: u32 = 0x80;
 /// A loopback address: a packet to it cannot leave this machine, whatever goes wrong.
 pub const DEFAULT_ALIAS: [u8; 4] = [127, 119, 0, 1];
 
+/// The source alias unless the configuration names another one: the address from which direct flows come inside Linux.
+///
+/// RFC 7600's dummy address: nobody's network has it. The kernel itself sends ICMP errors from it where an interface has no
+/// address, so the programs touch TCP and UDP only.
+pub const DEFAULT_SOURCE_ALIAS: [u8; 4] = [192, 0, 0, 8];
+
 /// Value of `SETTINGS` (array, one element): what the loader tells the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -34,6 +40,10 @@ pub struct Settings {
     pub alias: [u8; 4],
     /// A [`Carrying`]: whether flows can be carried on this machine.
     pub carrying: u32,
+    /// The source alias, in the order in which one writes it.
+    pub source_alias: [u8; 4],
+    /// A [`Path`](super::Path): the global one.
+    pub path: u32,
 }
 
 impl Settings {
@@ -44,7 +54,7 @@ impl Settings {
     }
 }
 
-/// Whether flows can be carried on this machine.
+/// Whether flows can be carried on this machine, in whatever way.
 ///
 /// A carried flow needs NAT's hooks. They exist only while a table has a nat chain, and neither an untracked packet nor
 /// one in a conntrack zone of its own finds the flow's entry.

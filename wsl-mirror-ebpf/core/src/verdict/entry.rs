@@ -1,6 +1,7 @@
 //! Conntrack's answer, and what its entry means.
 
-use crate::packet::Role;
+use crate::abi::Target;
+use crate::packet::{LOCALHOST, Role};
 
 /// `IPS_*` bits of `nf_conn.status` (`include/uapi/linux/netfilter/nf_conntrack_common.h`).
 pub mod status {
@@ -20,14 +21,42 @@ pub mod tcp_state {
     pub const CLOSE: u8 = 8;
 }
 
-/// The destination of the tuple under which conntrack is asked for a packet's entry.
+/// Which tuple of a packet conntrack is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Destination {
-    /// The packet's own: 127.0.0.1.
+pub enum TupleKind {
+    /// The packet's own: from the client to 127.0.0.1.
     Own,
-    /// The alias.
-    Alias,
+    /// That of a steered flow: from the client to the alias.
+    Steered,
+    /// That of a direct flow: from the source alias to the alias.
+    Direct,
+}
+
+/// An end of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// In the order in which one writes it.
+    pub address: [u8; 4],
+    /// Host order. Of no meaning where a steered flow's listener is meant.
+    pub port: u16,
+}
+
+impl End {
+    /// The listener of a steered flow.
+    pub const LISTENER: Self = Self { address: LOCALHOST, port: 0 };
+
+    /// The container of a direct flow.
+    #[inline(always)]
+    pub const fn of(target: &Target) -> Self {
+        Self { address: target.address, port: target.port }
+    }
+
+    /// Both in one number: the kernel's verifier follows all later code once for each comparison.
+    #[inline(always)]
+    const fn number(self) -> u64 {
+        (u32::from_ne_bytes(self.address) as u64) << 16 | self.port as u64
+    }
 }
 
 /// An answer of conntrack.
@@ -46,19 +75,41 @@ pub enum Conntrack {
 pub struct Entry {
     /// The tuple goes in the direction of the flow's replies: the other side opened the flow.
     pub is_reply: bool,
-    /// The lower 32 `IPS_*` bits ([`status`]).
+    /// The lower `IPS_*` bits ([`status`]).
     pub status: u32,
     /// `enum tcp_conntrack` ([`tcp_state`]); meaningless for UDP.
     pub tcp_state: u8,
+    /// The address from which replies come, in the order in which one writes it.
+    pub reply_source: [u8; 4],
+    /// The port from which replies come, host order.
+    pub reply_port: u16,
 }
 
 impl Entry {
-    /// Whether this entry, found on the alias, carries the flow: it is ours, from this run or an earlier one.
+    /// Whether this entry, found under the tuple of a carried flow, carries the flow: it is ours, from this run or an earlier
+    /// one.
     ///
-    /// An entry that the kernel made there from a stray packet has no translation.
+    /// - An entry that the kernel made there from a stray packet has no translation.
+    /// - An entry on the alias that leads elsewhere is an engine's: a neighbour makes it by a packet to a published port of
+    ///   the alias, and it must neither carry a flow nor let replies past the border.
     #[inline(always)]
-    pub const fn carries(self) -> bool {
-        !self.is_reply && self.is_translated()
+    pub const fn carries(self, kind: TupleKind) -> bool {
+        !self.is_reply && self.is_ours(kind)
+    }
+
+    /// Whether the entry translates as ours of this kind do. A steered flow leads to 127.0.0.1. A direct flow leads to
+    /// another machine, and its source is translated too.
+    #[inline(always)]
+    pub const fn is_ours(self, kind: TupleKind) -> bool {
+        const BOTH: u32 = status::SRC_NAT | status::DST_NAT;
+        match kind {
+            TupleKind::Own => false,
+            TupleKind::Steered => {
+                self.status & status::DST_NAT != 0
+                    && u32::from_ne_bytes(self.reply_source) == u32::from_ne_bytes(LOCALHOST)
+            }
+            TupleKind::Direct => self.status & BOTH == BOTH && self.reply_source[0] != LOCALHOST[0],
+        }
     }
 
     /// Whether a packet of this role may expire the entry. Anything wider ends flows that live.
@@ -67,15 +118,52 @@ impl Entry {
     ///   a SYN and starts over with a fresh one, which engines' rules catch (`nf_conntrack_tcp_packet`, "Attempt to
     ///   reopen a closed/aborted connection"). To one in CLOSE that the other side began, the SYN is invalid. The server
     ///   begins the entry if it is the first to speak after a flush.
-    /// - A SYN or a datagram may expire an entry on the alias that translates nothing: it carries no flow.
+    /// - A SYN or a datagram may expire an entry under a carried flow's tuple that is not ours: it carries no flow.
+    /// - A SYN may expire the entry of a direct flow that saw no reply: the flow begins once more.
+    /// - A SYN or a datagram may expire the entry of a carried flow that leads elsewhere than to `target`.
     #[inline(always)]
-    pub const fn is_expirable(self, role: Role, destination: Destination) -> bool {
-        let is_finished =
-            matches!(role, Role::Syn) && matches!(self.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE);
-        let is_stray = matches!(destination, Destination::Alias)
-            && matches!(role, Role::Syn | Role::Datagram)
-            && !self.is_translated();
-        is_finished || is_stray
+    pub const fn is_expirable(self, role: Role, kind: TupleKind, target: End) -> bool {
+        if matches!(role, Role::Syn) && self.is_over() {
+            return true;
+        }
+        if matches!(kind, TupleKind::Own) || !matches!(role, Role::Syn | Role::Datagram) {
+            return false;
+        }
+        let is_unanswered = matches!((kind, role), (TupleKind::Direct, Role::Syn)) && !self.is_answered();
+        let leads_there = match kind {
+            TupleKind::Direct => self.leads_to(target),
+            // To the packet's own port.
+            TupleKind::Steered | TupleKind::Own => self.leads_to_address(target.address),
+        };
+        !self.is_ours(kind) || is_unanswered || !leads_there
+    }
+
+    /// Whether the connection is finished and conntrack only remembers it.
+    #[inline(always)]
+    pub const fn is_over(self) -> bool {
+        matches!(self.tcp_state, tcp_state::TIME_WAIT | tcp_state::CLOSE)
+    }
+
+    /// Whether conntrack saw a reply.
+    #[inline(always)]
+    pub const fn is_answered(self) -> bool {
+        self.status & status::SEEN_REPLY != 0
+    }
+
+    /// Whether replies come from this end.
+    #[inline(always)]
+    pub const fn leads_to(self, end: End) -> bool {
+        self.replies().number() == end.number()
+    }
+
+    #[inline(always)]
+    const fn replies(self) -> End {
+        End { address: self.reply_source, port: self.reply_port }
+    }
+
+    #[inline(always)]
+    const fn leads_to_address(self, address: [u8; 4]) -> bool {
+        u32::from_ne_bytes(self.reply_source) == u32::from_ne_bytes(address)
     }
 
     /// Whether the destination is translated.
@@ -87,10 +175,11 @@ impl Entry {
     /// Whether an engine's DNAT has caught the flow and it cannot work: conntrack saw no reply, and without source NAT
     /// the container sees 127.0.0.1 and would answer itself.
     ///
-    /// Engines that need no help (Podman, Docker without its proxy) masquerade such flows.
+    /// Engines that need no help (Podman, Docker without its proxy) masquerade such flows. A flow that a user's rule
+    /// redirects to another port of this machine is none: its program need not answer at all.
     #[inline(always)]
     pub(super) const fn is_caught(self) -> bool {
         const NAT: u32 = status::DST_NAT | status::SRC_NAT | status::SEEN_REPLY;
-        self.status & NAT == status::DST_NAT
+        self.status & NAT == status::DST_NAT && self.reply_source[0] != LOCALHOST[0]
     }
 }

@@ -1,8 +1,6 @@
-//! A flow that begins, and the policy that admits it.
+//! A flow that begins: what was found in its way.
 
-use super::Kernel;
-use crate::abi::{Policy, Reason};
-use crate::packet::Packet;
+use super::kernel::Kernel;
 
 /// A flow that begins, and the entries that have to go first.
 ///
@@ -11,22 +9,30 @@ use crate::packet::Packet;
 pub(super) struct Request(u64);
 
 impl Request {
-    /// The bits that hold the reason for the verdict, should the policy admit the flow.
-    const REASON: u64 = 0xff;
-    /// The entry on the alias has to go first.
-    pub const EXPIRE_ON_ALIAS: u64 = 1 << 8;
+    /// The flow begins on addresses of a finished one.
+    pub const REUSED: u64 = 1;
+    /// The entry of the steered tuple has to go first.
+    pub const EXPIRE_STEERED: u64 = 1 << 1;
+    /// The entry of the direct tuple has to go first.
+    pub const EXPIRE_DIRECT: u64 = 1 << 2;
     /// The entry of the packet's own tuple has to go first.
-    pub const EXPIRE_OWN: u64 = 1 << 9;
+    pub const EXPIRE_OWN: u64 = 1 << 3;
+    /// The entry of the packet's own tuple stays, and its reply tuple is taken: only a direct flow fits beside it.
+    pub const BESIDE: u64 = 1 << 4;
+    /// A SYN began the same direct flow before, and conntrack saw no reply.
+    pub const UNANSWERED: u64 = 1 << 5;
+    /// The entry of the steered tuple leads to a holder: it goes, unless the user wants the flow there.
+    pub const HELD: u64 = 1 << 6;
 
     #[inline(always)]
-    pub const fn new(reason: Reason, bits: u64) -> Self {
-        Self(reason as u64 | bits)
+    pub const fn new(bits: u64) -> Self {
+        Self(bits)
     }
 
-    /// The same request for another reason, with these bits too.
+    /// The same request, with these bits too.
     #[inline(always)]
-    pub const fn with(self, reason: Reason, bits: u64) -> Self {
-        Self(self.0 & !Self::REASON | reason as u64 | bits)
+    pub const fn with(self, bits: u64) -> Self {
+        Self(self.0 | bits)
     }
 
     /// The same request, of which the kernel's verifier knows no bit.
@@ -35,35 +41,9 @@ impl Request {
         Self(kernel.opaque(self.0))
     }
 
+    /// The kernel's verifier learns nothing of the number from the test: it follows what comes behind the test only once.
     #[inline(always)]
-    pub const fn has(self, bit: u64) -> bool {
-        self.0 & bit != 0
-    }
-
-    #[inline(always)]
-    pub const fn reason(self) -> Reason {
-        if self.0 & Self::REASON == Reason::Reused as u64 { Reason::Reused } else { Reason::New }
-    }
-}
-
-/// Decides about a port: the port's own policy, else its owner's, else the default.
-///
-/// # Errors
-/// The reason for which the packet passes.
-#[inline(always)]
-pub(super) fn admit<K: Kernel>(packet: &Packet, kernel: &mut K) -> Result<(), Reason> {
-    let of_port = kernel.port_policy(packet);
-    if matches!(of_port, Policy::Pass) {
-        return Err(Reason::Exempt);
-    }
-    let Some(listener) = kernel.listener(packet) else { return Err(Reason::NoListener) };
-    let policy = match (of_port, listener.owner) {
-        (Policy::Steer, _) | (_, Policy::Steer) => Policy::Steer,
-        (_, Policy::Pass) => return Err(Reason::OwnerPolicy),
-        (_, Policy::Unset) => kernel.default_policy(),
-    };
-    match policy {
-        Policy::Steer => Ok(()),
-        Policy::Pass | Policy::Unset => Err(Reason::DefaultPolicy),
+    pub fn has<K: Kernel>(self, bit: u64, kernel: &K) -> bool {
+        kernel.opaque(self.0) & bit != 0
     }
 }
