@@ -3,14 +3,20 @@
 //! `tests/fuzz` feeds these with what a fuzzer makes up. The tests below feed them with the corpus: seeds written by hand
 //! (`tests/fuzz/seeds/TARGET/NAME`) and inputs that fuzzers found before (`tests/fuzz/corpus.tar.gz`).
 
+use std::net::Ipv4Addr;
+
 use rtnetlink::{
     packet_core::{NetlinkDeserializable as _, NetlinkHeader, NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
 };
+use wsl_mirror_core::abi::Protocol;
 
 use crate::{
     config::Config,
-    host::{conntrack, firewall},
+    host::{
+        conntrack, docker_proxy, firewall,
+        routing::{Route, Routing, Rule},
+    },
     install::wsl_conf,
     loader::{
         attachments,
@@ -18,6 +24,7 @@ use crate::{
         clsact, object,
         pins::bpffs,
         relocate::{Targets, relocate},
+        source_alias,
     },
 };
 
@@ -40,7 +47,7 @@ pub const TARGETS: [Target; 8] = [
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Config::parse(text) {
-        Ok(config) => drop(config.exempt_keys()),
+        Ok(config) => drop(config.port_policies()),
         Err(error) => {
             assert!(!error.0.is_empty(), "refused, and nothing is wrong");
             assert!(
@@ -89,15 +96,20 @@ fn damage(object: &[u8], changes: &[u8]) -> Vec<u8> {
     object
 }
 
-/// `/proc/self/mountinfo`, `/proc/self/fdinfo/N` and the kernel's release.
+/// `/proc/self/mountinfo`, `/proc/self/fdinfo/N`, the kernel's release and the arguments of docker-proxy.
 pub fn proc(data: &[u8]) {
+    // A port of 0 stands for any.
+    if let Some(publication) = docker_proxy::parse(data) {
+        assert!(publication.host_port != 0 && publication.container_port != 0, "{publication:?}");
+    }
     let Ok(text) = std::str::from_utf8(data) else { return };
     let id = bpffs::mount_id(text);
     let _ = bpffs::is_ours(text, id.unwrap_or(0));
     let _ = object::kfuncs_after(text);
 }
 
-/// `nft -n -j list ruleset`: whatever is understood of it can be asked for obstacles.
+/// `nft -n -j list ruleset`: whatever is understood of it can be asked for obstacles and
+/// publications.
 pub fn nft(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(ruleset) = firewall::parse_nft(text) {
@@ -133,23 +145,46 @@ pub fn wsl_conf(data: &[u8]) {
 fn ask(ruleset: firewall::Ruleset) {
     let firewall = firewall::Firewall { ruleset, ..firewall::Firewall::default() };
     let _ = firewall.obstacles("loopback0", [127, 119, 0, 1]);
+    let publications = firewall.publications();
+    for protocol in Protocol::ALL {
+        for port in [0, 53, 80, 8080, u16::MAX] {
+            for address in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 168, 50, 10)] {
+                let _ = publications.target_of(protocol, address, port);
+            }
+            let _ = publications.is_dropped(protocol, port);
+        }
+    }
 }
 
-/// What netlink answers to a question for filters: messages one behind the other, as recv(2) gives them. And the whole as
-/// the body of one, of a filter and of a conntrack entry, which a fuzzer comes by more easily.
+/// What netlink answers to a question for filters, rules and routes: messages one behind the other, as recv(2) gives them.
+/// And the whole as the body of one, of those and of a conntrack entry, which a fuzzer comes by more easily.
 pub fn netlink(data: &[u8]) {
-    /// `RTM_NEWTFILTER` (`include/uapi/linux/rtnetlink.h`).
+    // `include/uapi/linux/rtnetlink.h`.
+    const NEW_ROUTE: u16 = 24;
+    const NEW_RULE: u16 = 32;
     const NEW_FILTER: u16 = 44;
-    let look = |message: &RouteNetlinkMessage| {
-        let RouteNetlinkMessage::NewTrafficFilter(filter) = message else { return };
-        for direction in attachments::Direction::ALL {
-            let _ = clsact::classify(filter, attachments::on_side(direction));
+    let look = |message: &RouteNetlinkMessage| match message {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => {
+            for direction in attachments::Direction::ALL {
+                let _ = clsact::classify(filter, attachments::on_side(direction));
+            }
         }
+        RouteNetlinkMessage::NewRule(rule) => {
+            let rule = Rule::new(rule.clone());
+            assert_eq!(rule, Rule::new(rule.message().clone()), "a rule is not equal to itself");
+            source_alias::look_at(&Routing { rules: vec![rule], ..Routing::default() });
+        }
+        RouteNetlinkMessage::NewRoute(route) => {
+            source_alias::look_at(&Routing { routes: vec![Route(route.clone())], ..Routing::default() });
+        }
+        _ => {}
     };
-    let mut header = NetlinkHeader::default();
-    header.message_type = NEW_FILTER;
-    if let Ok(message) = RouteNetlinkMessage::deserialize(&header, data) {
-        look(&message);
+    for kind in [NEW_FILTER, NEW_RULE, NEW_ROUTE] {
+        let mut header = NetlinkHeader::default();
+        header.message_type = kind;
+        if let Ok(message) = RouteNetlinkMessage::deserialize(&header, data) {
+            look(&message);
+        }
     }
     let _ = conntrack::parse(data).map(|entry| conntrack::key(&entry));
     let mut rest = data;

@@ -1,13 +1,17 @@
-//! The machine, read only: its lock, its cgroups, its interfaces, its sockets, its packet filters.
+//! The machine, read only: its lock, its cgroups, its interfaces, its routing, its sockets, its
+//! packet filters.
 //! What we make on it belongs to the loader.
 
 pub mod cgroup;
 pub mod conntrack;
+pub mod docker_proxy;
 pub mod firewall;
 pub mod interface;
 pub mod lock;
 pub mod netlink;
 pub mod networking;
+pub mod routes;
+pub mod routing;
 pub mod sockets;
 pub mod tool;
 pub mod wsl;

@@ -29,6 +29,8 @@ pub struct Served {
     pub port: u16,
     /// Number of its file.
     pub inode: u32,
+    /// The kernel's own number of it, as programs see it too.
+    pub cookie: u64,
 }
 
 /// A process that has a socket open.
@@ -42,6 +44,13 @@ pub struct Holder {
     pub started: u64,
     /// Who it is.
     pub owner: Owner,
+}
+
+impl Holder {
+    /// Whether the process still is the one that was found.
+    pub fn is_alive(&self) -> bool {
+        Process::new(self.pid).is_ok_and(|process| identify(&process) == Some((self.started, self.owner)))
+    }
 }
 
 /// The sockets of this network namespace that serve; and why some of them could not be listed.
@@ -60,6 +69,7 @@ pub fn served() -> (Vec<Served>, Errors) {
                         address: id.source_address,
                         port: id.source_port,
                         inode,
+                        cookie: u64::from_le_bytes(id.cookie),
                     });
                 }
             });
@@ -129,15 +139,40 @@ fn request(family: u8, protocol: u8, states: StateFlags, socket_id: SocketId) ->
     bytes
 }
 
+/// Whose processes are searched for a socket.
+#[derive(Clone, Copy, Debug)]
+pub enum Among<'a> {
+    /// Everybody's.
+    All,
+    /// Those of these owners: the names of all others are read, and not their files.
+    Owners(&'a [Owner]),
+}
+
+impl Among<'_> {
+    fn may_include(self, process: &Process) -> bool {
+        let Self::Owners(owners) = self else { return true };
+        let name = std::fs::read(format!("/proc/{}/comm", process.pid)).unwrap_or_default();
+        let name = Owner::new(name.trim_ascii_end(), 0).name;
+        owners.iter().any(|owner| owner.name == name)
+    }
+
+    fn includes(self, owner: &Owner) -> bool {
+        match self {
+            Self::All => true,
+            Self::Owners(owners) => owners.contains(owner),
+        }
+    }
+}
+
 /// Who holds these sockets, by inode. Of other PID namespaces (another distribution's), only what is below ours is
 /// seen.
-pub fn holders(inodes: &HashSet<u32>) -> Result<HashMap<u32, Vec<Holder>>> {
+pub fn holders(inodes: &HashSet<u32>, among: Among<'_>) -> Result<HashMap<u32, Vec<Holder>>> {
     let mut holders: HashMap<u32, Vec<Holder>> = HashMap::new();
     if inodes.is_empty() {
         return Ok(holders);
     }
     let processes = all_processes().or_exit(Exit::Kernel, || "cannot list the processes (/proc)".into())?;
-    for process in processes.flatten() {
+    for process in processes.flatten().filter(|process| among.may_include(process)) {
         // Processes end, and close files, while we look: whoever is gone holds nothing.
         let Ok(files) = process.fd() else { continue };
         let mut owner = None;
@@ -147,7 +182,7 @@ pub fn holders(inodes: &HashSet<u32>) -> Result<HashMap<u32, Vec<Holder>>> {
                 continue;
             };
             if owner.is_none() {
-                owner = identify(&process);
+                owner = identify(&process).filter(|(_, owner)| among.includes(owner));
             }
             let Some((started, owner)) = owner else { break };
             holders.entry(inode).or_default().push(Holder { pid: process.pid, fd: file.fd, started, owner });
@@ -240,7 +275,7 @@ mod tests {
                 (socket.protocol, socket.address, socket.port) == (protocol, address.ip(), address.port())
             };
             let socket = all.iter().find(is_it).unwrap_or_else(|| panic!("no {address} in {all:?}"));
-            let holders = holders(&HashSet::from([socket.inode])).unwrap();
+            let holders = holders(&HashSet::from([socket.inode]), Among::All).unwrap();
             let holder = &holders[&socket.inode][0];
             assert_eq!(holder.pid.cast_unsigned(), std::process::id());
             assert!(borrow(holder, socket.inode).unwrap().is_some());

@@ -3,6 +3,8 @@
 mod iptables;
 mod nft;
 mod obstacles;
+mod packet;
+mod publications;
 mod ruleset;
 
 use super::tool::{self, Unread};
@@ -10,7 +12,11 @@ use super::tool::{self, Unread};
 pub use iptables::parse as parse_iptables;
 pub use nft::parse as parse_nft;
 pub use obstacles::Obstacle;
+pub use publications::Publications;
 pub use ruleset::*;
+
+/// The interface of Windows' packets by its name in engines' own rules (moby's `iptabler/wsl2.go`).
+const INTERFACE: &str = "loopback0";
 
 /// What was read, and what could not be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +61,11 @@ impl Firewall {
             obstacles.insert(0, Obstacle::NoConntrack);
         }
         obstacles
+    }
+
+    /// The publications of container engines, and the drops of their own rules.
+    pub fn publications(&self) -> Publications {
+        Publications::of(&self.ruleset, INTERFACE)
     }
 }
 
@@ -113,11 +124,11 @@ fn put_together(
     legacy_tables: &[String],
 ) -> Firewall {
     let mut firewall = Firewall::default();
-    let mut chains = Vec::new();
+    let mut ruleset = Ruleset::default();
     let nft_is_there = !matches!(nft, Err(Unread::NotInstalled));
     match nft.map(|text| parse_nft(&text)) {
-        Ok(Ok(ruleset)) => {
-            chains = ruleset.chains;
+        Ok(Ok(of_nft)) => {
+            ruleset = of_nft;
             firewall.nat = Hooks::Absent;
             firewall.conntrack = Hooks::Absent;
         }
@@ -134,7 +145,7 @@ fn put_together(
     };
     let mut iptables_nft_failed = false;
     match iptables_nft.map(|text| parse_iptables(&text, "iptables-nft")) {
-        Ok(Ok(ruleset)) => fill_in(&mut chains, ruleset.chains),
+        Ok(Ok(of_iptables)) => fill_in(&mut ruleset, of_iptables.chains),
         Ok(Err(why)) | Err(Unread::Failed(why)) => {
             firewall.unread.push(format!("iptables-nft: {why}"));
             iptables_nft_failed = true;
@@ -144,6 +155,7 @@ fn put_together(
         }
         Err(Unread::NotInstalled) => {}
     }
+    let mut chains = ruleset.chains;
     let untranslated =
         chains.iter().find(|chain| chain.sees_ipv4 && chain.rules.iter().any(|rule| rule.has_xt));
     if let Some(chain) = untranslated {
@@ -160,7 +172,7 @@ fn put_together(
         read => read,
     };
     match legacy.map(|text| parse_iptables(&text, "iptables-legacy")) {
-        Ok(Ok(ruleset)) => chains.extend(ruleset.chains),
+        Ok(Ok(of_iptables)) => chains.extend(of_iptables.chains),
         Ok(Err(why)) | Err(Unread::Failed(why)) => {
             firewall.unread.push(format!("iptables-legacy: {why}"));
             firewall.has_gaps = true;
@@ -182,21 +194,31 @@ fn put_together(
     if of_ipv4().flat_map(|chain| &chain.rules).any(|rule| rule.needs_conntrack) {
         firewall.conntrack = Hooks::Present;
     }
-    firewall.ruleset.chains = chains;
+    firewall.ruleset = Ruleset { chains };
     firewall
 }
 
 /// Puts what `iptables-nft-save` says of a chain in the place of what nft says of it, where nft does not translate
 /// every rule. Elsewhere nft is the better witness: it knows all that a rule may be made of.
-fn fill_in(chains: &mut Vec<Chain>, from_iptables: Vec<Chain>) {
+fn fill_in(ruleset: &mut Ruleset, from_iptables: Vec<Chain>) {
+    let mut missing = Vec::new();
+    let mut untranslated = Vec::new();
+    let places = ruleset.places();
     for other in from_iptables {
         let table = other.table.replace("iptables-nft ", "nft ip ");
-        match chains.iter_mut().find(|chain| chain.table == table && chain.name == other.name) {
-            Some(chain) if chain.rules.iter().any(|rule| rule.has_xt) => chain.rules = other.rules,
-            Some(_) => {}
-            None => chains.push(Chain { table, ..other }),
+        match places.get(&(table.as_str(), other.name.as_str())) {
+            Some(at) => untranslated.push((*at, other.rules)),
+            None => missing.push(Chain { table, ..other }),
         }
     }
+    for (at, rules) in untranslated {
+        if let Some(chain) =
+            ruleset.chains.get_mut(at).filter(|chain| chain.rules.iter().any(|rule| rule.has_xt))
+        {
+            chain.rules = rules;
+        }
+    }
+    ruleset.chains.extend(missing);
 }
 
 #[cfg(test)]

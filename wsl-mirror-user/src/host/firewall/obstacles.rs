@@ -7,7 +7,8 @@ use std::ptr;
 
 use wsl_mirror_core::abi::Protocol;
 
-use super::ruleset::{Chain, Condition, Effect, Rule, Ruleset, Sense, Verdict};
+use super::packet::{Applies, Packet, all_apply};
+use super::ruleset::{Chain, Effect, Ruleset, Verdict};
 
 /// Conntrack's own priority (`NF_IP_PRI_CONNTRACK`). Of two hooks with one priority the kernel calls the newer one first.
 const CONNTRACK: i64 = -200;
@@ -53,6 +54,7 @@ impl fmt::Display for Obstacle {
 /// The first rule of each kind that may take a carried flow's packet from its conntrack entry.
 pub fn of_rules(ruleset: &Ruleset, interface: &str, alias: [u8; 4]) -> Vec<Obstacle> {
     let mut found = Vec::new();
+    let places = ruleset.places();
     for protocol in Protocol::ALL {
         for packet in carried(interface, alias, protocol) {
             let entered = |chain: &&Chain| {
@@ -62,7 +64,8 @@ pub fn of_rules(ruleset: &Ruleset, interface: &str, alias: [u8; 4]) -> Vec<Obsta
                         .as_ref()
                         .is_some_and(|base| base.hook == packet.hook && base.priority <= CONNTRACK)
             };
-            let mut walk = Walk { ruleset, packet, passages: HashMap::new(), found: Vec::new() };
+            let mut walk =
+                Walk { ruleset, places: &places, packet, passages: HashMap::new(), found: Vec::new() };
             for chain in ruleset.chains.iter().filter(entered) {
                 walk.go(chain);
             }
@@ -74,39 +77,29 @@ pub fn of_rules(ruleset: &Ruleset, interface: &str, alias: [u8; 4]) -> Vec<Obsta
     untracked.into_iter().chain(first(Effect::Zones).map(Obstacle::Zone)).collect()
 }
 
-/// A packet of a carried flow before conntrack.
-#[derive(Clone, Copy)]
-struct Packet<'a> {
-    hook: &'static str,
-    in_interface: Option<&'a str>,
-    out_interface: Option<&'a str>,
-    source: u32,
-    destination: u32,
-    protocol: u8,
-}
-
 /// A packet from Windows behind the ingress program, and a reply of the listener.
+///
+/// Packets of direct flows are left out: a rule may untrack the source alias or a bridge, and leave steered flows alone. The
+/// direct flow then stays unanswered, which the ingress program notices.
 fn carried(interface: &str, alias: [u8; 4], protocol: Protocol) -> [Packet<'_>; 2] {
     let localhost = u32::from(Ipv4Addr::LOCALHOST);
-    let protocol = protocol as u8;
-    [
-        Packet {
-            hook: "prerouting",
-            in_interface: Some(interface),
-            out_interface: None,
-            source: localhost,
-            destination: u32::from_be_bytes(alias),
-            protocol,
-        },
-        Packet {
-            hook: "output",
-            in_interface: None,
-            out_interface: Some(interface),
-            source: localhost,
-            destination: localhost,
-            protocol,
-        },
-    ]
+    let steered = Packet {
+        hook: "prerouting",
+        in_interface: Some(interface),
+        out_interface: None,
+        source: localhost,
+        destination: u32::from_be_bytes(alias),
+        protocol: protocol as u8,
+        port: None,
+    };
+    let reply = Packet {
+        hook: "output",
+        in_interface: None,
+        out_interface: Some(interface),
+        destination: localhost,
+        ..steered
+    };
+    [steered, reply]
 }
 
 /// Where a packet is after a chain.
@@ -118,17 +111,10 @@ enum Passage {
     Ended,
 }
 
-/// Whether a rule, or a condition of it, is for a packet.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Applies {
-    No,
-    Maybe,
-    Yes,
-}
-
 /// A packet's way through the chains.
 struct Walk<'a> {
     ruleset: &'a Ruleset,
+    places: &'a HashMap<(&'a str, &'a str), usize>,
     packet: Packet<'a>,
     /// Chains that were walked. The same packet has the same way through a chain each time.
     passages: HashMap<*const Chain, Passage>,
@@ -149,18 +135,19 @@ impl<'a> Walk<'a> {
 
     fn walk(&mut self, chain: &'a Chain) -> Passage {
         for rule in &chain.rules {
-            let applies = rule.applies(self.packet);
+            let applies = all_apply(&rule.conditions, self.packet);
             if applies == Applies::No {
                 continue;
             }
             self.found.extend(rule.effect.map(|effect| (effect, rule.text.as_str())));
             let is_certain = applies == Applies::Yes;
             match &rule.verdict {
-                Verdict::End if is_certain => return Passage::Ended,
+                Verdict::End | Verdict::Drop if is_certain => return Passage::Ended,
                 Verdict::Return if is_certain => return Passage::Back,
-                Verdict::Continue | Verdict::End | Verdict::Return => {}
+                Verdict::Continue | Verdict::End | Verdict::Drop | Verdict::Return => {}
                 Verdict::Jump(name) | Verdict::Goto(name) => {
-                    let Some(target) = self.ruleset.chain(&chain.table, name) else { continue };
+                    let place = self.places.get(&(chain.table.as_str(), name.as_str()));
+                    let Some(target) = place.and_then(|at| self.ruleset.chains.get(*at)) else { continue };
                     let passage = self.go(target);
                     let leaves = passage == Passage::Ended || matches!(rule.verdict, Verdict::Goto(_));
                     if is_certain && leaves {
@@ -173,56 +160,9 @@ impl<'a> Walk<'a> {
     }
 }
 
-impl Rule {
-    fn applies(&self, packet: Packet<'_>) -> Applies {
-        let mut applies = Applies::Yes;
-        for condition in &self.conditions {
-            match condition.applies(packet) {
-                Applies::Yes => {}
-                Applies::No => return Applies::No,
-                Applies::Maybe => applies = Applies::Maybe,
-            }
-        }
-        applies
-    }
-}
-
-impl Condition {
-    fn applies(&self, packet: Packet<'_>) -> Applies {
-        let (found, sense) = match self {
-            Self::InInterface(names, sense) => (is_one_of(names, packet.in_interface), sense),
-            Self::OutInterface(names, sense) => (is_one_of(names, packet.out_interface), sense),
-            Self::Destination(ranges, sense) => {
-                (Some(ranges.iter().any(|range| range.contains(&packet.destination))), sense)
-            }
-            Self::Source(ranges, sense) => {
-                (Some(ranges.iter().any(|range| range.contains(&packet.source))), sense)
-            }
-            Self::Protocol(protocols, sense) => (Some(protocols.contains(&packet.protocol)), sense),
-            Self::Unknown => return Applies::Maybe,
-        };
-        match found {
-            Some(found) if found == (*sense == Sense::Is) => Applies::Yes,
-            // On this hook a packet has no such interface, and the rule ends.
-            _ => Applies::No,
-        }
-    }
-}
-
-fn is_one_of(patterns: &[String], interface: Option<&str>) -> Option<bool> {
-    interface.map(|name| patterns.iter().any(|pattern| matches(pattern, name)))
-}
-
-fn matches(pattern: &str, interface: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(beginning) => interface.starts_with(beginning),
-        None => pattern == interface,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::ruleset::{Base, Kind};
+    use super::super::ruleset::{Base, Condition, Kind, Rule, Sense};
     use super::*;
 
     fn chain(name: &str, hook: Option<&str>, rules: Vec<Rule>) -> Chain {
@@ -278,12 +218,23 @@ mod tests {
             ("prerouting", Destination(address([127, 119, 0, 1]), Sense::Is), true),
             ("prerouting", Destination(address([127, 0, 0, 1]), Sense::Is), false),
             ("output", Destination(address([127, 0, 0, 1]), Sense::Is), true),
-            ("prerouting", Source(loopback(), Sense::IsNot), false),
             ("output", Source(loopback(), Sense::Is), true),
             ("prerouting", Protocol(vec![17], Sense::Is), true),
             ("prerouting", Protocol(vec![6, 17], Sense::IsNot), false),
         ] {
             assert_eq!(by(hook, condition.clone()), expected, "{hook} {condition:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_for_direct_flows_alone_is_not_in_the_way() {
+        let address = |address: [u8; 4]| vec![u32::from_be_bytes(address)..=u32::from_be_bytes(address)];
+        for condition in [
+            Condition::Source(address([192, 0, 0, 8]), Sense::Is),
+            Condition::Source(vec![0x7f00_0000..=0x7fff_ffff], Sense::IsNot),
+            Condition::InInterface(vec!["docker0".to_owned()], Sense::Is),
+        ] {
+            assert!(!by("prerouting", condition.clone()), "{condition:?}");
         }
     }
 

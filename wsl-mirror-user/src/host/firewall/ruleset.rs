@@ -1,5 +1,7 @@
 //! What packet filters consist of, whichever tool printed them: chains, rules, conditions, verdicts.
 
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
 /// All chains of one or several packet filters.
@@ -52,6 +54,8 @@ pub struct Rule {
     pub conditions: Vec<Condition>,
     /// What the rule makes of the packet's conntrack entry.
     pub effect: Option<Effect>,
+    /// Where the rule sends the packet's flow (DNAT). It ends the packet's way through nat chains of this hook.
+    pub translation: Option<Translation>,
     /// What then happens to the packet.
     pub verdict: Verdict,
     /// Whether it needs conntrack: while such a rule exists, the kernel has conntrack's hooks.
@@ -71,7 +75,27 @@ pub enum Effect {
     Zones,
 }
 
-/// What a packet has to be like. Only what `obstacles` needs is told apart.
+/// Where a rule sends a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Translation {
+    /// To one address, and to the port after this change.
+    To(Ipv4Addr, PortChange),
+    /// The rule alone does not tell where: one of several addresses or ports, or this machine's own.
+    Unclear,
+}
+
+/// The destination port of a translated packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortChange {
+    /// The port stays.
+    Keep,
+    /// Always this one.
+    Set(u16),
+    /// The first port for the packet's port `base`, the second for `base + 1`, … (`NF_NAT_RANGE_PROTO_OFFSET`)
+    Shift { ports: RangeInclusive<u16>, base: u16 },
+}
+
+/// What a packet has to be like. Only what `obstacles` and `publications` need is told apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// Comes in on one of these interfaces; with `*` at the end, on any whose name begins like that.
@@ -84,6 +108,10 @@ pub enum Condition {
     Source(Vec<RangeInclusive<u32>>, Sense),
     /// Is of one of these protocols.
     Protocol(Vec<u8>, Sense),
+    /// Goes to one of these ports.
+    DestinationPort(Vec<RangeInclusive<u16>>, Sense),
+    /// Goes to an address of this machine.
+    LocalDestination(Sense),
     /// Something else, that may be so or not.
     Unknown,
 }
@@ -103,8 +131,10 @@ pub enum Verdict {
     /// It goes on to the next rule.
     #[default]
     Continue,
-    /// It is through with this base chain: accepted, or gone.
+    /// It is through with this base chain.
     End,
+    /// It is gone.
+    Drop,
     /// It goes back to where it was jumped from.
     Return,
     /// It goes through that chain and, if nothing happens there, comes back.
@@ -114,8 +144,27 @@ pub enum Verdict {
 }
 
 impl Ruleset {
-    /// The chain of this name.
-    pub fn chain(&self, table: &str, name: &str) -> Option<&Chain> {
-        self.chains.iter().find(|chain| chain.table == table && chain.name == name)
+    /// Where each chain is, by its table and its name.
+    pub fn places(&self) -> HashMap<(&str, &str), usize> {
+        let mut places = HashMap::with_capacity(self.chains.len());
+        for (index, chain) in self.chains.iter().enumerate() {
+            places.entry((chain.table.as_str(), chain.name.as_str())).or_insert(index);
+        }
+        places
+    }
+}
+
+impl PortChange {
+    /// The new port of a packet to this one; none if the rule alone does not tell.
+    pub fn of(&self, port: u16) -> Option<u16> {
+        match self {
+            Self::Keep => Some(port),
+            Self::Set(port) => Some(*port),
+            Self::Shift { ports, base } => {
+                // Past the last port the kernel starts over (`nf_nat_l4proto_unique_tuple`); no engine relies on it.
+                let shifted = port.checked_sub(*base).and_then(|offset| ports.start().checked_add(offset));
+                shifted.filter(|port| ports.contains(port))
+            }
+        }
     }
 }

@@ -2,16 +2,17 @@
 //!
 //! Only what matters here is understood; a condition that is not counts as one that may hold or not.
 
+mod conditions;
 mod elements;
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
-use std::ops::RangeInclusive;
+use std::net::Ipv6Addr;
 
 use serde_json::Value;
 
 use super::iptables;
-use super::ruleset::{Base, Chain, Condition, Effect, Kind, Rule, Ruleset, Sense, Verdict};
+use super::ruleset::{Base, Chain, Condition, Effect, Kind, PortChange, Rule, Ruleset, Translation, Verdict};
+use conditions::{NEVER, conditions};
 use elements::{DEEPEST, Elements};
 
 /// Reads it.
@@ -53,15 +54,6 @@ pub fn parse(text: &str) -> Result<Ruleset, String> {
         }
     }
     Ok(ruleset)
-}
-
-/// Whether an element comes with something that has to hold as well: a set may have a limit for each of them.
-fn is_limited(value: &Value) -> bool {
-    let details = value.get("elem").and_then(Value::as_object);
-    details.is_some_and(|details| {
-        let harmless = ["val", "timeout", "expires", "comment", "counter", "last"];
-        details.keys().any(|name| !harmless.contains(&name.as_str()))
-    })
 }
 
 fn text_of(object: &Value, field: &str) -> String {
@@ -117,9 +109,18 @@ fn read_rule(rule: &Value, table: &str, elements: &Elements<'_>) -> Vec<Rule> {
                 let found = serde_json::json!({"op": "==", "left": map["key"], "right": key});
                 by_map.push((conditions(&found, table, elements), read_verdict(verdict)));
             }
-        } else if statement.get("xt").is_some() {
+        } else if let Some(xt) = statement.get("xt") {
             read.has_xt = true;
             read.conditions.push(Condition::Unknown);
+            if xt["type"] == "target" && xt["name"].as_str().is_some_and(iptables::is_translation) {
+                read.translation = Some(Translation::Unclear);
+                read.verdict = Verdict::End;
+            }
+        } else if let Some(translation) = translation(statement) {
+            // In a table for both families, another family's packets go on (`nft_nat_inet_eval`).
+            read.conditions.extend(is_of_ipv6(&statement["dnat"]).then_some(NEVER));
+            read.translation = Some(translation);
+            read.verdict = Verdict::End;
         } else if let Some(verdict) = read_verdict(statement) {
             read.verdict = verdict;
         } else if statement.get("queue").is_some() {
@@ -177,12 +178,33 @@ fn effect(statement: &Value) -> Option<Effect> {
     (changed["key"] == "zone" && mangle["value"] != 0).then_some(Effect::Zones)
 }
 
+/// Where a statement sends flows.
+fn translation(statement: &Value) -> Option<Translation> {
+    if statement.get("redirect").is_some() {
+        return Some(Translation::Unclear);
+    }
+    let dnat = statement.get("dnat")?;
+    let change = match dnat.get("port") {
+        None => Some(PortChange::Keep),
+        Some(port) => port.as_u64().and_then(|port| u16::try_from(port).ok()).map(PortChange::Set),
+    };
+    let address = dnat["addr"].as_str().and_then(|text| text.parse().ok());
+    let known = address.zip(change).map(|(address, change)| Translation::To(address, change));
+    Some(known.unwrap_or(Translation::Unclear))
+}
+
+fn is_of_ipv6(dnat: &Value) -> bool {
+    let is_address = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    dnat["family"] == "ip6" || dnat["addr"].as_str().is_some_and(is_address)
+}
+
 fn read_verdict(statement: &Value) -> Option<Verdict> {
     let (name, argument) = statement.as_object()?.iter().next()?;
     let target = || argument["target"].as_str().unwrap_or_default().to_owned();
     match name.as_str() {
         "continue" => Some(Verdict::Continue),
-        "accept" | "drop" | "reject" => Some(Verdict::End),
+        "accept" => Some(Verdict::End),
+        "drop" | "reject" => Some(Verdict::Drop),
         "return" => Some(Verdict::Return),
         "jump" => Some(Verdict::Jump(target())),
         "goto" => Some(Verdict::Goto(target())),
@@ -230,134 +252,6 @@ fn is_always_there(value: &Value, depth: usize) -> bool {
         }),
         _ => true,
     }
-}
-
-/// What a match wants of a packet.
-fn conditions(found: &Value, table: &str, elements: &Elements<'_>) -> Vec<Condition> {
-    let mut wanted = vec![condition(found, table, elements).unwrap_or(Condition::Unknown)];
-    if elements.entries(table, &found["right"]).into_iter().any(is_limited) {
-        wanted.push(Condition::Unknown);
-    }
-    implied(&found["left"], &mut wanted, 0);
-    wanted
-}
-
-/// What a match says it wants, if that is understood.
-fn condition(found: &Value, table: &str, elements: &Elements<'_>) -> Option<Condition> {
-    let sense = match found["op"].as_str() {
-        Some("==" | "in") => Sense::Is,
-        Some("!=") => Sense::IsNot,
-        _ => return None,
-    };
-    let (left, right) = (&found["left"], elements.all(table, &found["right"]));
-    if let Some(key) = left.get("meta").and_then(|meta| meta["key"].as_str()) {
-        return match key {
-            "iif" | "iifname" => names(&right).map(|names| Condition::InInterface(names, sense)),
-            "oif" | "oifname" => names(&right).map(|names| Condition::OutInterface(names, sense)),
-            "l4proto" => all(&right, protocol).map(|protocols| Condition::Protocol(protocols, sense)),
-            "nfproto" | "protocol" => {
-                let is_ipv4 = right.iter().any(|value| means_ipv4(value, key));
-                Some(if is_ipv4 == (sense == Sense::Is) { ALWAYS } else { NEVER })
-            }
-            _ => None,
-        };
-    }
-    let payload = left.get("payload").filter(|payload| !is_inner(payload))?;
-    let of = |name: &str| payload["protocol"] == name;
-    match payload["field"].as_str()? {
-        "daddr" if of("ip") => all(&right, addresses).map(|ranges| Condition::Destination(ranges, sense)),
-        "saddr" if of("ip") => all(&right, addresses).map(|ranges| Condition::Source(ranges, sense)),
-        "protocol" if of("ip") => {
-            all(&right, protocol).map(|protocols| Condition::Protocol(protocols, sense))
-        }
-        _ => None,
-    }
-}
-
-/// Holds for every IPv4 packet.
-const ALWAYS: Condition = Condition::Protocol(Vec::new(), Sense::IsNot);
-/// Holds for none.
-const NEVER: Condition = Condition::Protocol(Vec::new(), Sense::Is);
-
-/// What a packet has to be for there to be anything to compare: `tcp dport` also wants TCP, without saying so.
-fn implied(left: &Value, wanted: &mut Vec<Condition>, depth: usize) {
-    if depth >= DEEPEST {
-        return;
-    }
-    if let Some(payload) = left.get("payload") {
-        let name = payload["protocol"].as_str().filter(|_| !is_inner(payload)).unwrap_or_default();
-        if matches!(name, "ip6" | "arp") {
-            wanted.push(NEVER);
-        } else if let Some(number) = protocol(&Value::from(name)) {
-            wanted.push(Condition::Protocol(vec![number], Sense::Is));
-        }
-        return;
-    }
-    match left {
-        Value::Array(values) => values.iter().for_each(|value| implied(value, wanted, depth + 1)),
-        Value::Object(fields) => fields.values().for_each(|value| implied(value, wanted, depth + 1)),
-        _ => {}
-    }
-}
-
-/// Whether it is a header of a packet in a tunnel.
-fn is_inner(payload: &Value) -> bool {
-    payload.get("tunnel").is_some()
-}
-
-/// Whether a family (`nfproto`: `NFPROTO_IPV4`) or a protocol of layer 3 (`ETH_P_IP`, which nft prints with its bytes
-/// swapped) is IPv4.
-fn means_ipv4(value: &Value, key: &str) -> bool {
-    match value.as_str() {
-        Some(name) => matches!(name, "ip" | "ipv4"),
-        None => match value.as_u64() {
-            Some(2) => key == "nfproto",
-            Some(0x0800 | 0x0008) => key == "protocol",
-            _ => false,
-        },
-    }
-}
-
-/// Every value, if each is understood.
-fn all<T>(values: &[&Value], read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    values.iter().map(|value| read(value)).collect()
-}
-
-fn names(values: &[&Value]) -> Option<Vec<String>> {
-    all(values, |value| value.as_str().map(str::to_owned))
-}
-
-fn protocol(value: &Value) -> Option<u8> {
-    match value.as_str() {
-        Some("tcp") => Some(6),
-        Some("udp") => Some(17),
-        Some("icmp") => Some(1),
-        Some("igmp") => Some(2),
-        Some("gre") => Some(47),
-        Some("esp") => Some(50),
-        Some("ah") => Some(51),
-        Some("icmpv6" | "ipv6-icmp") => Some(58),
-        Some("comp") => Some(108),
-        Some("sctp") => Some(132),
-        Some("dccp") => Some(33),
-        Some("udplite") => Some(136),
-        Some(number) => number.parse().ok(),
-        None => u8::try_from(value.as_u64()?).ok(),
-    }
-}
-
-fn addresses(value: &Value) -> Option<RangeInclusive<u32>> {
-    let address = |value: &Value| value.as_str()?.parse::<Ipv4Addr>().ok().map(u32::from);
-    if let Some(range) = value.get("range") {
-        return Some(address(range.get(0)?)?..=address(range.get(1)?)?);
-    }
-    if let Some(prefix) = value.get("prefix") {
-        let length = u32::try_from(prefix["len"].as_u64()?).ok()?;
-        let host_bits = u32::MAX.checked_shr(length).unwrap_or(0);
-        let first = address(&prefix["addr"])? & !host_bits;
-        return (length <= u32::BITS).then_some(first..=first | host_bits);
-    }
-    address(value).map(|address| address..=address)
 }
 
 #[cfg(test)]

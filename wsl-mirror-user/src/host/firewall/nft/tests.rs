@@ -1,4 +1,7 @@
+use std::net::Ipv4Addr;
+
 use super::super::obstacles::{Obstacle, of_rules};
+use super::conditions::addresses;
 use super::*;
 use serde_json::json;
 
