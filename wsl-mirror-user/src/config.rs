@@ -1,19 +1,23 @@
 //! `/etc/wsl-mirror.toml`.
 
+mod contradictions;
 pub mod options;
+mod ports;
 mod problems;
 mod values;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Deserialize;
 use wsl_mirror_core::abi::{
-    BUILT_IN_OWNERS, DEFAULT_ALIAS, DEFAULT_MARK, Owner, OwnerPolicy, Policy, PortKey,
+    BUILT_IN_OWNERS, DEFAULT_ALIAS, DEFAULT_MARK, DEFAULT_SOURCE_ALIAS, Owner, OwnerPolicy, Policy, PortKey,
+    PortPolicy,
 };
 
+use self::ports::{PathChoice, PortRule};
 use self::values::{Choice, OwnerRule, Port};
 use crate::exit::{Exit, Failure, OrExit as _};
 
@@ -33,16 +37,24 @@ pub struct Config {
     /// The address to which carried flows are sent inside Linux.
     #[serde(deserialize_with = "values::alias")]
     pub alias: Ipv4Addr,
+    /// The address from which direct flows come inside Linux.
+    #[serde(deserialize_with = "values::source_alias")]
+    pub source_alias: Ipv4Addr,
     /// The bits that carried packets get in `skb->mark`.
     #[serde(deserialize_with = "values::mark")]
     pub mark: u32,
     /// What ports get about which nothing is written, served by whom nothing is written about.
     pub default: Choice,
+    /// Which way flows take to ports whose container is known, unless `ports` names the port.
+    pub path: PathChoice,
     /// What ports get by who serves them, beside what is built in.
     #[serde(deserialize_with = "values::owner_rules")]
     pub owners: Vec<OwnerRule>,
     /// Ports to leave alone.
     pub exempt: Vec<Port>,
+    /// Policy and path of single ports.
+    #[serde(deserialize_with = "ports::port_rules")]
+    pub ports: Vec<PortRule>,
     /// How the program is attached.
     pub hook: HookChoice,
     /// What the program logs, for `wsl-mirror log`.
@@ -54,10 +66,13 @@ impl Default for Config {
         Self {
             interface: "loopback0".into(),
             alias: Ipv4Addr::from(DEFAULT_ALIAS),
+            source_alias: Ipv4Addr::from(DEFAULT_SOURCE_ALIAS),
             mark: DEFAULT_MARK,
             default: Choice::Pass,
+            path: PathChoice::Auto,
             owners: Vec::new(),
             exempt: Vec::new(),
+            ports: Vec::new(),
             hook: HookChoice::Auto,
             log: LogLevel::Off,
         }
@@ -86,13 +101,16 @@ impl Config {
         }
     }
 
-    /// Reads a text. Errors name line and column; all unknown keys are named at once.
+    /// Reads a text. Errors name line and column; all unknown keys are named at once, and all contradictions.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let unknown = problems::unknown_keys(text);
         if !unknown.is_empty() {
             return Err(Invalid(unknown));
         }
-        toml::from_str(text).map_err(|error| Invalid(vec![Problem::found(text, &error)]))
+        let config: Self =
+            toml::from_str(text).map_err(|error| Invalid(vec![Problem::found(text, &error)]))?;
+        let contradictions = contradictions::find(text, &config.exempt, &config.ports);
+        if contradictions.is_empty() { Ok(config) } else { Err(Invalid(contradictions)) }
     }
 
     /// Everything that is written about owners: what is built in, unless the file says something else of it.
@@ -105,9 +123,9 @@ impl Config {
         built_in.chain(written).map(|(owner, policy)| (owner, OwnerPolicy::new(policy))).collect()
     }
 
-    /// Every exempt port.
-    pub fn exempt_keys(&self) -> BTreeSet<PortKey> {
-        self.exempt.iter().flat_map(|Port(spec)| spec.keys()).collect()
+    /// Everything that the file says about single ports. The command line's field is unset.
+    pub fn port_policies(&self) -> BTreeMap<PortKey, PortPolicy> {
+        ports::policies(&self.exempt, &self.ports)
     }
 }
 

@@ -22,6 +22,17 @@ impl PortSpec {
             .flat_map(|protocol| self.ports.clone().map(move |port| PortKey::new(protocol, port)))
     }
 
+    /// The ports that both name.
+    pub fn shared_with(&self, other: &Self) -> Option<Self> {
+        let protocol = match (self.protocol, other.protocol) {
+            (Some(one), Some(other)) if one != other => return None,
+            (one, other) => one.or(other),
+        };
+        let first = *self.ports.start().max(other.ports.start());
+        let last = *self.ports.end().min(other.ports.end());
+        (first <= last).then_some(Self { ports: first..=last, protocol })
+    }
+
     /// One port of both protocols.
     pub fn single(port: u16) -> Option<Self> {
         (port != 0).then_some(Self { ports: port..=port, protocol: None })
@@ -164,6 +175,21 @@ mod tests {
         for text in ["8080", "53/udp", "8080-8090/tcp", "1-65535"] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn ports_are_shared_where_numbers_and_protocol_are() {
+        let shared = |one, other| {
+            let both = [(one, other), (other, one)]
+                .map(|(one, other)| parse(one).unwrap().shared_with(&parse(other).unwrap()));
+            assert_eq!(both[0], both[1], "{one} {other}");
+            both[0].as_ref().map(ToString::to_string)
+        };
+        assert_eq!(shared("8080", "8080/tcp").as_deref(), Some("8080/tcp"));
+        assert_eq!(shared("1-100", "90-65535").as_deref(), Some("90-100"));
+        assert_eq!(shared("1-65535/udp", "53").as_deref(), Some("53/udp"));
+        assert_eq!(shared("53/udp", "53/tcp"), None);
+        assert_eq!(shared("1-9", "10-11"), None);
     }
 
     #[test]

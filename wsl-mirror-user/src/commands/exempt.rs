@@ -1,25 +1,20 @@
-//! `wsl-mirror exempt`
+//! `wsl-mirror exempt`: the short form of `wsl-mirror policy` for the policy `pass`.
 
 use anyhow::Result;
 use clap::Subcommand;
-use serde::Serialize;
-use wsl_mirror_core::abi::{Policy, PortPolicy};
+use wsl_mirror_core::abi::{Path, Policy, PortPolicy};
 
-use crate::exit::{Exit, Failure};
-use crate::host::{
-    lock::{Access, Lock},
-    require_root,
-};
-use crate::loader::maps::{self, PolicyMap};
-use crate::loader::pins::Pins;
+use super::policy::{self, Entry};
+use crate::exit::Exit;
+use crate::host::require_root;
 use crate::output::{self, Output};
 use crate::policy::{PortRange, PortSpec, ranges};
 
-/// What to do with exemptions. They last until `del` or `unload`; those in the configuration file are written
-/// at each `load`.
+/// What to do with exemptions: ports whose policy is `pass`. They last until `del` or `unload`; those in the configuration
+/// file are written at each `load`.
 #[derive(Debug, Subcommand)]
 pub enum Exempt {
-    /// Leave ports alone, from their next flow on
+    /// Leave ports alone, from their next flow on (`policy set PORT… pass`)
     Add {
         /// PORT[-PORT][/tcp|/udp]
         #[arg(required = true, value_name = "PORT")]
@@ -31,7 +26,7 @@ pub enum Exempt {
         #[arg(required = true, value_name = "PORT")]
         ports: Vec<PortSpec>,
     },
-    /// Show what is written about ports
+    /// Show which ports are exempt
     List {
         /// Print JSON
         #[arg(long)]
@@ -44,95 +39,46 @@ impl Exempt {
     pub fn exec(self, output: &mut Output) -> Result<Exit> {
         require_root("read and write eBPF maps")?;
         match self {
-            Self::Add { ports } => write(&ports, Policy::Pass),
-            Self::Del { ports } => write(&ports, Policy::Unset),
-            Self::List { json: true } => list_json(output),
-            Self::List { json: false } => list_table(output),
+            Self::Add { ports } => policy::set(&ports, Policy::Pass),
+            Self::Del { ports } => del(&ports),
+            Self::List { json } => list(json, output),
         }
     }
 }
 
-fn open() -> Result<PolicyMap> {
-    let pins = Pins::read()?;
-    if !pins.has("PORT_POLICY") {
-        return Err(Failure::new(
-            Exit::NotLoaded,
-            "nothing is loaded, so there is nowhere to write exemptions to: run `wsl-mirror load` first, or write \
-             them to `exempt` in the configuration",
-        ));
-    }
-    pins.require_our_layout()?;
-    maps::PORT_POLICY.pinned()
-}
-
-/// Writes the command line's field of each port.
-fn write(ports: &[PortSpec], policy: Policy) -> Result<Exit> {
-    // A load that ran meanwhile would write its own field over what we read.
-    let _lock = Lock::take(Access::Exclusive, output::note)?;
-    let mut map = open()?;
-    let mut still_exempt = Vec::new();
-    for key in ports.iter().flat_map(PortSpec::keys) {
-        let new = PortPolicy { cli: policy as u8, ..map.policy(key)? };
-        map.set_policy(key, new)?;
-        if policy == Policy::Unset && new.effective() == Policy::Pass {
-            still_exempt.push((key, ()));
-        }
-    }
-    for range in ranges(still_exempt) {
+/// Takes exemptions back. Another policy of the command line stays: `add` did not write it.
+fn del(ports: &[PortSpec]) -> Result<Exit> {
+    let is_exemption = |written: PortPolicy| Policy::from_byte(written.cli) == Policy::Pass;
+    let after = policy::write(ports, |old| is_exemption(old).then_some(Policy::Unset))?;
+    let still_exempt = after.into_iter().filter(|(_, written)| written.effective() == Policy::Pass);
+    for range in ranges(still_exempt.map(|(key, _)| (key, ()))) {
         output::note(&format!("{} is still exempt by the configuration file", range.spec()));
     }
     Ok(Exit::Success)
 }
 
-/// An element of `--json`. Fields are added, never renamed or removed.
-#[derive(Debug, Serialize)]
-struct Entry {
-    first_port: u16,
-    last_port: u16,
-    protocol: &'static str,
-    /// The policy in force.
-    policy: &'static str,
-    /// What the command line wrote.
-    cli: &'static str,
-    /// What the configuration file says.
-    config: &'static str,
-}
-
-impl From<PortRange<PortPolicy>> for Entry {
-    fn from(range: PortRange<PortPolicy>) -> Self {
-        Self {
-            first_port: *range.ports.start(),
-            last_port: *range.ports.end(),
-            protocol: range.protocol.name(),
-            policy: range.written.effective().name(),
-            cli: Policy::from_byte(range.written.cli).name(),
-            config: Policy::from_byte(range.written.config).name(),
-        }
-    }
-}
-
-fn list_json(output: &mut Output) -> Result<Exit> {
-    output.json(&written()?.into_iter().map(Entry::from).collect::<Vec<_>>())?;
-    Ok(Exit::Success)
-}
-
-fn list_table(output: &mut Output) -> Result<Exit> {
-    let ranges = written()?;
-    if !ranges.is_empty() {
-        let rows = ranges.into_iter().map(|range| {
-            let spec = range.spec().to_string();
-            let entry = Entry::from(range);
-            [spec, entry.policy.to_owned(), entry.cli.to_owned(), entry.config.to_owned()]
+fn list(json: bool, output: &mut Output) -> Result<Exit> {
+    let ranges = exempt()?;
+    if json {
+        output.json(&ranges.iter().map(Entry::of_policy).collect::<Vec<_>>())?;
+    } else if !ranges.is_empty() {
+        let rows = ranges.iter().map(|range| {
+            let entry = Entry::of_policy(range);
+            [&*range.spec().to_string(), entry.policy, entry.cli, entry.config].map(str::to_owned)
         });
         output.line(&output::table(["port", "policy", "command line", "configuration"], &[], rows))?;
     }
     Ok(Exit::Success)
 }
 
-/// What is written about ports. The lock is free again while it is shown: a pager may take its time.
-fn written() -> Result<Vec<PortRange<PortPolicy>>> {
-    let _lock = Lock::take(Access::Shared, output::note)?;
-    Ok(ranges(open()?.all()?.into_iter().filter(|(_, policy)| !policy.is_unset())))
+/// The exempt ports. Their paths do not matter, and do not part neighbours.
+fn exempt() -> Result<Vec<PortRange<PortPolicy>>> {
+    let written = policy::written(|written| written.effective() == Policy::Pass)?;
+    let each = written.iter().flat_map(|range| {
+        let written = PortPolicy { path: Path::Unset as u8, ..range.written };
+        range.spec().keys().map(move |key| (key, written)).collect::<Vec<_>>()
+    });
+    Ok(ranges(each))
 }
 
 #[cfg(test)]
@@ -142,9 +88,9 @@ mod tests {
 
     #[test]
     fn json_keeps_its_shape() {
-        let written = PortPolicy { cli: 0, config: 1 };
+        let written = PortPolicy { config: 1, ..PortPolicy::default() };
         let key = |port| (PortKey::new(Protocol::Tcp, port), written);
-        let entries: Vec<Entry> = ranges([key(22), key(23)]).into_iter().map(Entry::from).collect();
+        let entries: Vec<Entry> = ranges([key(22), key(23)]).iter().map(Entry::of_policy).collect();
         let expected = serde_json::json!([{
             "first_port": 22, "last_port": 23, "protocol": "tcp", "policy": "pass", "cli": "unset", "config": "pass",
         }]);

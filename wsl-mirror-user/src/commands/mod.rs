@@ -6,6 +6,7 @@ mod install;
 mod load;
 mod log;
 mod mode;
+mod policy;
 mod run;
 mod status;
 mod unload;
@@ -27,7 +28,10 @@ pub enum Command {
     Unload(unload::Unload),
     /// Show whether and how packets are steered
     Status(status::Status),
-    /// Leave ports alone
+    /// Say what ports get: pass, steer or direct
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Leave ports alone (the policy pass)
     #[command(subcommand)]
     Exempt(exempt::Exempt),
     /// Look after the configuration
@@ -51,6 +55,7 @@ impl Command {
             Self::Run(run) => run.exec(&mut output),
             Self::Unload(unload) => unload.exec(),
             Self::Status(status) => status.exec(&mut output),
+            Self::Policy(policy) => policy.exec(&mut output),
             Self::Exempt(exempt) => exempt.exec(&mut output),
             Self::Config(config) => config.exec(&mut output),
             Self::Install(install) => install.exec(&mut output),

@@ -7,10 +7,24 @@ use serde::Serialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// The keys of the file, and those of an element of `owners`. serde knows them too, and tells nobody; a test compares.
-pub const KEYS: [&str; 8] = ["interface", "alias", "mark", "default", "owners", "exempt", "hook", "log"];
+/// The keys of the file. serde knows them too, and tells nobody; a test compares.
+pub const KEYS: [&str; 11] = [
+    "interface",
+    "alias",
+    "source_alias",
+    "mark",
+    "default",
+    "path",
+    "owners",
+    "exempt",
+    "ports",
+    "hook",
+    "log",
+];
 /// The keys of an element of `owners`.
 pub const OWNER_KEYS: [&str; 3] = ["name", "uid", "policy"];
+/// The keys of an entry of `ports`.
+pub const PORT_KEYS: [&str; 2] = ["policy", "path"];
 
 /// Why a text is no configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +47,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn new(text: &str, span: Range<usize>, message: String, nearest: Option<&'static str>) -> Self {
+    /// A problem at this place.
+    pub fn new(text: &str, span: Range<usize>, message: String, nearest: Option<&'static str>) -> Self {
         // What is missing at the end of a text is found beyond it.
         let before = text.get(..span.start).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -83,6 +98,13 @@ pub fn unknown_keys(text: &str) -> Vec<Problem> {
             }
         }
     }
+    if let Some(DeValue::Table(ports)) = table.get_ref().get("ports").map(Spanned::get_ref) {
+        for port in ports.values() {
+            if let DeValue::Table(port) = port.get_ref() {
+                look_at(text, port, &PORT_KEYS, " of a port", &mut found);
+            }
+        }
+    }
     found.sort_by_key(|problem| problem.span.start);
     found
 }
@@ -106,6 +128,7 @@ fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ports::Choices;
     use super::super::{Config, OwnerRule};
     use super::*;
 
@@ -119,6 +142,8 @@ mod tests {
         };
         assert_eq!(listed(toml::from_str::<Config>("x = 1").unwrap_err()), KEYS);
         assert_eq!(listed(toml::from_str::<OwnerRule>("x = 1").unwrap_err()), OWNER_KEYS);
+        let message = toml::from_str::<Choices>("x = 1").unwrap_err().message().to_owned();
+        assert!(message.ends_with("expected `policy` or `path`"), "{message}");
     }
 
     #[test]
@@ -139,6 +164,15 @@ mod tests {
     }
 
     #[test]
+    fn unknown_keys_of_ports_are_named_with_their_place() {
+        let text =
+            "[ports]\n8080 = { polcy = \"pass\" }\n[ports.\"90-99/udp\"]\npath = \"auto\"\n paths = 1\n";
+        let found: Vec<_> =
+            unknown_keys(text).into_iter().map(|found| (found.line, found.column, found.nearest)).collect();
+        assert_eq!(found, [(2, 10, Some("policy")), (5, 2, Some("path"))]);
+    }
+
+    #[test]
     fn keys_are_known_by_what_was_meant() {
         for (typed, meant) in [
             ("exempts", "exempt"),
@@ -147,6 +181,8 @@ mod tests {
             ("owner", "owners"),
             ("logs", "log"),
             ("marks", "mark"),
+            ("source-alias", "source_alias"),
+            ("port", "ports"),
         ] {
             assert_eq!(nearest(typed, &KEYS), Some(meant), "{typed}");
         }

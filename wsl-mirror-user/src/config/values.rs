@@ -187,6 +187,21 @@ pub fn alias<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ipv4Addr, D::
     }
 }
 
+/// Deserializes `source_alias`.
+pub fn source_alias<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ipv4Addr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let address: Ipv4Addr =
+        text.parse().map_err(|_| de::Error::custom(format!("{text:?} is no IPv4 address")))?;
+    let why = match address {
+        _ if address.is_loopback() => "containers cannot answer an address of 127.0.0.0/8",
+        // `ipv4_is_zeronet`: the kernel drops packets from there.
+        _ if address.octets()[0] == 0 => "no machine may have an address of 0.0.0.0/8",
+        _ if address.is_multicast() || address.is_broadcast() => "it is no address of a single machine",
+        _ => return Ok(address),
+    };
+    Err(de::Error::custom(format!("{address} cannot be the source alias: {why}")))
+}
+
 /// Deserializes `mark`.
 pub fn mark<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let value = i64::deserialize(deserializer)?;
