@@ -10,12 +10,15 @@ use aya::programs::links::FdLink;
 use wsl_mirror_core::abi::{Owner, OwnerPolicy, Settings};
 
 use super::attachments::{CgroupAttachment, InterfaceAttachment};
+use super::listeners::{Listeners, Look, Maps, Surroundings};
 use super::object::Fitted;
 use super::pins::{self, bpffs};
 use super::programs::{self, Programs};
+use super::source_alias::Change;
 use super::step::{OwnerChange, PolicyChange, Step};
-use super::{cgroup, clsact, maps, owners, tcx};
+use super::{cgroup, clsact, maps, tcx};
 use crate::exit::{Exit, OrExit as _};
+use crate::host::firewall::Firewall;
 use crate::host::interface;
 use crate::notes::Notes;
 
@@ -25,6 +28,8 @@ pub use super::programs::VerifierLog;
 pub struct Target<'a> {
     /// The interface's name.
     pub interface: &'a str,
+    /// The packet filters: holders' targets come from them.
+    pub firewall: &'a Firewall,
     /// The object, fit for this kernel.
     pub object: &'a Fitted,
     /// Where the programs on the cgroup are attached.
@@ -93,6 +98,7 @@ impl Work<'_> {
                 self.programs = Some(Programs::pinned()?);
                 Ok(())
             }
+            Step::ChangeRouting(change) => self.change_routing(change),
             Step::WritePolicies(changes) => self.write_policies(changes),
             Step::WriteOwners(changes) => self.write_owners(changes),
             Step::WriteSettings { old, new } => self.write_settings(*old, *new),
@@ -135,6 +141,13 @@ impl Work<'_> {
         Ok(())
     }
 
+    fn change_routing(&mut self, change: &Change) -> Result<()> {
+        change.carry_out()?;
+        let reversed = change.clone().reversed();
+        self.on_failure(reversed.to_string(), move || reversed.carry_out());
+        Ok(())
+    }
+
     fn attach_to_cgroup(&mut self, on: CgroupAttachment) -> Result<()> {
         let Self { target, programs, .. } = self;
         let programs = programs.as_mut().context("the plan does not load the program first")?;
@@ -145,11 +158,13 @@ impl Work<'_> {
     }
 
     fn tag_sockets(&mut self, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
-        let mut map = self.programs()?.map(&maps::SOCKET_OWNER)?;
-        // Tags end with their sockets or with the map: nothing has to be undone.
-        if let Some(failed) = owners::tag_sockets(&mut map, owners, &mut HashSet::new()) {
-            self.notes.add(failed);
-        }
+        let programs = self.programs()?;
+        let mut maps =
+            Maps { owners: programs.map(&maps::SOCKET_OWNER)?, targets: programs.map(&maps::SOCKET_TARGET)? };
+        let publications = self.target.firewall.publications();
+        let surroundings = Surroundings { owners, publications: &publications, interface: self.interface };
+        // Tags and targets end with their sockets or with the map: nothing has to be undone.
+        self.notes.extend(Listeners::default().look(Look::Everything, &mut maps, &surroundings));
         Ok(())
     }
 

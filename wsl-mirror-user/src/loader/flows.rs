@@ -17,27 +17,32 @@ use crate::host::sockets::{self, Connection};
 /// `IPCTNL_MSG_CT_DELETE`.
 const DELETE: u16 = SUBSYSTEM | 2;
 
-/// The flows that are carried by an alias.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Flows(Vec<Entry>);
+/// The flows that are carried by an alias: steered ones, and direct ones, which come from the source alias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flows {
+    entries: Vec<Entry>,
+    source_alias: Ipv4Addr,
+}
 
 impl Flows {
-    /// Those of this alias. Entries on it that do not translate were made by stray packets.
-    pub fn read(alias: Ipv4Addr) -> Result<Self> {
+    /// Those of these aliases. Entries on the alias that do not translate were made by stray packets.
+    pub fn read(alias: Ipv4Addr, source_alias: Ipv4Addr) -> Result<Self> {
         let mut entries = conntrack::entries_to(alias).context("cannot list conntrack's entries")?;
         entries.retain(|entry| entry.is_translated);
-        Ok(Self(entries))
+        Ok(Self { entries, source_alias })
     }
 
     /// How many of them go on.
     pub fn count(&self) -> usize {
-        self.0.iter().filter(|entry| !entry.is_over).count()
+        self.entries.iter().filter(|entry| !entry.is_over).count()
     }
 
-    /// Destroys the listeners' ends of TCP flows: each end sends a reset, which the egress program translates.
+    /// Destroys the listeners' ends of steered TCP flows: each end sends a reset, which the egress program translates. The
+    /// other end of a direct flow is the container's.
     pub fn destroy_sockets(&self) -> Result<()> {
+        let steered = self.entries.iter().filter(|entry| entry.original.source.0 != self.source_alias);
         let replies: HashSet<Tuple> =
-            self.0.iter().filter(|entry| entry.protocol == Protocol::Tcp).map(|entry| entry.reply).collect();
+            steered.filter(|entry| entry.protocol == Protocol::Tcp).map(|entry| entry.reply).collect();
         if replies.is_empty() {
             return Ok(());
         }
@@ -60,7 +65,7 @@ impl Flows {
     /// Deletes the entries.
     pub fn delete_entries(&self) -> Result<()> {
         let mut conversation = Conversation::begin(NETLINK_NETFILTER)?;
-        for entry in &self.0 {
+        for entry in &self.entries {
             let body = [FAMILY.as_slice(), &conntrack::key(entry)].concat();
             match conversation.ask(DELETE, NLM_F_REQUEST | NLM_F_ACK, &body, |_| Ok(())) {
                 // The entry has gone meanwhile.

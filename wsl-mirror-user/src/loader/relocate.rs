@@ -15,8 +15,8 @@ use super::btf::Btf;
 const CALL: u8 = 0x85;
 /// `BPF_LD | BPF_IMM | BPF_DW`, the one instruction that is two long.
 const LD_IMM64: u8 = 0x18;
-/// `BPF_LDX | BPF_MEM | BPF_DW`, `BPF_W` and `BPF_B`.
-const LOADS: [u8; 3] = [0x79, 0x61, 0x71];
+/// `BPF_LDX | BPF_MEM | BPF_DW`, `BPF_W`, `BPF_H` and `BPF_B`.
+const LOADS: [u8; 4] = [0x79, 0x61, 0x69, 0x71];
 /// `BPF_ALU64 | BPF_MOV | BPF_K`.
 const MOVE: u8 = 0xb7;
 /// `BPF_PSEUDO_KFUNC_CALL` in the source register's half of the register byte.

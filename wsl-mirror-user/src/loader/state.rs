@@ -11,8 +11,9 @@ use super::attachments::{self, CgroupAttachment, Direction};
 use super::clsact::{self, Clsact};
 use super::instances::{self, Instance};
 use super::pins::{self, Pins, bpffs};
+use super::source_alias::SourceAlias;
 use super::{cgroup, maps, tcx};
-use crate::config::HookChoice;
+use crate::config::{Config, HookChoice};
 use crate::host::firewall::{self, Firewall, Obstacle};
 use crate::host::interface;
 
@@ -41,12 +42,14 @@ pub struct State {
     pub steered_by_others: Option<Instance>,
     /// Whether the interface that is steered according to `SETTINGS` still is the one that was steered then.
     pub steered_is_alive: bool,
+    /// The route and the policy route rules of the source alias.
+    pub source_alias: SourceAlias,
     /// The packet filters. Large: an agent reads them once and shares them.
     pub firewall: Arc<Firewall>,
 }
 
 impl State {
-    /// What keeps flows to this alias from being carried on the interface.
+    /// What keeps flows to this alias, and direct ones from this source alias, from being carried on the interface.
     pub fn obstacles(&self, alias: Ipv4Addr) -> Vec<Obstacle> {
         self.firewall.obstacles(&self.interface.name, alias.octets())
     }
@@ -65,20 +68,21 @@ pub struct Interface {
     pub clsact: Clsact,
 }
 
-/// Reads everything that a plan for the interface `name` depends on; it has to be there.
-pub fn read(name: &str, choice: HookChoice) -> Result<State> {
-    let index = interface::require_index(name)?;
-    read_at(name, index, choice, firewall::read().into())
+/// Reads everything that a plan by this configuration depends on; its interface has to be there.
+pub fn read(config: &Config) -> Result<State> {
+    let index = interface::require_index(&config.interface)?;
+    read_at(config, index, firewall::read().into())
 }
 
 /// The same whether the interface is there or not, with packet filters that were read before.
-pub fn read_with(name: &str, choice: HookChoice, firewall: Arc<Firewall>) -> Result<State> {
-    let index = interface::find(name)?.unwrap_or(0);
-    read_at(name, index, choice, firewall)
+pub fn read_with(config: &Config, firewall: Arc<Firewall>) -> Result<State> {
+    let index = interface::find(&config.interface)?.unwrap_or(0);
+    read_at(config, index, firewall)
 }
 
 /// `index` is 0 if there is no such interface.
-fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Arc<Firewall>) -> Result<State> {
+fn read_at(config: &Config, index: u32, firewall: Arc<Firewall>) -> Result<State> {
+    let name = config.interface.as_str();
     let pins = Pins::read()?;
     pins.require_our_layout()?;
     let settings = if pins.has("SETTINGS") { Some(maps::SETTINGS.pinned()?.get()?) } else { None };
@@ -93,12 +97,13 @@ fn read_at(name: &str, index: u32, choice: HookChoice, firewall: Arc<Firewall>) 
         has_bpffs: bpffs::is_mounted(),
         steered_is_alive,
         firewall,
+        source_alias: SourceAlias::read(config.source_alias, name, index, &others)?,
         steered_by_others: others.into_iter().find(|other| index != 0 && other.ifindex == index),
         settings,
         policies,
         owners,
         detached: detached(&pins)?,
-        interface: read_interface(name, index, choice)?,
+        interface: read_interface(name, index, config.hook)?,
         pinned_programs: pinned_programs(&pins)?,
         linked_programs: linked_programs(&pins)?,
         pins,

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use wsl_mirror_core::abi::{Carrying, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, Settings};
+use wsl_mirror_core::abi::{Carrying, Owner, OwnerPolicy, Path, Policy, PortKey, PortPolicy, Settings};
 
 use super::attachments::{CgroupAttachment, Direction, InterfaceAttachment};
 use super::pins::{self, bpffs};
+use super::source_alias::Change;
 use crate::config::LogLevel;
 
 /// One step.
@@ -28,6 +29,8 @@ pub enum Step {
     },
     /// Use the pinned programs and maps.
     UsePinned,
+    /// Change the source alias' policy route rules or its route.
+    ChangeRouting(Change),
     /// Write what the configuration says about ports.
     WritePolicies(Vec<PolicyChange>),
     /// Write what is built in and what the configuration says about owners.
@@ -45,7 +48,7 @@ pub enum Step {
     PinProgram(InterfaceAttachment),
     /// Attach a program to the cgroup and pin its link, in the place of the one that is pinned.
     AttachToCgroup(CgroupAttachment),
-    /// Tag the listeners that were bound before the programs on the cgroup were attached.
+    /// Tag the listeners that were bound before the programs on the cgroup were attached, and write all targets.
     TagSockets(BTreeMap<Owner, OwnerPolicy>),
     /// Attach the program: a new tcx link, first on ingress and last on egress, pinned.
     AttachLink(InterfaceAttachment),
@@ -108,18 +111,21 @@ impl fmt::Display for Step {
                 write!(f, "load the program with the pinned maps {}", reused.join(", "))
             }
             Self::UsePinned => f.write_str("go on with the pinned program and its maps"),
+            Self::ChangeRouting(change) => change.fmt(f),
             Self::WritePolicies(changes) => write!(f, "write {} ports to PORT_POLICY", changes.len()),
             Self::WriteOwners(changes) => write!(f, "write {} owners to OWNERS", changes.len()),
             Self::WriteSettings { new, .. } => write!(
                 f,
-                "write SETTINGS: alias {}, carrying {}, mark {:#x}, default {}",
+                "write SETTINGS: alias {}, source alias {}, carrying {}, mark {:#x}, default {}, path {}",
                 Ipv4Addr::from(new.alias),
+                Ipv4Addr::from(new.source_alias),
                 match Carrying::from_number(new.carrying) {
                     Carrying::On => "on",
                     Carrying::Off => "off",
                 },
                 new.mark,
-                Policy::from_byte(u8::try_from(new.default_policy).unwrap_or_default()).name()
+                Policy::from_byte(u8::try_from(new.default_policy).unwrap_or_default()).name(),
+                Path::from_byte(u8::try_from(new.path).unwrap_or_default()).name()
             ),
             Self::PinMap(name) => write!(f, "pin the map {name}"),
             Self::PinProgram(on) => {
@@ -128,7 +134,9 @@ impl fmt::Display for Step {
             Self::AttachToCgroup(on) => {
                 write!(f, "attach {} to the cgroup, and pin the link as {}", on.program, on.link_pin)
             }
-            Self::TagSockets(_) => f.write_str("tag the sockets that serve by the processes that hold them"),
+            Self::TagSockets(_) => f.write_str(
+                "tag the sockets that serve by the processes that hold them, and write the containers behind them",
+            ),
             Self::AttachLink(on) => write!(
                 f,
                 "attach the program by a tcx link, {} on {}, and pin the link",
@@ -162,6 +170,7 @@ impl Step {
         matches!(
             self,
             Self::LoadProgram { .. }
+                | Self::ChangeRouting(_)
                 | Self::AttachLink(_)
                 | Self::AddClsact
                 | Self::AddFilter(_)

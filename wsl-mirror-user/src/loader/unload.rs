@@ -11,7 +11,7 @@ use super::flows::Flows;
 use super::instances::{self, Instance};
 use super::pins::{self, MAPS, Pins, bpffs};
 use super::state::{Attachment, attachment, others, our_programs};
-use super::{cgroup, clsact, maps, tcx};
+use super::{cgroup, clsact, maps, source_alias, tcx};
 use crate::errors::Errors;
 use crate::exit::Exit;
 use crate::host::interface;
@@ -38,20 +38,24 @@ pub fn unload() -> Result<Unloaded> {
     if pins.is_empty() {
         // A load that was killed early left only the mount. A terminated distribution left the rest.
         let orphans = errors.keep(remove_orphans()).unwrap_or_default();
+        let others = others(&[]).and_then(|others| source_alias::remove(&others));
+        let routing = errors.keep(others).unwrap_or_default();
         let mounted = errors.keep(bpffs::unmount_ours()).unwrap_or_default();
         errors.into_failure(Exit::Kernel, FAILED)?;
-        return Ok(Unloaded { found: orphans || mounted, ..Unloaded::default() });
+        return Ok(Unloaded { found: orphans || routing || mounted, ..Unloaded::default() });
     }
     let mut unloaded = Unloaded { found: true, ..Unloaded::default() };
     let has_settings = pins.has("SETTINGS");
-    let alias = if has_settings { errors.keep(end_flows(&pins, &mut unloaded)).flatten() } else { None };
+    // As long as our own programs can be told from them.
+    let others = errors.keep(our_programs(&pins).and_then(|own| others(&own)));
+    let aliases = if has_settings { errors.keep(end_flows(&pins, &mut unloaded)).flatten() } else { None };
     // Ingress goes before egress, and both before the rest: without them nothing depends on it.
     for on in detached_in_order() {
         if on.direction == Direction::Egress
-            && let Some(alias) = alias
+            && let Some((alias, source_alias)) = aliases
         {
             // No flow begins any more. Without its entry a listener's packet does not get the alias as its source.
-            errors.keep(Flows::read(alias).and_then(|flows| flows.delete_entries()));
+            errors.keep(Flows::read(alias, source_alias).and_then(|flows| flows.delete_entries()));
         }
         if pins.has(on.link_pin) {
             errors.keep(remove_link(&pins, on));
@@ -62,6 +66,9 @@ pub fn unload() -> Result<Unloaded> {
     }
     if has_settings {
         errors.keep(remove_qdisc(&pins));
+    }
+    if let Some(others) = others {
+        errors.keep(source_alias::remove(&others));
     }
     errors.keep(detach_from_cgroup(&pins));
     let programs = attachments::on_interface().map(|on| on.program_pin);
@@ -78,8 +85,8 @@ pub fn unload() -> Result<Unloaded> {
 }
 
 /// Stops carrying and resets the listeners' ends of carried flows, while the egress program still translates the resets.
-/// Gives the alias whose entries have to go; none where they stay.
-fn end_flows(pins: &Pins, unloaded: &mut Unloaded) -> Result<Option<Ipv4Addr>> {
+/// Gives alias and source alias whose entries have to go; none where they stay.
+fn end_flows(pins: &Pins, unloaded: &mut Unloaded) -> Result<Option<(Ipv4Addr, Ipv4Addr)>> {
     let notes = &mut unloaded.notes;
     if !others(&our_programs(pins)?)?.is_empty() {
         notes.add("another distribution's programs are attached, and may carry flows: none is ended");
@@ -89,7 +96,8 @@ fn end_flows(pins: &Pins, unloaded: &mut Unloaded) -> Result<Option<Ipv4Addr>> {
     let settings = map.get()?;
     // From here on no flow begins.
     map.set(Settings { carrying: Carrying::Off as u32, ..settings })?;
-    let flows = match Flows::read(settings.alias.into()) {
+    let aliases = (settings.alias.into(), settings.source_alias.into());
+    let flows = match Flows::read(aliases.0, aliases.1) {
         Ok(flows) => flows,
         // A kernel without ctnetlink. The entries end by themselves.
         Err(error) => {
@@ -103,7 +111,7 @@ fn end_flows(pins: &Pins, unloaded: &mut Unloaded) -> Result<Option<Ipv4Addr>> {
         notes.add(format!("some carried connections end only after a timeout: {error:#}"));
     }
     unloaded.flows = flows.count();
-    Ok(Some(settings.alias.into()))
+    Ok(Some(aliases))
 }
 
 /// The programs on the interface in the order in which they are detached.

@@ -1,15 +1,21 @@
 //! Our maps: names, and types of keys and values.
 
+use std::net::Ipv4Addr;
+
 use anyhow::Result;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, SkStorage};
 use rustix::mm::ProtFlags;
-use wsl_mirror_core::abi::{Owner, OwnerPolicy, PortKey, PortPolicy, PortStats, Settings, Verdicts};
+use wsl_mirror_core::abi::{
+    Owner, OwnerPolicy, PortKey, PortPackets, PortPolicy, PortStats, Settings, Target, Verdicts,
+};
 
 use super::mapped::{Element, Mapped};
 use super::typed::{Definition, MapKey, Typed};
 
 /// `PORT_POLICY`, accessed.
 pub type PolicyMap = Typed<HashMap<MapData, PortKey, PortPolicy>>;
+/// `SOCKET_TARGET`, accessed.
+pub type SocketTargets = Typed<SkStorage<MapData, Target>>;
 /// `SOCKET_OWNER`, accessed.
 pub type SocketOwners = Typed<SkStorage<MapData, Owner>>;
 
@@ -21,13 +27,15 @@ pub const PORT_POLICY: Definition<PolicyMap> = Definition::new("PORT_POLICY");
 pub const OWNERS: Definition<Typed<HashMap<MapData, Owner, OwnerPolicy>>> = Definition::new("OWNERS");
 /// The owners of sockets.
 pub const SOCKET_OWNER: Definition<SocketOwners> = Definition::new("SOCKET_OWNER");
+/// The targets of sockets.
+pub const SOCKET_TARGET: Definition<SocketTargets> = Definition::new("SOCKET_TARGET");
 /// Counters by reason.
 pub const VERDICTS: Definition<Typed<PerCpuArray<MapData, Verdicts>>> = Definition::new("VERDICTS");
 /// Counters by port.
 pub const PORT_STATS: Definition<Typed<PerCpuHashMap<MapData, PortKey, PortStats>>> =
     Definition::new("PORT_STATS");
 /// Packets of carried flows by port.
-pub const PORT_PACKETS: Definition<Mapped<u64>> = Definition::new("PORT_PACKETS");
+pub const PORT_PACKETS: Definition<Mapped<PortPackets>> = Definition::new("PORT_PACKETS");
 
 impl MapKey for PortKey {
     fn describe(&self) -> String {
@@ -45,6 +53,12 @@ impl MapKey for Owner {
     }
 }
 
+impl MapKey for Target {
+    fn describe(&self) -> String {
+        format!("the container {}:{}", Ipv4Addr::from(self.address), self.port)
+    }
+}
+
 impl PolicyMap {
     /// The policy of a port.
     pub fn policy(&self, key: PortKey) -> Result<PortPolicy> {
@@ -57,6 +71,6 @@ impl PolicyMap {
     }
 }
 
-impl Element for u64 {
+impl Element for PortPackets {
     const PROTECTION: ProtFlags = ProtFlags::READ;
 }

@@ -5,6 +5,8 @@ mod mapped;
 mod traffic;
 mod typed;
 
-pub use self::definitions::{OWNERS, PORT_POLICY, PolicyMap, SETTINGS, SOCKET_OWNER, SocketOwners};
+pub use self::definitions::{
+    OWNERS, PORT_POLICY, PolicyMap, SETTINGS, SOCKET_OWNER, SOCKET_TARGET, SocketOwners, SocketTargets,
+};
 pub use self::traffic::{PortTraffic, port_traffic, verdicts};
 pub use self::typed::{Access, Definition};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
-use wsl_mirror_core::abi::{PORTS, PortKey, Reason, Verdicts};
+use wsl_mirror_core::abi::{PORTS, PortKey, PortPackets, Reason, Verdicts};
 
 use super::definitions::{PORT_PACKETS, PORT_STATS, VERDICTS};
 use super::mapped::Mapped;
@@ -28,6 +28,10 @@ pub struct PortTraffic {
     pub steered_flows: u64,
     /// Their packets.
     pub steered_packets: u64,
+    /// Flows that went straight to the container.
+    pub direct_flows: u64,
+    /// Their packets.
+    pub direct_packets: u64,
     /// Packets that passed untouched.
     pub passed_packets: u64,
     /// Packets that passed because one of our calls failed.
@@ -42,26 +46,29 @@ pub fn port_traffic() -> Result<BTreeMap<PortKey, PortTraffic>> {
         let port = ports.entry(key).or_default();
         for value in values.iter() {
             port.steered_flows += value.steered_flows;
+            port.direct_flows += value.direct_flows;
             port.passed_packets += value.passed_packets;
             port.failed_packets += value.failed_packets;
         }
     }
-    // All of them: a flow that was steered before the last unload goes on, and began in no map that is left.
+    // All of them: a flow that was carried before the last unload goes on, and began in no map that is left.
     for (index, packets) in (0..).zip(PORT_PACKETS.pinned()?.counters()) {
-        if packets != 0 {
-            ports.entry(PortKey::at_index(index)).or_default().steered_packets += packets;
+        if packets != PortPackets::default() {
+            let port = ports.entry(PortKey::at_index(index)).or_default();
+            port.steered_packets += packets.steered;
+            port.direct_packets += packets.direct;
         }
     }
     Ok(ports)
 }
 
-impl Mapped<u64> {
+impl Mapped<PortPackets> {
     /// Every counter, in order.
-    fn counters(&self) -> Vec<u64> {
+    fn counters(&self) -> Vec<PortPackets> {
         let load = |index| {
-            // SAFETY: an aligned u64 that lives as long as the mapping; programs add to it, and nobody else writes.
-            let counter = unsafe { &*self.element(index).as_ptr().cast::<AtomicU64>() };
-            counter.load(Ordering::Relaxed)
+            // SAFETY: two aligned u64 that live as long as the mapping; programs add to them, and nobody else writes.
+            let [steered, direct] = unsafe { &*self.element(index).as_ptr().cast::<[AtomicU64; 2]>() };
+            PortPackets { steered: steered.load(Ordering::Relaxed), direct: direct.load(Ordering::Relaxed) }
         };
         (0..PORTS).map(load).collect()
     }

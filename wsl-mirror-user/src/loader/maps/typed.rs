@@ -154,6 +154,30 @@ impl<V: MapKey> Typed<SkStorage<MapData, V>> {
             }),
         }
     }
+
+    /// The value of a socket.
+    pub fn get(&self, socket: &impl AsRawFd) -> Result<Option<V>> {
+        match self.map.get(socket, 0) {
+            Err(MapError::KeyNotFound) => Ok(None),
+            found => self.read(found.map(Some)),
+        }
+    }
+
+    /// Puts another value in the place of a socket's value, or removes it.
+    pub fn set(&mut self, socket: &impl AsRawFd, value: Option<V>) -> Result<()> {
+        let done = match value {
+            Some(value) => self.map.insert(socket, value, ANY),
+            None => match self.map.remove(socket) {
+                Err(MapError::KeyNotFound) => Ok(()),
+                Err(error) if is(&error, ErrorKind::NotFound) => Ok(()),
+                done => done,
+            },
+        };
+        done.or_exit(Exit::Kernel, || match value {
+            Some(value) => format!("cannot write {} onto a socket ({})", value.describe(), self.name),
+            None => format!("cannot remove what is written on a socket ({})", self.name),
+        })
+    }
 }
 
 impl<V: Pod> Access for Typed<PerCpuArray<MapData, V>> {

@@ -11,12 +11,15 @@ pub const DIRECTORY: &str = PINS;
 pub(super) const NEW: &str = "_new";
 
 /// The maps that are pinned, each under its own name.
-pub const MAPS: [&str; 9] = [
+pub const MAPS: [&str; 12] = [
     "SETTINGS",
     "PORT_POLICY",
     "OWNERS",
     "SOCKET_OWNER",
+    "SOCKET_TARGET",
+    "SOCKET_EVENTS",
     "FRAGMENTS",
+    "DIRECT_FLOWS",
     "VERDICTS",
     "PORT_STATS",
     "PORT_PACKETS",

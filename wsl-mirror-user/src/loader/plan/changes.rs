@@ -2,22 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wsl_mirror_core::abi::{Owner, OwnerPolicy, Policy, PortKey, PortPolicy};
+use wsl_mirror_core::abi::{Owner, OwnerPolicy, PortKey, PortPolicy};
 
 use crate::loader::step::{OwnerChange, PolicyChange};
 
-/// What has to change so that the `config` field of every port is what the file says, and nothing else.
+/// What has to change so that the file's fields of every port are what the file says, and nothing else.
 pub fn policy_changes(
     there: &BTreeMap<PortKey, PortPolicy>,
-    exempt: &BTreeSet<PortKey>,
+    file: &BTreeMap<PortKey, PortPolicy>,
 ) -> Vec<PolicyChange> {
-    let known = there.keys().copied().chain(exempt.iter().copied()).collect::<BTreeSet<_>>();
+    let known = there.keys().chain(file.keys()).copied().collect::<BTreeSet<_>>();
     known
         .into_iter()
         .filter_map(|key| {
             let old = there.get(&key).copied().unwrap_or_default();
-            let config = if exempt.contains(&key) { Policy::Pass } else { Policy::Unset };
-            let new = PortPolicy { config: config as u8, ..old };
+            let PortPolicy { config, path, .. } = file.get(&key).copied().unwrap_or_default();
+            let new = PortPolicy { config, path, ..old };
             (new != old).then_some(PolicyChange { key, old, new })
         })
         .collect()

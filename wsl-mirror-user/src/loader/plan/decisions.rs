@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use wsl_mirror_core::abi::{Carrying, Hook, LAYOUT, Policy, Settings};
+use wsl_mirror_core::abi::{Carrying, Hook, LAYOUT, Path, Policy, Settings};
 
 use super::changes::{owner_changes, policy_changes};
 use crate::config::{Config, HookChoice};
@@ -71,7 +71,7 @@ impl Decisions {
     /// What has to be written so that maps and machine are as they should be.
     pub fn writes(&self, state: &State, config: &Config) -> Vec<Step> {
         let mut steps = Vec::new();
-        let changes = policy_changes(&state.policies, &config.exempt_keys());
+        let changes = policy_changes(&state.policies, &config.port_policies());
         if !changes.is_empty() {
             steps.push(Step::WritePolicies(changes));
         }
@@ -151,19 +151,43 @@ fn refuse_second_interface(state: &State, hook: Hook) -> Result<()> {
     }
 }
 
-/// Entries on the alias in force carry flows: their packets would find no program that knows them.
+/// Entries on the alias in force carry flows: their packets would find no program that knows them. The same is true of
+/// direct flows and the source alias.
 fn refuse_other_alias(state: &State, config: &Config) -> Result<()> {
     let Some(settings) = state.settings.filter(|settings| settings.layout == LAYOUT) else { return Ok(()) };
-    let in_force = Ipv4Addr::from(settings.alias);
-    if in_force == config.alias {
-        return Ok(());
+    for (key, name, flows, in_force, new) in [
+        ("alias", "alias", "flows are carried by", settings.alias.into(), config.alias),
+        (
+            "source_alias",
+            "source alias",
+            "direct flows come from",
+            settings.source_alias.into(),
+            config.source_alias,
+        ),
+    ] {
+        let in_force: Ipv4Addr = in_force;
+        if in_force != new {
+            return Err(Failure::new(
+                Exit::Config,
+                format!(
+                    "the configuration says {key} = \"{new}\", but {flows} {in_force}, and nothing was changed: to \
+                     change the {name}, run `wsl-mirror unload`, which ends them, and load again"
+                ),
+            ));
+        }
     }
+    Ok(())
+}
+
+/// Direct flows would take packets from the address' other user, and lose their own to it.
+pub fn refuse_used_source_alias(state: &State) -> Result<()> {
+    let Some(used_by) = state.source_alias.used_by() else { return Ok(()) };
     Err(Failure::new(
         Exit::Config,
         format!(
-            "the configuration says alias = \"{}\", but flows are carried by {in_force}, and nothing was changed: to \
-             change the alias, run `wsl-mirror unload`, which ends them, and load again",
-            config.alias
+            "the configuration says source_alias = \"{}\" (or means it by default), but that address is in use, and \
+             nothing was changed: {used_by}. Choose an address that nobody uses",
+            state.source_alias.address()
         ),
     ))
 }
@@ -192,5 +216,7 @@ pub fn settings(state: &State, config: &Config, hook: Hook, clsact: ClsactChange
         interface,
         alias: config.alias.octets(),
         carrying: if state.obstacles(config.alias).is_empty() { Carrying::On } else { Carrying::Off } as u32,
+        source_alias: config.source_alias.octets(),
+        path: Path::from(config.path) as u32,
     }
 }

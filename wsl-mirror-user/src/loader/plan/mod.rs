@@ -16,8 +16,14 @@ use super::step::Step;
 use crate::config::Config;
 
 /// Computes the steps from `state` to what `config` says. New programs of this release replace those that are there.
-/// Without the interface, no program is attached to it.
+/// Without the interface, no program is attached to it. A source alias in others' use is an error.
 pub fn plan(state: &State, config: &Config) -> Result<Vec<Step>> {
+    decisions::refuse_used_source_alias(state)?;
+    take_over(state, config)
+}
+
+/// The same for an agent: a source alias in others' use stops direct flows, and nothing else. The agent says so.
+pub fn take_over(state: &State, config: &Config) -> Result<Vec<Step>> {
     Ok(load_all(state, config, &Decisions::new(state, config)?))
 }
 
@@ -32,6 +38,8 @@ fn load_all(state: &State, config: &Config, decisions: &Decisions) -> Vec<Step> 
     steps.extend(state.pins.leftovers.iter().cloned().map(Step::RemoveLeftover));
     let (reused, fresh): (Vec<_>, Vec<_>) = MAPS.iter().partition(|name| state.pins.has(name));
     steps.push(Step::LoadProgram { reused, log: config.log });
+    // Before the programs know the source alias.
+    steps.extend(routing(state));
     steps.extend(decisions.writes(state, config));
     steps.extend(fresh.into_iter().map(Step::PinMap));
     // In this order no listener is missed: programs on the cgroup tag new listeners, then the loader tags the older ones,
@@ -63,7 +71,8 @@ pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
     if !is_complete(state) {
         return Ok(load_all(state, config, &decisions));
     }
-    let mut steps = decisions.writes(state, config);
+    let mut steps: Vec<Step> = routing(state).collect();
+    steps.extend(decisions.writes(state, config));
     if decisions.clsact == ClsactChange::Make {
         steps.push(Step::AddClsact);
     }
@@ -82,6 +91,11 @@ pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
         steps.insert(0, Step::UsePinned);
     }
     Ok(steps)
+}
+
+/// What has to change of the source alias' rules and route.
+fn routing(state: &State) -> impl Iterator<Item = Step> {
+    state.source_alias.changes().into_iter().map(Step::ChangeRouting)
 }
 
 /// The steps of a [`difference`] that are no repairs: what is written of ports and owners. `SETTINGS` has to match the

@@ -1,4 +1,6 @@
-use std::collections::{BTreeMap, BTreeSet};
+mod routing;
+
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -325,19 +327,25 @@ fn an_obstacle_stops_carrying_and_its_end_begins_it_again() {
 
 #[test]
 fn a_changed_alias_is_refused_until_unload() {
-    let config = Config { alias: Ipv4Addr::new(127, 1, 2, 3), ..Config::default() };
-    for plan in [plan, difference] {
-        let error = plan(&loaded(), &config).unwrap_err();
-        assert_eq!(exit_of(&error), Exit::Config);
-        let text = error.to_string();
-        assert!(
-            text.contains("127.1.2.3") && text.contains("127.119.0.1") && text.contains("unload"),
-            "{text}"
-        );
+    let (alias, source_alias) = (Ipv4Addr::new(127, 1, 2, 3), Ipv4Addr::new(192, 0, 2, 1));
+    for (config, words) in [
+        (Config { alias, ..Config::default() }, ["says alias = \"127.1.2.3\"", "127.119.0.1"]),
+        (
+            Config { source_alias, ..Config::default() },
+            ["says source_alias = \"192.0.2.1\"", "direct flows come from 192.0.0.8"],
+        ),
+    ] {
+        for plan in [plan, difference] {
+            let error = plan(&loaded(), &config).unwrap_err();
+            assert_eq!(exit_of(&error), Exit::Config);
+            let text = error.to_string();
+            assert!(words.into_iter().chain(["unload"]).all(|word| text.contains(word)), "{text}");
+        }
+        let steps = plan(&fresh(), &config).unwrap();
+        let aliases = (config.alias.octets(), config.source_alias.octets());
+        let writes = |step: &Step| matches!(step, Step::WriteSettings { new, .. } if (new.alias, new.source_alias) == aliases);
+        assert!(steps.iter().any(writes), "{steps:?}");
     }
-    let steps = plan(&fresh(), &config).unwrap();
-    let alias = |step: &Step| matches!(step, Step::WriteSettings { new, .. } if new.alias == [127, 1, 2, 3]);
-    assert!(steps.iter().any(alias), "{steps:?}");
 }
 
 #[test]
@@ -365,16 +373,18 @@ fn without_repairs_only_what_is_written_of_ports_and_owners_is_done() {
 }
 
 #[test]
-fn the_file_changes_its_own_field_only() {
+fn the_file_changes_its_own_fields_only() {
     let key = |port| PortKey::new(Protocol::Tcp, port);
+    let policy = |cli, config, path| PortPolicy { cli, config, path, zero: 0 };
     let there = BTreeMap::from([
-        (key(1), PortPolicy { cli: 1, config: 0 }),
-        (key(2), PortPolicy { cli: 1, config: 1 }),
-        (key(3), PortPolicy { cli: 0, config: 1 }),
-        (key(4), PortPolicy { cli: 0, config: 1 }),
+        (key(1), policy(1, 0, 0)),
+        (key(2), policy(1, 1, 2)),
+        (key(3), policy(0, 1, 0)),
+        (key(4), policy(0, 1, 3)),
     ]);
-    let changes = policy_changes(&there, &BTreeSet::from([key(1), key(4), key(5)]));
-    let after: Vec<_> =
-        changes.iter().map(|change| (change.key.port, change.new.cli, change.new.config)).collect();
-    assert_eq!(after, [(1, 1, 1), (2, 1, 0), (3, 0, 0), (5, 0, 1)]);
+    let file = [(key(1), policy(0, 2, 1)), (key(4), policy(0, 1, 3)), (key(5), policy(0, 3, 0))];
+    let changes = policy_changes(&there, &BTreeMap::from(file));
+    let after: Vec<_> = changes.iter().map(|change| (change.key.port, change.new)).collect();
+    let expected = [(1, policy(1, 2, 1)), (2, policy(1, 0, 0)), (3, policy(0, 0, 0)), (5, policy(0, 3, 0))];
+    assert_eq!(after, expected);
 }
