@@ -57,7 +57,7 @@ impl Exit {
         (Self::Success, "done"),
         (Self::Failure, "failed for a reason that has no number of its own"),
         (Self::Usage, "the command line was not understood"),
-        (Self::NotLoaded, "status, exempt, log: nothing is loaded"),
+        (Self::NotLoaded, "status, policy, exempt, log: nothing is loaded"),
         (
             Self::NotAttached,
             "status: loaded, but the interface is gone, was made anew, or the program was detached",

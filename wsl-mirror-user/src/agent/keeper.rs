@@ -1,22 +1,23 @@
 //! One round: read the state, compute the plan, carry out the difference.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::changes::{Changes, Repair, Repairs};
+use super::events::Told;
 use super::standing::{Neighbour, Standing};
 use crate::config::Config;
 use crate::config::options::LoadOptions;
-use crate::host::firewall::{self, Firewall};
+use crate::host::firewall::{self, Firewall, Publications};
 use crate::host::lock::Lock;
 use crate::loader::apply::{self, Target, VerifierLog};
+use crate::loader::listeners::{Listeners, Look, Maps, Surroundings};
 use crate::loader::maps;
 use crate::loader::state::State;
 use crate::loader::step::Step;
-use crate::loader::{object, owners, plan, state};
+use crate::loader::{object, plan, state};
 use crate::notes::Notes;
 
 /// What the agent knows between two rounds. All of it can be read again.
@@ -30,14 +31,18 @@ pub struct Keeper {
     has_loaded: bool,
     /// Whether program and hooks are those of this release, with what the configuration says about them.
     is_loaded: bool,
+    /// Whether packets are steered from here. Listeners are only followed then.
+    is_active: bool,
     /// Kept, because reading it takes other people's programs.
     firewall: Option<Arc<Firewall>>,
+    /// The newest reading, of rules that may be half written.
+    newest: Newest,
     /// Why a part of the packet filters could not be read the last time.
     unread: Vec<String>,
-    /// The sockets that serve and carry a tag, by their inodes.
-    sockets: HashSet<u32>,
-    /// Why sockets that serve carry no tag.
-    untagged: Option<String>,
+    /// The sockets that serve and carry a tag.
+    listeners: Listeners,
+    /// Why sockets that serve carry no tag or no target.
+    unwritten: Vec<String>,
     turn: Turn,
     /// What the last round has to tell.
     pub notes: Notes,
@@ -84,10 +89,12 @@ impl Keeper {
             config_error: None,
             has_loaded: false,
             is_loaded: false,
+            is_active: false,
             firewall: None,
+            newest: Newest::default(),
             unread: Vec::new(),
-            sockets: HashSet::new(),
-            untagged: None,
+            listeners: Listeners::default(),
+            unwritten: Vec::new(),
             turn: Turn::Ours,
             notes,
         })
@@ -112,7 +119,7 @@ impl Keeper {
         self.is_loaded = false;
         let done = self.read_state().and_then(|state| {
             // Nor is it in force as long as another distribution steers, if it could not be afterwards.
-            plan::plan(&State { steered_by_others: None, ..state.clone() }, &self.config)?;
+            plan::take_over(&State { steered_by_others: None, ..state.clone() }, &self.config)?;
             self.put_right(&state, changes, repairs)
         });
         let Err(refused) = done else { return done };
@@ -129,25 +136,59 @@ impl Keeper {
             Freshness::FreshWithoutLegacyTables => firewall::has_legacy_tables(),
             Freshness::Stale => true,
         };
-        if self.firewall.is_some() && !is_stale {
-            return;
+        if self.firewall.is_none() || is_stale {
+            self.take_newest(firewall::read());
+            self.firewall = self.newest.firewall.clone();
+        } else if changes.are_filters_read {
+            self.firewall = self.newest.firewall.clone();
         }
-        let read = firewall::read();
+    }
+
+    fn take_newest(&mut self, read: Firewall) {
         self.unread = if read.has_gaps { read.unread.clone() } else { Vec::new() };
-        if self.firewall.as_ref().is_none_or(|known| read.supersedes(known)) {
-            self.firewall = Some(Arc::new(read));
+        self.newest.take(read);
+    }
+
+    /// Follows sockets between two rounds: the containers behind listeners. Without the lock, since it only writes onto
+    /// sockets. It is silent about failures: the regular look tells of those that last.
+    pub fn glance(&mut self, told: &Told) {
+        self.listeners.note(&told.cookies, Instant::now());
+        if told.has_gaps {
+            self.listeners.note_lost();
         }
+        if self.is_active {
+            let _ = self.follow(Look::Noted);
+        }
+    }
+
+    /// Takes packet filters that were read between two rounds. Only the containers behind listeners follow them at once:
+    /// rules may be half written.
+    pub fn take_rules(&mut self, read: Firewall) {
+        self.take_newest(read);
+    }
+
+    /// Tags listeners, and writes their targets. Gives notes on what failed.
+    fn follow(&mut self, look: Look) -> Result<Vec<String>> {
+        let mut maps = Maps { owners: maps::SOCKET_OWNER.pinned()?, targets: maps::SOCKET_TARGET.pinned()? };
+        let owners = self.config.owner_policies();
+        let surroundings = Surroundings {
+            owners: &owners,
+            publications: &self.newest.publications,
+            interface: &self.config.interface,
+        };
+        Ok(self.listeners.look(look, &mut maps, &surroundings))
     }
 
     /// Reads everything else.
     fn read_state(&self) -> Result<State> {
         let firewall = self.firewall.clone().unwrap_or_default();
-        state::read_with(&self.config.interface, self.config.hook, firewall)
+        state::read_with(&self.config, firewall)
     }
 
     fn put_right(&mut self, state: &State, changes: Changes, repairs: Repairs) -> Result<Round> {
         let interface = self.config.interface.clone();
         if let Some(neighbour) = self.neighbour(state) {
+            self.is_active = false;
             // What is pinned here is of no use now, and is taken up again when it is.
             return Ok(Round {
                 standing: Standing::Aside { interface, neighbour },
@@ -156,7 +197,7 @@ impl Keeper {
                 warnings: Vec::new(),
             });
         }
-        let plan = if self.is_loaded { plan::difference } else { plan::plan };
+        let plan = if self.is_loaded { plan::difference } else { plan::take_over };
         let mut steps = plan(state, &self.config)?;
         let ifindex = state.interface.index;
         let is_same_interface = state.settings.is_some_and(|settings| settings.ifindex == ifindex);
@@ -175,6 +216,7 @@ impl Keeper {
             let object = if loads { object::for_this_kernel()? } else { object::Fitted::default() };
             let target = Target {
                 interface: &interface,
+                firewall: &state.firewall,
                 object: &object,
                 cgroup: self.options.open_cgroup()?,
                 verifier_log: VerifierLog::End,
@@ -184,10 +226,9 @@ impl Keeper {
             done?;
         }
         if changes.unwatched {
-            let owners = self.config.owner_policies();
-            self.untagged =
-                owners::tag_sockets(&mut maps::SOCKET_OWNER.pinned()?, &owners, &mut self.sockets);
+            self.unwritten = self.follow(Look::Everything)?;
         }
+        self.is_active = true;
         let had_loaded = std::mem::replace(&mut self.has_loaded, true);
         self.is_loaded = true;
         Ok(Round {
@@ -204,7 +245,11 @@ impl Keeper {
     fn warnings(&self, state: &State) -> Vec<String> {
         let obstacles = state.obstacles(self.config.alias).into_iter();
         let obstacles = obstacles.map(|obstacle| format!("no flow can be carried: {obstacle}"));
-        let mut warnings: Vec<String> = obstacles.chain(self.untagged.clone()).collect();
+        let mut warnings: Vec<String> = obstacles.chain(self.unwritten.clone()).collect();
+        if state.interface.index != 0 {
+            let obstacle = state.source_alias.obstacle();
+            warnings.extend(obstacle.map(|obstacle| format!("no flow goes direct: {obstacle}")));
+        }
         if !self.unread.is_empty() {
             let known = if state.firewall.has_gaps { "say is not known" } else { "said before counts" };
             let why = self.unread.join("; ");
@@ -238,6 +283,27 @@ impl Keeper {
     }
 }
 
+/// The newest reading of the packet filters.
+struct Newest {
+    firewall: Option<Arc<Firewall>>,
+    publications: Publications,
+}
+
+impl Default for Newest {
+    fn default() -> Self {
+        Self { firewall: None, publications: Firewall::default().publications() }
+    }
+}
+
+impl Newest {
+    fn take(&mut self, read: Firewall) {
+        if self.firewall.as_ref().is_none_or(|known| read.supersedes(known)) {
+            self.publications = read.publications();
+            self.firewall = Some(Arc::new(read));
+        }
+    }
+}
+
 /// How the last reading of the packet filters ended.
 #[derive(Clone, Copy)]
 enum Reading {
@@ -258,7 +324,7 @@ enum Freshness {
 
 fn freshness(changes: Changes, last: Reading) -> Freshness {
     match last {
-        _ if changes.packet_filters => Freshness::Stale,
+        _ if changes.packet_filters && !changes.are_filters_read => Freshness::Stale,
         Reading::Incomplete if changes.unwatched => Freshness::Stale,
         _ if changes.unwatched || changes.legacy => Freshness::FreshWithoutLegacyTables,
         _ => Freshness::Fresh,

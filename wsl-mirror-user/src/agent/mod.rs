@@ -8,6 +8,7 @@ mod events;
 mod keeper;
 pub mod lock;
 mod log;
+mod reading;
 mod repair_limit;
 pub mod report;
 mod schedule;
@@ -24,12 +25,14 @@ use self::changes::{Changes, Repairs};
 use self::events::{Event, Events};
 use self::keeper::{Keeper, Round};
 use self::lock::AgentLock;
+use self::reading::Reading;
 use self::report::{Report, State};
 use self::schedule::{ConfigState, Schedule};
 use self::standing::Standing;
 use self::systemd::Systemd;
 use crate::config::options::LoadOptions;
 use crate::exit::exit_of;
+use crate::host::firewall::{self, Firewall};
 use crate::host::lock::Lock;
 use crate::notes::Notes;
 
@@ -41,9 +44,9 @@ pub type Log = fn(&str);
 
 /// Keeps the machine steering until SIGTERM or SIGINT. What is loaded goes on steering then.
 pub fn run(options: LoadOptions, log: Log) -> Result<()> {
-    // One round runs at a time. A second thread would have one more heap.
+    // One round runs at a time, and one reading of packet filters. Another thread would have one more heap.
     let runtime =
-        tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build()?;
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     runtime.block_on(Agent::start(options, log)?.stay())
 }
 
@@ -51,6 +54,7 @@ struct Agent {
     options: LoadOptions,
     /// `None` while a round runs.
     keeper: Option<Keeper>,
+    reading: Reading,
     lock: AgentLock,
     report: Report,
     systemd: Systemd,
@@ -66,6 +70,7 @@ impl Agent {
         Ok(Self {
             options,
             keeper: Some(keeper),
+            reading: Reading::default(),
             lock,
             report: Report::default(),
             systemd: Systemd::default(),
@@ -101,10 +106,19 @@ impl Agent {
                     systemd::ready();
                 }
                 self.systemd.reloaded();
+                // Before there is a ring, nothing is pinned, and the round has said why.
+                if events.open_sockets().unwrap_or(false) {
+                    schedule.note(Event::Sockets, Instant::now());
+                }
             }
-            let wait = schedule.next().min(self.systemd.next_sign_of_life());
+            self.glance(&mut events, &mut schedule).await?;
+            let wait = schedule.next(Instant::now()).min(self.systemd.next_sign_of_life());
             tokio::select! {
                 event = events.next() => if self.note(event?, &mut schedule).is_break() { break },
+                read = &mut self.reading => {
+                    schedule.reading_ends(Instant::now());
+                    self.take_rules(read?, &mut events).await?;
+                }
                 () = tokio::time::sleep_until(wait.into()) => {}
             }
             self.systemd.sign_of_life();
@@ -141,17 +155,56 @@ impl Agent {
         }
     }
 
-    /// A round has a thread: it blocks, and netlink's own runtime cannot run within ours.
-    async fn round(&mut self, changes: Changes, repairs: Repairs, lock: Lock) -> Result<Result<Round>> {
+    /// Glances at what is due.
+    async fn glance(&mut self, events: &mut Events, schedule: &mut Schedule) -> Result<()> {
+        let start = Instant::now();
+        let glance = schedule.take_glance(start);
+        if glance.rules || glance.legacy && firewall::has_legacy_tables() {
+            schedule.reading_begins(start);
+            self.reading.begin();
+        }
+        if glance.sockets {
+            let told = events.take_sockets();
+            self.with_keeper(move |keeper| keeper.glance(&told)).await?;
+            schedule.glanced(start.elapsed(), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Takes packet filters that were read beside everything else.
+    async fn take_rules(&mut self, read: Firewall, events: &mut Events) -> Result<()> {
+        let told = events.take_sockets();
+        let taken = self.with_keeper(move |keeper| {
+            keeper.take_rules(read);
+            keeper.glance(&told);
+        });
+        taken.await
+    }
+
+    /// Has the keeper do something on the rounds' thread.
+    async fn with_keeper<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Keeper) -> T + Send + 'static,
+    ) -> Result<T> {
         let mut keeper = self.keeper.take().context("the last round never came to its end")?;
-        let (mut keeper, done) = tokio::task::spawn_blocking(move || {
-            let done = keeper.round(changes, repairs, &lock);
+        let (keeper, done) = tokio::task::spawn_blocking(move || {
+            let done = work(&mut keeper);
             (keeper, done)
         })
         .await
         .context("a round broke off")?;
-        log_all(self.log, std::mem::take(&mut keeper.notes));
         self.keeper = Some(keeper);
+        Ok(done)
+    }
+
+    /// A round has a thread: it blocks, and netlink's own runtime cannot run within ours.
+    async fn round(&mut self, changes: Changes, repairs: Repairs, lock: Lock) -> Result<Result<Round>> {
+        let done = self.with_keeper(move |keeper| {
+            let done = keeper.round(changes, repairs, &lock);
+            (done, std::mem::take(&mut keeper.notes))
+        });
+        let (done, notes) = done.await?;
+        log_all(self.log, notes);
         Ok(done)
     }
 

@@ -1,17 +1,22 @@
 //! When to look at what. Pure: times are told to it.
 
+mod budget;
 mod burst;
+mod glances;
 
 use std::time::{Duration, Instant};
 
 use self::burst::{Burst, Wait};
-use super::changes::{Changes, Repair, Repairs};
+use self::glances::Glances;
+use super::changes::{Changes, Glance, Repair, Repairs};
 use super::events::Event;
 use super::repair_limit::RepairLimit;
 use super::standing::Neighbour;
 
 /// Packet filters and files change in bursts.
 const EDIT: Wait = Wait { quiet: Duration::from_millis(100), limit: Duration::from_secs(1) };
+/// A VPN changes many routes at once. The source alias' route is wanted back soon.
+const ROUTING: Wait = Wait { quiet: Duration::from_millis(50), limit: Duration::from_millis(250) };
 /// How often the agent looks at what no event tells: whether the program is still attached, iptables-legacy, sockets
 /// that came without a tag.
 const LOOK: Duration = Duration::from_secs(30);
@@ -38,9 +43,11 @@ pub enum ConfigState {
 #[derive(Debug)]
 pub struct Schedule {
     machine: Option<Instant>,
+    routing: Option<Burst>,
     packet_filters: Option<Burst>,
     config: Option<Burst>,
     legacy: Option<Burst>,
+    glances: Glances,
     look: Instant,
     is_aside: bool,
     retry: Option<(Instant, Duration)>,
@@ -56,9 +63,11 @@ impl Schedule {
     pub fn new(now: Instant) -> Self {
         Self {
             machine: None,
+            routing: None,
             packet_filters: None,
             config: None,
             legacy: None,
+            glances: Glances::new(now),
             look: now + LOOK,
             is_aside: false,
             retry: None,
@@ -74,8 +83,20 @@ impl Schedule {
             Event::Machine => {
                 self.machine = self.machine.or(Some(now));
                 Burst::note(&mut self.legacy, now);
+                self.glances.note_sockets(now);
             }
-            Event::PacketFilters => Burst::note(&mut self.packet_filters, now),
+            Event::Routing => {
+                Burst::note(&mut self.routing, now);
+                self.glances.note_ways(now);
+            }
+            Event::Sockets => {
+                Burst::note(&mut self.legacy, now);
+                self.glances.note_sockets(now);
+            }
+            Event::PacketFilters => {
+                Burst::note(&mut self.packet_filters, now);
+                self.glances.note_rules(now);
+            }
             Event::Config => Burst::note(&mut self.config, now),
             Event::Reload => {
                 let ended = Burst::ended(now, EDIT.quiet);
@@ -86,13 +107,45 @@ impl Schedule {
         }
     }
 
+    /// What to glance at now.
+    pub fn take_glance(&mut self, now: Instant) -> Glance {
+        self.glances.take(now)
+    }
+
+    /// A glance at sockets has taken so long.
+    pub fn glanced(&mut self, took: Duration, now: Instant) {
+        self.glances.glanced(took, now);
+    }
+
+    /// A reading of packet filters begins, beside everything else.
+    pub const fn reading_begins(&mut self, now: Instant) {
+        self.glances.reading_begins(now);
+    }
+
+    /// It has ended.
+    pub fn reading_ends(&mut self, now: Instant) {
+        self.glances.reading_ends(now);
+    }
+
+    /// When the next look or glance is due.
+    pub fn next(&self, now: Instant) -> Instant {
+        self.glances.next(now).into_iter().fold(self.next_look(), Instant::min)
+    }
+
     /// When the next look is due.
-    pub fn next(&self) -> Instant {
+    fn next_look(&self) -> Instant {
         let held_back = self.repair_limit.pause_end().filter(|_| self.is_held_back);
         let bursts = [self.packet_filters, self.config].into_iter().flatten().map(|burst| burst.due(EDIT));
+        let routing = self.routing.map(|burst| burst.due(ROUTING));
         let legacy = self.legacy.map(|burst| burst.due(LEGACY));
         let retry = self.retry.map(|(retry, _)| retry);
-        bursts.chain(self.machine).chain(held_back).chain(legacy).chain(retry).fold(self.look, Instant::min)
+        bursts
+            .chain(self.machine)
+            .chain(routing)
+            .chain(held_back)
+            .chain(legacy)
+            .chain(retry)
+            .fold(self.look, Instant::min)
     }
 
     /// Whether repairs are allowed now.
@@ -105,9 +158,16 @@ impl Schedule {
         let is_due = |burst: Option<Burst>| burst.is_some_and(|burst| burst.due(EDIT) <= now);
         let is_look = self.look <= now;
         let is_refused = self.config_state == ConfigState::Refused;
+        let is_routing = self.routing.is_some_and(|burst| burst.due(ROUTING) <= now);
         let mut changes = Changes {
-            machine: self.machine.is_some() || self.is_held_back && self.repairs(now) == Repairs::Allowed,
+            // Every round reads the routes.
+            machine: self.machine.is_some()
+                || is_routing
+                || self.is_held_back && self.repairs(now) == Repairs::Allowed,
             packet_filters: is_due(self.packet_filters),
+            are_filters_read: self
+                .packet_filters
+                .is_some_and(|burst| burst.due(EDIT) <= now && self.glances.have_read_since(burst.last())),
             config: is_due(self.config) || is_look && is_refused && self.config.is_none(),
             unwatched: is_look,
             legacy: self.legacy.is_some_and(|burst| burst.due(LEGACY) <= now),
@@ -116,7 +176,7 @@ impl Schedule {
             changes = Changes { config: changes.config || self.config.is_none(), ..Changes::ALL };
         }
         if changes.machine {
-            self.machine = None;
+            (self.machine, self.routing) = (None, None);
             self.is_held_back = false;
         }
         if changes.packet_filters {

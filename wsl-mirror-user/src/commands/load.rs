@@ -34,7 +34,7 @@ impl Load {
         let cgroup = self.options.open_cgroup()?;
         output::notes(&self.options.notes(&cgroup));
         let _lock = Lock::take(Access::Exclusive, output::note)?;
-        let state = state::read(&config.interface, config.hook)?;
+        let state = state::read(&config)?;
         let steps = plan::plan(&state, &config)?;
         let object = object::for_this_kernel()?;
         if self.dry_run {
@@ -45,6 +45,7 @@ impl Load {
         }
         let target = Target {
             interface: &config.interface,
+            firewall: &state.firewall,
             object: &object,
             cgroup,
             verifier_log: if self.verifier_log { VerifierLog::All } else { VerifierLog::End },
@@ -54,6 +55,9 @@ impl Load {
         done?;
         for obstacle in state.obstacles(config.alias) {
             output::note(&format!("no flow can be carried until the next load: {obstacle}"));
+        }
+        if let Some(obstacle) = state.source_alias.obstacle() {
+            output::note(&format!("no flow goes direct until the next load: {obstacle}"));
         }
         Ok(Exit::Success)
     }

@@ -44,7 +44,7 @@ impl Run {
         let cgroup = self.options.open_cgroup()?;
         output::notes(&self.options.notes(&cgroup));
         let _lock = Lock::take(Access::Exclusive, output::note)?;
-        let state = state::read_with(&config.interface, config.hook, firewall::read().into())?;
+        let state = state::read_with(&config, firewall::read().into())?;
         let name = &config.interface;
         if state.steered_by_others.is_some() {
             return Ok(vec![format!(
@@ -53,7 +53,7 @@ impl Run {
         }
         let steps = match agent::lock::holder() {
             Some(_) => plan::difference(&state, &config)?,
-            None => plan::plan(&state, &config)?,
+            None => plan::take_over(&state, &config)?,
         };
         object::for_this_kernel()?;
         let mut lines: Vec<String> = steps.iter().map(ToString::to_string).collect();

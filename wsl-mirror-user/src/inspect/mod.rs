@@ -1,3 +1,4 @@
 //! What the machine looks like, read once.
 
+pub mod listeners;
 pub mod snapshot;

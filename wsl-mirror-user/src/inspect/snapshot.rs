@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use aya::programs::{ProgramInfo, loaded_programs};
-use wsl_mirror_core::abi::{Carrying, Hook, Owner, OwnerPolicy, Policy, PortKey, PortPolicy, Verdicts};
+use wsl_mirror_core::abi::{Carrying, Hook, Owner, OwnerPolicy, Path, Policy, PortKey, PortPolicy, Verdicts};
 
+use super::listeners::Listener;
 use crate::agent::lock;
 use crate::agent::report::Report;
 use crate::host::firewall::{self, Obstacle};
@@ -14,8 +15,10 @@ use crate::host::interface;
 use crate::host::lock::{Access, Lock};
 use crate::host::networking::NetworkingMode;
 use crate::loader::attachments::Direction;
+use crate::loader::instances::Instance;
 use crate::loader::maps::{self, PortTraffic};
 use crate::loader::pins::Pins;
+use crate::loader::source_alias::SourceAlias;
 use crate::loader::state::{self, Attachment};
 
 /// The machine at one moment.
@@ -59,6 +62,10 @@ pub struct Loaded {
     pub program: Option<Program>,
     /// The address to which carried flows are sent inside Linux.
     pub alias: Ipv4Addr,
+    /// The address from which direct flows come inside Linux, and what there is of its route and rules.
+    pub source_alias: SourceAlias,
+    /// Which way flows take to ports whose container is known, unless the port has a path of its own.
+    pub path: Path,
     /// Whether flows are carried, as the program was told.
     pub carrying: Carrying,
     /// What keeps flows from being carried now.
@@ -77,6 +84,8 @@ pub struct Loaded {
     pub verdicts: Verdicts,
     /// What happened on each port.
     pub ports: BTreeMap<PortKey, PortTraffic>,
+    /// The sockets that serve, with their targets.
+    pub listeners: Vec<Listener>,
 }
 
 /// A program, as the kernel lists it.
@@ -95,8 +104,9 @@ impl Snapshot {
     pub fn read(on_wait: fn(&str)) -> Result<Self> {
         let _lock = Lock::take(Access::Shared, on_wait)?;
         let pins = Pins::read()?;
-        let loaded = if pins.has("SETTINGS") { Some(Loaded::read(&pins)?) } else { None };
-        let elsewhere = elsewhere(&pins)?;
+        let others = state::others(&state::our_programs(&pins)?)?;
+        let loaded = if pins.has("SETTINGS") { Some(Loaded::read(&pins, &others)?) } else { None };
+        let elsewhere = elsewhere(&others);
         Ok(Self { loaded, elsewhere, agent: lock::holder() })
     }
 
@@ -113,7 +123,7 @@ impl Snapshot {
 }
 
 impl Loaded {
-    fn read(pins: &Pins) -> Result<Self> {
+    fn read(pins: &Pins, others: &[Instance]) -> Result<Self> {
         pins.require_our_layout()?;
         let settings = maps::SETTINGS.pinned()?.get()?;
         let attachment = state::attachment(&settings, pins)?;
@@ -132,6 +142,13 @@ impl Loaded {
                 _ => None,
             },
             alias: settings.alias.into(),
+            source_alias: SourceAlias::read(
+                settings.source_alias.into(),
+                settings.interface_name(),
+                settings.ifindex,
+                others,
+            )?,
+            path: Path::from_byte(u8::try_from(settings.path).unwrap_or_default()),
             carrying: Carrying::from_number(settings.carrying),
             obstacles: firewall.obstacles(settings.interface_name(), settings.alias),
             unread: firewall.unread,
@@ -146,13 +163,23 @@ impl Loaded {
             },
             verdicts: if pins.has("VERDICTS") { maps::verdicts()? } else { Verdicts::default() },
             ports: if counts_ports { maps::port_traffic()? } else { BTreeMap::new() },
+            listeners: if pins.has("SOCKET_TARGET") {
+                Listener::read_all(&maps::SOCKET_TARGET.pinned()?)?
+            } else {
+                Vec::new()
+            },
             attachment,
         })
     }
 
     /// How many ports are exempt.
     pub fn exempt_ports(&self) -> usize {
-        self.policies.values().filter(|policy| policy.effective() == Policy::Pass).count()
+        self.ports_with(|written| written.effective() == Policy::Pass)
+    }
+
+    /// Of how many ports something is written.
+    pub fn ports_with(&self, is_counted: impl Fn(&PortPolicy) -> bool) -> usize {
+        self.policies.values().filter(|written| is_counted(written)).count()
     }
 }
 
@@ -164,18 +191,17 @@ impl Program {
     }
 }
 
-fn elsewhere(pins: &Pins) -> Result<Vec<Elsewhere>> {
-    let others = state::others(&state::our_programs(pins)?)?;
-    let named =
-        others.into_iter().filter(|found| found.direction == Direction::Ingress).filter_map(|found| {
-            Some(Elsewhere {
-                interface: interface::name(found.ifindex)?,
-                ifindex: found.ifindex,
-                hook: found.hook,
-                program: found.program,
-            })
-        });
-    Ok(named.collect())
+fn elsewhere(others: &[Instance]) -> Vec<Elsewhere> {
+    let on_ingress = others.iter().filter(|found| found.direction == Direction::Ingress);
+    let named = on_ingress.filter_map(|found| {
+        Some(Elsewhere {
+            interface: interface::name(found.ifindex)?,
+            ifindex: found.ifindex,
+            hook: found.hook,
+            program: found.program,
+        })
+    });
+    named.collect()
 }
 
 #[cfg(test)]
@@ -183,16 +209,24 @@ pub mod tests {
     use wsl_mirror_core::abi::{Protocol, Reason};
 
     use super::*;
+    use crate::loader::source_alias;
 
     /// What a load on `loopback0` comes to, after three flows to port 8080.
     pub fn loaded() -> Loaded {
         let mut verdicts = Verdicts::default();
         *verdicts.counter(Reason::New) = 3;
         let key = |port| PortKey::new(Protocol::Tcp, port);
-        let traffic =
-            PortTraffic { steered_flows: 3, steered_packets: 30, passed_packets: 1, failed_packets: 0 };
-        let exempt = PortPolicy { cli: Policy::Pass as u8, config: 0 };
-        let forced = PortPolicy { cli: Policy::Steer as u8, config: Policy::Pass as u8 };
+        let traffic = PortTraffic {
+            steered_flows: 3,
+            steered_packets: 30,
+            direct_flows: 2,
+            direct_packets: 20,
+            passed_packets: 1,
+            ..PortTraffic::default()
+        };
+        let exempt = PortPolicy { cli: Policy::Pass as u8, config: 0, ..PortPolicy::default() };
+        let forced =
+            PortPolicy { cli: Policy::Steer as u8, config: Policy::Pass as u8, ..PortPolicy::default() };
         Loaded {
             attachment: Attachment::Alive(42),
             interface: "loopback0".into(),
@@ -201,6 +235,8 @@ pub mod tests {
             hook: Some(Hook::Tcx),
             program: Some(Program { id: 42, name: "wsl_mirror".into(), tag: 0xff }),
             alias: Ipv4Addr::new(127, 119, 0, 1),
+            source_alias: source_alias::tests::complete(),
+            path: Path::Auto,
             carrying: Carrying::On,
             obstacles: Vec::new(),
             unread: Vec::new(),
@@ -210,6 +246,7 @@ pub mod tests {
             policies: BTreeMap::from([(key(22), exempt), (key(23), exempt), (key(24), forced)]),
             verdicts,
             ports: BTreeMap::from([(key(8080), traffic)]),
+            listeners: Vec::new(),
         }
     }
 

@@ -1,10 +1,12 @@
 //! Events: the agent listens to netlink's groups, to inotify and to signals.
 //!
-//! The agent ignores what a message says: messages may be late or lost. It reads the machine itself.
+//! The agent ignores what a message says: messages may be late or lost. It reads the machine itself. Of sockets it takes the
+//! cookies, which spare it the others.
 
 mod event;
 mod files;
 mod readable;
+mod sockets;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,12 +21,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::files::Files;
 use self::readable::readable;
+use self::sockets::Sockets;
 use crate::exit::{Exit, OrExit as _};
 
 pub use self::event::Event;
+pub use self::sockets::Told;
 
 /// Groups of rtnetlink (`enum rtnetlink_groups`): interfaces and tc filters.
-const ROUTE_GROUPS: u32 = group(1) | group(4);
+const MACHINE_GROUPS: u32 = group(1) | group(4);
+/// `RTNLGRP_IPV4_ROUTE` and `RTNLGRP_IPV4_RULE`. An address brings a route.
+const ROUTING_GROUPS: u32 = group(7) | group(8);
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = group(7);
 /// At most so many messages are taken at once.
@@ -37,9 +43,11 @@ const fn group(number: u32) -> u32 {
 /// Every source of events.
 pub struct Events {
     machine: AsyncFd<OwnedFd>,
+    routing: AsyncFd<OwnedFd>,
     /// `None` without nftables in the kernel.
     packet_filters: Option<AsyncFd<OwnedFd>>,
     files: Files,
+    sockets: Sockets,
     reload: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -49,11 +57,14 @@ impl Events {
     /// Begins to listen.
     pub fn listen(config: &Path) -> Result<Self> {
         Ok(Self {
-            machine: listen(None, ROUTE_GROUPS)
+            machine: listen(None, MACHINE_GROUPS)
+                .or_exit(Exit::Kernel, || "cannot listen to rtnetlink".into())?,
+            routing: listen(None, ROUTING_GROUPS)
                 .or_exit(Exit::Kernel, || "cannot listen to rtnetlink".into())?,
             packet_filters: listen(Some(netlink::NETFILTER), NFTABLES_GROUP).ok(),
             files: Files::watch(config)
                 .or_exit(Exit::Kernel, || format!("cannot watch {} (inotify)", config.display()))?,
+            sockets: Sockets::default(),
             reload: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -62,7 +73,7 @@ impl Events {
 
     /// Waits for the next one. Cancel safe: what is not waited for any more is there the next time.
     pub async fn next(&mut self) -> Result<Event> {
-        let Self { machine, packet_filters, files, reload, terminate, interrupt } = self;
+        let Self { machine, routing, packet_filters, files, sockets, reload, terminate, interrupt } = self;
         let filters = async {
             match packet_filters {
                 Some(socket) => drain(socket).await,
@@ -73,7 +84,9 @@ impl Events {
         let world = async {
             tokio::select! {
                 done = drain(machine) => done.map(|()| Event::Machine),
+                done = drain(routing) => done.map(|()| Event::Routing),
                 done = filters => done.map(|()| Event::PacketFilters),
+                done = sockets.next() => done.map(|()| Event::Sockets),
                 event = files.next() => event,
             }
         };
@@ -84,6 +97,16 @@ impl Events {
             _ = reload.recv() => Ok(Event::Reload),
             event = world => Ok(event?),
         }
+    }
+
+    /// Opens the ring of sockets that is pinned now; says whether it is another one.
+    pub fn open_sockets(&mut self) -> Result<bool> {
+        self.sockets.open()
+    }
+
+    /// The sockets that were told of since the last time.
+    pub fn take_sockets(&mut self) -> Told {
+        self.sockets.take()
     }
 
     /// Tries to watch the configuration's folder again, if that went away; says whether it does.
@@ -131,19 +154,22 @@ mod tests {
     async fn a_restless_source_does_not_hide_the_others() {
         let folder = Folder::new("fair");
         let pair = || UnixDatagram::pair().unwrap();
-        let ((restless, machine), (filters, packet_filters)) = (pair(), pair());
-        for socket in [&machine, &packet_filters] {
+        let ((restless, machine), (routes, routing), (filters, packet_filters)) = (pair(), pair(), pair());
+        for socket in [&machine, &routing, &packet_filters] {
             socket.set_nonblocking(true).unwrap();
         }
         let mut events = Events {
             machine: readable(machine.into()).unwrap(),
+            routing: readable(routing.into()).unwrap(),
             packet_filters: Some(readable(packet_filters.into()).unwrap()),
             files: Files::watch(&folder.config()).unwrap(),
+            sockets: Sockets::default(),
             reload: signal(SignalKind::hangup()).unwrap(),
             terminate: signal(SignalKind::terminate()).unwrap(),
             interrupt: signal(SignalKind::interrupt()).unwrap(),
         };
         filters.send(b"a rule").unwrap();
+        routes.send(b"a route").unwrap();
         fs::write(folder.config(), "").unwrap();
         let mut heard = Vec::new();
         for _ in 0..50 {
@@ -152,7 +178,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
             heard.push(events.next().await.unwrap());
         }
-        for event in [Event::PacketFilters, Event::Config] {
+        for event in [Event::Routing, Event::PacketFilters, Event::Config] {
             assert!(heard.contains(&event), "{event:?} was never heard of");
         }
     }

@@ -30,6 +30,11 @@ impl Burst {
         *burst = Some(Self { first, last: now });
     }
 
+    /// When the last change came.
+    pub const fn last(self) -> Instant {
+        self.last
+    }
+
     /// When the look is due.
     pub fn due(self, wait: Wait) -> Instant {
         (self.last + wait.quiet).min(self.first + wait.limit)

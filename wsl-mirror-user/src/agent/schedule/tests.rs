@@ -12,7 +12,7 @@ fn schedule() -> (Schedule, Instant) {
 fn an_interface_is_read_at_once() {
     let (mut schedule, now) = schedule();
     schedule.note(Event::Machine, now);
-    assert_eq!(schedule.next(), now);
+    assert_eq!(schedule.next_look(), now);
     assert_eq!(schedule.take(now), Changes { machine: true, ..Changes::default() });
     assert!(schedule.take(now).is_empty());
     let later = now + LEGACY.quiet;
@@ -35,11 +35,29 @@ fn packet_filters_are_read_once_quiet_or_at_the_limit() {
 }
 
 #[test]
+fn a_storm_of_routes_is_read_a_few_times_a_second() {
+    let (mut schedule, start) = schedule();
+    let mut looks = 0;
+    for millisecond in 0..1000 {
+        let now = start + millisecond * MILLISECOND;
+        schedule.note(Event::Routing, now);
+        let changes = schedule.take(now);
+        assert!(!changes.legacy, "routes say nothing of packet filters");
+        looks += u32::from(changes.machine);
+    }
+    assert_eq!(looks, 3);
+    let last = start + 999 * MILLISECOND;
+    assert!(schedule.next_look() <= last + ROUTING.quiet);
+    assert_eq!(schedule.take(last + ROUTING.quiet), Changes { machine: true, ..Changes::default() });
+    assert!(schedule.take(last + ROUTING.quiet).is_empty());
+}
+
+#[test]
 fn an_idle_schedule_looks_twice_a_minute() {
     let (mut schedule, start) = schedule();
     let mut looks = 0;
-    while schedule.next() <= start + Duration::from_mins(1) {
-        let now = schedule.next();
+    while schedule.next_look() <= start + Duration::from_mins(1) {
+        let now = schedule.next_look();
         assert_eq!(schedule.take(now), Changes { unwatched: true, ..Changes::default() });
         schedule.went_well(Repair::None, now);
         looks += 1;
@@ -53,14 +71,14 @@ fn failed_rounds_are_retried_less_and_less_often() {
     let mut pauses = Vec::new();
     for _ in 0..7 {
         schedule.went_wrong(now);
-        let next = schedule.next().max(schedule.retry.map_or(now, |(retry, _)| retry));
+        let next = schedule.next_look().max(schedule.retry.map_or(now, |(retry, _)| retry));
         pauses.push((next - now).as_secs());
         now = next;
         assert_eq!(schedule.take(now), Changes::ALL);
     }
     assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
     schedule.went_well(Repair::None, now);
-    assert!(schedule.next() > now + RETRY);
+    assert!(schedule.next_look() > now + RETRY);
 }
 
 /// Somebody undoes at once what we do, for so long: when we repaired.
@@ -101,11 +119,11 @@ fn held_back_repairs_are_made_after_the_pause() {
     let repairs = fight(&mut schedule, start, Duration::from_secs(1));
     let truce = repairs[repairs.len() - 1] + PAUSE;
     schedule.legacy = None;
-    assert_eq!(schedule.next(), truce);
+    assert_eq!(schedule.next_look(), truce);
     assert!(schedule.take(repairs[repairs.len() - 1] + PAUSE / 2).is_empty());
     assert!(schedule.take(truce).machine && schedule.repairs(truce) == Repairs::Allowed);
     schedule.went_well(Repair::None, truce);
-    assert!(schedule.next() > truce + PAUSE, "they have given up");
+    assert!(schedule.next_look() > truce + PAUSE, "they have given up");
 }
 
 #[test]

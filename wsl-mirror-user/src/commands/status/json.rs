@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use serde::Serialize;
 use wsl_mirror_core::abi::{Carrying, Hook, Owner, OwnerPolicy, PortKey, Protocol, Reason};
 
+use super::targets;
 use crate::agent::report::Report as Agent;
 use crate::host::networking::NetworkingMode;
 use crate::inspect::snapshot::{Elsewhere, Loaded, Program, Snapshot};
@@ -52,18 +53,27 @@ struct Details<'a> {
     program: Option<LoadedProgram<'a>>,
     /// The address to which carried flows are sent inside Linux.
     alias: Ipv4Addr,
+    source_alias: SourceAliasState,
     carrying: CarryingState<'a>,
     /// The bits that carried packets get.
     mark: u32,
     /// `steer` or `pass`.
     default_policy: &'static str,
+    /// `auto`, `direct` or `proxy`: which way flows take to ports whose container is known.
+    path: &'static str,
     /// What ports get by who serves them.
     owners: Vec<OwnerRule<'a>>,
     /// How many entries of `PORT_POLICY` exempt a port; `wsl-mirror exempt list` shows them.
     exempt_ports: usize,
+    /// How many ports have a policy, exempt ones among them, or a path; `wsl-mirror policy list` shows them.
+    policies: usize,
     /// Every reason, in the order of its counter.
     verdicts: Vec<Verdict>,
     ports: Vec<Port>,
+    /// Listeners with a container behind them.
+    targets: Vec<targets::Row>,
+    /// Ports whose policy is `direct`, and no container is known behind their listeners: their flows pass.
+    direct_without_target: Vec<targets::Untargeted>,
 }
 
 /// Whether flows are carried.
@@ -75,6 +85,18 @@ struct CarryingState<'a> {
     obstacles: Vec<String>,
     /// What of the machine's packet filters could not be read.
     unread: &'a [String],
+}
+
+/// The address from which direct flows come inside Linux.
+#[derive(Debug, Serialize)]
+struct SourceAliasState {
+    address: Ipv4Addr,
+    /// Whether its route is there. Without it no direct flow begins.
+    route: bool,
+    /// Whether its policy route rules are there.
+    rules: bool,
+    /// Why no flow can go direct now, in words.
+    obstacle: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,6 +132,8 @@ struct Port {
     protocol: &'static str,
     steered_flows: u64,
     steered_packets: u64,
+    direct_flows: u64,
+    direct_packets: u64,
     passed_packets: u64,
     failed_packets: u64,
 }
@@ -148,6 +172,12 @@ impl<'a> From<&'a Loaded> for Details<'a> {
             hook: loaded.hook.map_or("unknown", Hook::name),
             program: loaded.program.as_ref().map(LoadedProgram::from),
             alias: loaded.alias,
+            source_alias: SourceAliasState {
+                address: loaded.source_alias.address(),
+                route: loaded.source_alias.has_route(),
+                rules: loaded.source_alias.has_rules(),
+                obstacle: loaded.source_alias.obstacle(),
+            },
             carrying: CarryingState {
                 state: match loaded.carrying {
                     Carrying::On => "on",
@@ -158,8 +188,10 @@ impl<'a> From<&'a Loaded> for Details<'a> {
             },
             mark: loaded.mark,
             default_policy: loaded.default_policy.name(),
+            path: loaded.path.name(),
             owners: loaded.owners.iter().map(OwnerRule::from).collect(),
             exempt_ports: loaded.exempt_ports(),
+            policies: loaded.policies.len(),
             verdicts: Reason::ALL
                 .iter()
                 .map(|reason| Verdict {
@@ -169,6 +201,8 @@ impl<'a> From<&'a Loaded> for Details<'a> {
                 })
                 .collect(),
             ports: loaded.ports.iter().filter_map(Port::from_entry).collect(),
+            targets: targets::rows(loaded),
+            direct_without_target: targets::untargeted(loaded),
         }
     }
 }
@@ -196,6 +230,8 @@ impl Port {
             protocol: Protocol::from_number(key.protocol)?.name(),
             steered_flows: traffic.steered_flows,
             steered_packets: traffic.steered_packets,
+            direct_flows: traffic.direct_flows,
+            direct_packets: traffic.direct_packets,
             passed_packets: traffic.passed_packets,
             failed_packets: traffic.failed_packets,
         })
@@ -217,12 +253,18 @@ mod tests {
         let mut status = json(&Snapshot { loaded: Some(loaded()), ..Snapshot::default() });
         let expected_without_verdicts = serde_json::json!({
             "loaded": true, "steering": true, "attachment": "alive", "interface": "loopback0", "ifindex": 7,
-            "hook": "tcx", "program": {"id": 42, "name": "wsl_mirror", "tag": "00000000000000ff"}, "alias": "127.119.0.1", "carrying": {"state": "on", "obstacles": [], "unread": []}, "mark": 128,
+            "hook": "tcx", "program": {"id": 42, "name": "wsl_mirror", "tag": "00000000000000ff"}, "alias": "127.119.0.1",
+            "source_alias": {"address": "192.0.0.8", "route": true, "rules": true, "obstacle": null},
+            "carrying": {"state": "on", "obstacles": [], "unread": []}, "mark": 128,
             "default_policy": "steer",
+            "path": "auto",
             "exempt_ports": 2,
+            "policies": 3,
             "owners": [{"name": "docker-proxy", "uid": 0, "policy": "steer"}],
             "ports": [{"port": 8080, "protocol": "tcp", "steered_flows": 3, "steered_packets": 30,
-                       "passed_packets": 1, "failed_packets": 0}],
+                       "direct_flows": 2, "direct_packets": 20, "passed_packets": 1, "failed_packets": 0}],
+            "targets": [],
+            "direct_without_target": [],
         });
         let verdicts = status.as_object_mut().unwrap().remove("verdicts").unwrap();
         assert_eq!(status, expected_without_verdicts);
@@ -264,13 +306,18 @@ mod tests {
             "hook",
             "program",
             "alias",
+            "source_alias",
             "carrying",
             "mark",
             "default_policy",
+            "path",
             "owners",
             "exempt_ports",
+            "policies",
             "verdicts",
             "ports",
+            "targets",
+            "direct_without_target",
         ];
         let places: Vec<_> =
             fields.iter().map(|field| text.find(&format!("\"{field}\":")).unwrap()).collect();

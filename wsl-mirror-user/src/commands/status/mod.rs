@@ -1,6 +1,7 @@
 //! `wsl-mirror status`
 
 mod json;
+mod targets;
 mod text;
 
 use anyhow::Result;

@@ -1,7 +1,8 @@
 //! `wsl-mirror status` for people.
 
-use wsl_mirror_core::abi::{Carrying, Hook, Owner, Protocol, Reason};
+use wsl_mirror_core::abi::{Carrying, Hook, Owner, Path, Policy, Protocol, Reason};
 
+use super::targets;
 use crate::agent::report::Report as Agent;
 use crate::host::networking::NetworkingMode;
 use crate::inspect::snapshot::{Elsewhere, Loaded, Snapshot};
@@ -45,17 +46,49 @@ fn loaded(loaded: &Loaded) -> String {
     }
     text.extend(carrying(loaded));
     text.push(format!("alias    {}", loaded.alias));
+    text.extend(source_alias(loaded));
     text.push(format!("mark     {:#x}", loaded.mark));
     text.push(format!("default  {}", loaded.default_policy.name()));
+    text.push(format!("path     {}", loaded.path.name()));
     for (owner, policy) in &loaded.owners {
         let user =
             if owner.uid == Owner::ANY_UID { "any user".to_owned() } else { format!("user {}", owner.uid) };
         text.push(format!("owner    {} ({user}): {}", owner.name(), policy.policy().name()));
     }
     text.push(format!("exempt   {} (`wsl-mirror exempt list`)", count(loaded.exempt_ports(), "port")));
+    text.extend(policies(loaded));
+    text.extend(targets::text(loaded));
     text.extend(verdicts(loaded));
     text.extend(ports(loaded));
     text.join("\n")
+}
+
+/// The source alias, and why no flow goes direct if that is so.
+fn source_alias(loaded: &Loaded) -> Vec<String> {
+    let alias = &loaded.source_alias;
+    let missing = match (alias.has_route(), alias.has_rules()) {
+        (true, true) => None,
+        (false, true) => Some("its route is missing"),
+        (true, false) => Some("its policy route rules are missing"),
+        (false, false) => Some("its route and its policy route rules are missing"),
+    };
+    let state =
+        missing.map(|missing| format!(": {BAD}no flow goes direct{BAD:#}, {missing}")).unwrap_or_default();
+    let remedy = || missing.map(|_| "`wsl-mirror load` makes what is missing".to_owned());
+    let mut text = vec![format!("source   {}{state}", alias.address())];
+    text.extend(alias.obstacle().or_else(remedy).map(|why| format!("         {why}")));
+    text
+}
+
+/// How many ports have a word of their own, beside the exempt ones.
+fn policies(loaded: &Loaded) -> Option<String> {
+    let words = [Policy::Steer, Policy::Direct]
+        .map(|policy| (policy.name().to_owned(), loaded.ports_with(|written| written.effective() == policy)));
+    let paths =
+        ("a path of their own".to_owned(), loaded.ports_with(|written| written.path() != Path::Unset));
+    let words = words.into_iter().chain([paths]).filter(|(_, ports)| *ports != 0);
+    let words: Vec<_> = words.map(|(word, ports)| format!("{word}: {}", count(ports, "port"))).collect();
+    (!words.is_empty()).then(|| format!("policies {} (`wsl-mirror policy list`)", words.join(", ")))
 }
 
 fn attachment(loaded: &Loaded) -> String {
@@ -101,6 +134,8 @@ fn ports(loaded: &Loaded) -> Vec<String> {
                 format!("{}/{}", key.port, Protocol::from_number(key.protocol)?.name()),
                 traffic.steered_flows.to_string(),
                 traffic.steered_packets.to_string(),
+                traffic.direct_flows.to_string(),
+                traffic.direct_packets.to_string(),
                 traffic.passed_packets.to_string(),
                 traffic.failed_packets.to_string(),
             ])
@@ -109,8 +144,9 @@ fn ports(loaded: &Loaded) -> Vec<String> {
     if rows.is_empty() {
         return Vec::new();
     }
-    let headings = ["port", "flows steered", "packets steered", "passed", "failed"];
-    vec![format!("\n{HEADING}ports so far{HEADING:#}"), output::table(headings, &[1, 2, 3, 4], rows)]
+    let headings =
+        ["port", "flows steered", "packets steered", "flows direct", "packets direct", "passed", "failed"];
+    vec![format!("\n{HEADING}ports so far{HEADING:#}"), output::table(headings, &[1, 2, 3, 4, 5, 6], rows)]
 }
 
 /// Whether flows are carried, and what is in the way.
@@ -153,6 +189,7 @@ mod tests {
     use crate::agent::report::State;
     use crate::host::firewall::Obstacle;
     use crate::inspect::snapshot::tests::loaded as loaded_snapshot;
+    use crate::loader::source_alias::{self, SourceAlias};
 
     /// The text without styles.
     fn plain(snapshot: &Snapshot) -> String {
@@ -172,10 +209,13 @@ steering loopback0 (index 7) by tcx
 program  wsl_mirror id 42 tag 00000000000000ff
 carrying on
 alias    127.119.0.1
+source   192.0.0.8
 mark     0x80
 default  steer
+path     auto
 owner    docker-proxy (user 0): steer
 exempt   2 ports (`wsl-mirror exempt list`)
+policies steer: 1 port (`wsl-mirror policy list`)
 
 packets so far
 reason     packets  meaning
@@ -226,6 +266,32 @@ reason     packets  meaning
         assert_eq!(lines(Carrying::Off, &[]), [again, unread]);
         let text = plain(&with(|loaded| loaded.networking = Some(NetworkingMode::VirtioProxy)));
         assert!(text.contains("\nmode     virtioproxy: loopback0 has an address of its own\n"), "{text}");
+    }
+
+    #[test]
+    fn people_read_why_no_flow_goes_direct() {
+        let lines = |source_alias: SourceAlias| {
+            let text = plain(&with(|loaded| loaded.source_alias = source_alias));
+            let from = text.lines().skip_while(|line| !line.starts_with("source"));
+            from.take_while(|line| !line.starts_with("mark")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let without_route = source_alias::tests::without_route();
+        assert_eq!(
+            lines(without_route),
+            [
+                "source   192.0.0.8: no flow goes direct, its route is missing",
+                "         `wsl-mirror load` makes what is missing"
+            ]
+        );
+        let nothing = lines(source_alias::tests::without_gateway());
+        assert_eq!(
+            nothing[0],
+            "source   192.0.0.8: no flow goes direct, its route and its policy route rules are missing"
+        );
+        assert!(
+            nothing[1].starts_with("         table 127 has no route to 127.0.0.1 by loopback0"),
+            "{nothing:?}"
+        );
     }
 
     #[test]
