@@ -76,7 +76,7 @@ fn bpftool_writes_an_exemption_by_bytes() {
     load(&lab);
     assert_answers(&lab, 8080);
     let map = format!("pinned {}", pins::path("PORT_POLICY"));
-    bpftool(&lab, &format!("map update {map} key hex 06 00 90 1f value hex 01 00"));
+    bpftool(&lab, &format!("map update {map} key hex 06 00 90 1f value hex 01 00 00 00"));
     assert_hangs(&lab, 8080);
     assert_answers_udp(&lab, 8080);
     bpftool(&lab, &format!("map delete {map} key hex 06 00 90 1f"));
@@ -91,7 +91,7 @@ fn the_command_lines_exemptions_beat_the_configurations() {
     assert_answers(&lab, 8081);
     // 02: steer.
     let map = format!("pinned {}", pins::path("PORT_POLICY"));
-    bpftool(&lab, &format!("map update {map} key hex 06 00 90 1f value hex 02 01"));
+    bpftool(&lab, &format!("map update {map} key hex 06 00 90 1f value hex 02 01 00 00"));
     assert_answers(&lab, 8080);
     load_with(&lab, "owners = [{ name = \"docker-proxy\", policy = \"pass\" }]\n");
     assert_hangs(&lab, 8081);

@@ -7,6 +7,7 @@ mod carrying;
 mod caught;
 mod checksums;
 mod closed;
+mod direct;
 mod engines;
 mod entries;
 mod exemptions;

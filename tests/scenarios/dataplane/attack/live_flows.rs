@@ -3,14 +3,14 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use wsl_mirror_lab::{
-    checks::{HELLO, OrPanic as _, STEER, load_with, windows},
+    checks::{HELLO, OrPanic as _, windows},
     raw::RawSocket,
     tcp,
 };
 
 use super::{
     forgery::{ALIAS, Address, Forgery, LOCALHOST, SOURCE_ALIAS},
-    network::{Machine, Network, ON_LOCALHOST, Place},
+    network::{Carried, Machine, Network, ON_LOCALHOST, PUBLISHED, Place},
     thinned,
 };
 
@@ -19,7 +19,7 @@ type Ending = (Place, Address, Address, bool);
 
 /// Which resets end a live flow of their own.
 #[track_caller]
-fn endings(network: &Network, ports: &mut std::ops::RangeFrom<u16>) -> BTreeSet<Ending> {
+fn endings(network: &Network, server: u16, ports: &mut std::ops::RangeFrom<u16>) -> BTreeSet<Ending> {
     let mut all = Vec::new();
     for place in [Place::Container, Place::Neighbour] {
         for source in [ALIAS, SOURCE_ALIAS, LOCALHOST, place.own()] {
@@ -32,10 +32,10 @@ fn endings(network: &Network, ports: &mut std::ops::RangeFrom<u16>) -> BTreeSet<
     let sniffer = RawSocket::open(network.lab.windows(), "winlo0").or_panic();
     let is_ended_by = |(place, source, destination, of_client): &Ending| {
         let client = ports.next().unwrap_or(0);
-        let flow = windows(&network.lab, ON_LOCALHOST).from_port(client).reset_on_close();
+        let flow = windows(&network.lab, server).from_port(client).reset_on_close();
         let mut flow = flow.connect().or_panic();
         tcp::exchange(&mut flow, HELLO).or_panic();
-        let (from, to) = if *of_client { (client, ON_LOCALHOST) } else { (ON_LOCALHOST, client) };
+        let (from, to) = if *of_client { (client, server) } else { (server, client) };
         let sequence = next_sequence(&sniffer, from, to);
         attackers[place].send(&Forgery::reset((*source, from), (*destination, to), sequence));
         tcp::exchange(&mut flow, HELLO).is_err()
@@ -61,9 +61,9 @@ fn exact_resets_end_no_more_flows() {
     for machine in [Machine::ALL[0], Machine::ALL[3]] {
         let network = Network::new(machine);
         let mut ports = 43_000..;
-        let without = endings(&network, &mut ports);
-        load_with(&network.lab, STEER);
-        let with = endings(&network, &mut ports);
+        let without = endings(&network, ON_LOCALHOST, &mut ports);
+        network.load(Carried::Steered);
+        let with = endings(&network, ON_LOCALHOST, &mut ports);
         println!("{machine:?}: with wsl-mirror {with:?}, without {without:?}");
         let more: Vec<_> = with
             .difference(&without)
@@ -75,5 +75,17 @@ fn exact_resets_end_no_more_flows() {
             })
             .collect();
         assert!(more.is_empty(), "{machine:?}: {more:?}");
+    }
+}
+
+/// The container's own addresses are no secret either, but no attacker is where they are.
+#[test]
+fn exact_resets_end_no_direct_flow() {
+    for machine in [Machine::ALL[0], Machine::ALL[3]] {
+        let network = Network::new(machine);
+        network.load(Carried::Direct);
+        let ended = endings(&network, PUBLISHED, &mut (43_000..));
+        assert!(ended.is_empty(), "{machine:?}: {ended:?}");
+        assert!(network.lab.packets("direct_new").or_panic() > 0);
     }
 }

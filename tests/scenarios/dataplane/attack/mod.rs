@@ -5,6 +5,9 @@
 //!
 //! Known to be open, and left out by [`forgery::Forgery::is_known_open`]: a packet 127.0.0.1:w -> alias:P from elsewhere
 //! than `loopback0` gets into the live carried flow w -> P; before Linux 6.2 also an answer alias:P -> 127.0.0.1:w.
+//! What Windows itself sends from the source alias, as nobody else can, is of its own flows.
+//! Where FORWARD accepts, a packet alias:P -> source alias:w of a neighbour leaves an entry whose answers, source alias:w ->
+//! alias:P, pass the engine's rule: they reach the listener of P, if it has all addresses, and not the container behind it.
 //! Under Docker's raw DROP, a neighbour's datagram 127.0.0.1:P -> 127.0.0.1:w blocks the UDP flow w -> P: its entry makes
 //! the client's datagrams answers to a program of Linux, which pass.
 

@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
+use wsl_mirror_core::abi::{EngineWay, Service, Target};
 use wsl_mirror_lab::{
     BRIDGE, BRIDGE_MAC, GUEST_MAC, Lab, Namespace, WINDOWS_MAC,
-    checks::{HELLO, OrPanic as _, wait_until, windows, windows_udp},
+    checks::{HELLO, OrPanic as _, STEER, ifindex, load_with, wait_until, windows, windows_udp},
     pace,
     raw::RawSocket,
-    servers, tcp,
+    servers, targets, tcp,
 };
 
 use super::forgery::Address;
@@ -93,7 +94,17 @@ pub struct Network {
     pub lab: Lab,
     pub server: Namespace,
     attacker: Namespace,
-    _servers: Vec<servers::Server>,
+    /// The services; the guest's on [`PUBLISHED`] first.
+    servers: Vec<servers::Server>,
+}
+
+/// How the published port is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carried {
+    /// To the guest's listener.
+    Steered,
+    /// To the container.
+    Direct,
 }
 
 impl Network {
@@ -117,9 +128,9 @@ impl Network {
         lab.guest().set_sysctls([("net/ipv4/icmp_ratemask", "0")]).or_panic();
         let (guest, all) = (lab.guest(), Ipv4Addr::UNSPECIFIED);
         let places = [
+            (guest, all, PUBLISHED),
             (guest, Ipv4Addr::LOCALHOST, ON_LOCALHOST),
             (guest, all, ON_ALL),
-            (guest, all, PUBLISHED),
             (lab.windows(), Ipv4Addr::LOCALHOST, ON_WINDOWS),
             (&server, all, IN_CONTAINER),
         ];
@@ -135,7 +146,30 @@ impl Network {
                 tcp::Client::new(from, to).limit(limit).reset_on_close().echo(HELLO).is_ok()
             });
         }
-        Self { lab, server, attacker, _servers: servers }
+        Self { lab, server, attacker, servers }
+    }
+
+    /// Loads, so that flows to the guest's services are steered, and those to the published port as told.
+    #[track_caller]
+    pub fn load(&self, carried: Carried) {
+        match carried {
+            Carried::Steered => load_with(&self.lab, STEER),
+            Carried::Direct => {
+                load_with(&self.lab, &format!("path = \"direct\"\n{STEER}"));
+                let target = Target {
+                    unanswered_at: 0,
+                    address: [172, 30, 0, SERVER],
+                    source: [172, 30, 0, 1],
+                    ifindex: ifindex(self.lab.guest(), BRIDGE),
+                    port: IN_CONTAINER,
+                    service: Service::Proxy as u8,
+                    engine_way: EngineWay::Open as u8,
+                };
+                for server in &self.servers[..2] {
+                    targets::write(self.lab.guest(), server, target).or_panic();
+                }
+            }
+        }
     }
 
     /// One attacker in each place.

@@ -3,13 +3,13 @@
 use std::{thread, time::Duration};
 
 use wsl_mirror_lab::{
-    checks::{HELLO, OrPanic as _, STEER, load_with, windows, windows_udp},
+    checks::{HELLO, OrPanic as _, windows, windows_udp},
     nat, pace, udp,
 };
 
 use super::{
-    forgery::{ALIAS, Address, Forgery, Kind, LOCALHOST},
-    network::{Machine, Network, ON_LOCALHOST, PUBLISHED, Place},
+    forgery::{ALIAS, Address, Forgery, Kind, LOCALHOST, SOURCE_ALIAS},
+    network::{Carried, Machine, Network, ON_LOCALHOST, PUBLISHED, Place},
     thinned,
 };
 
@@ -29,12 +29,16 @@ const fn plant(client: Address, server: Address, is_question: bool) -> Plant {
     Plant { client, server, is_question }
 }
 
-const PLANTS: [Plant; 5] = [
+const PLANTS: [Plant; 8] = [
     plant(LOCALHOST, ALIAS, true),
     plant(LOCALHOST, ALIAS, false),
     plant(ALIAS, LOCALHOST, true),
     plant(LOCALHOST, LOCALHOST, true),
     plant(LOCALHOST, LOCALHOST, false),
+    // Where a direct flow's entry will be.
+    plant(SOURCE_ALIAS, ALIAS, true),
+    plant(SOURCE_ALIAS, ALIAS, false),
+    plant(ALIAS, SOURCE_ALIAS, true),
 ];
 
 /// What is sent, one after the other.
@@ -50,15 +54,18 @@ impl Plant {
 
 /// Plants by these packets, and then connects from the port.
 #[track_caller]
-fn assert_clients_get_through(machine: Machine) {
+fn assert_clients_get_through(machine: Machine, carried: Carried) {
     let network = Network::new(machine);
-    let lab = &network.lab;
-    load_with(lab, STEER);
+    network.load(carried);
+    let (plants, servers) = match carried {
+        Carried::Steered => (&PLANTS[..5], [ON_LOCALHOST, PUBLISHED].as_slice()),
+        Carried::Direct => (&PLANTS[..], [PUBLISHED].as_slice()),
+    };
     let mut all = Vec::new();
     for place in [Place::Container, Place::Neighbour] {
-        for plant in PLANTS {
-            for server in [ON_LOCALHOST, PUBLISHED] {
-                all.extend(KINDS.map(|kinds| (place, plant, server, kinds)));
+        for plant in plants {
+            for server in servers {
+                all.extend(KINDS.map(|kinds| (place, *plant, *server, kinds)));
             }
         }
     }
@@ -102,12 +109,20 @@ fn reach(network: &Network, server: u16, client: u16, protocol: u8) -> Result<()
 
 #[test]
 fn planted_entries_block_no_client() {
-    assert_clients_get_through(Machine { bridge_routes_localnet: false, forward: "accept" });
+    assert_clients_get_through(
+        Machine { bridge_routes_localnet: false, forward: "accept" },
+        Carried::Steered,
+    );
 }
 
 #[test]
 fn planted_entries_block_no_client_of_a_bridge_with_localnet() {
-    assert_clients_get_through(Machine { bridge_routes_localnet: true, forward: "drop" });
+    assert_clients_get_through(Machine { bridge_routes_localnet: true, forward: "drop" }, Carried::Steered);
+}
+
+#[test]
+fn planted_entries_block_no_direct_client() {
+    assert_clients_get_through(Machine { bridge_routes_localnet: false, forward: "accept" }, Carried::Direct);
 }
 
 /// The neighbour's packet to the alias meets the engine's DNAT. Its entry leads to the container, and so would the
@@ -115,7 +130,7 @@ fn planted_entries_block_no_client_of_a_bridge_with_localnet() {
 #[test]
 fn an_engines_entry_on_the_alias_carries_no_flow() {
     let network = Network::new(Machine { bridge_routes_localnet: false, forward: "accept" });
-    load_with(&network.lab, STEER);
+    network.load(Carried::Steered);
     let neighbour = network.attacker(Place::Neighbour);
     for (client, kind) in [(42_000, Kind::Syn), (42_001, Kind::Datagram)] {
         for packet in PLANTS[0].forgery(kind, client, PUBLISHED).packets() {

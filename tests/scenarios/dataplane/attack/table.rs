@@ -1,13 +1,10 @@
 //! How fast an attacker fills conntrack's table.
 
-use wsl_mirror_lab::{
-    checks::{OrPanic as _, STEER, load_with},
-    nat, pace,
-};
+use wsl_mirror_lab::{checks::OrPanic as _, nat, pace};
 
 use super::{
     forgery::{ALIAS, Forgery, Kind, LOCALHOST, SOURCE_ALIAS},
-    network::{Machine, Network, ON_ALL, ON_LOCALHOST, PUBLISHED, Place},
+    network::{Carried, Machine, Network, ON_ALL, ON_LOCALHOST, PUBLISHED, Place},
 };
 
 /// How many entries are there after this attacker has sent a packet of each kind from many ports.
@@ -41,10 +38,13 @@ fn entries(network: &Network, place: Place) -> u64 {
 
 #[test]
 fn an_attacker_fills_conntracks_table_no_faster() {
-    for machine in Machine::ALL {
+    let direct = (Machine::ALL[0], Carried::Direct);
+    for (machine, carried) in
+        Machine::ALL.map(|machine| (machine, Carried::Steered)).into_iter().chain([direct])
+    {
         let network = Network::new(machine);
         let without = Place::ALL.map(|place| entries(&network, place));
-        load_with(&network.lab, STEER);
+        network.load(carried);
         let with = Place::ALL.map(|place| entries(&network, place));
         println!("{machine:?}: {with:?} entries with wsl-mirror, {without:?} without");
         for (place, (with, without)) in Place::ALL.into_iter().zip(with.into_iter().zip(without)) {
