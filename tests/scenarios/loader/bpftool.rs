@@ -47,7 +47,7 @@ fn an_exemption_can_be_written_by_hand() {
     ok(&lab, &["load"]);
     assert!(is_steered(&lab, 8080));
     let map = pins::path("PORT_POLICY");
-    sh(&lab, &format!("bpftool map update pinned {map} key hex 06 00 90 1f value hex 01 00"));
+    sh(&lab, &format!("bpftool map update pinned {map} key hex 06 00 90 1f value hex 01 00 00 00"));
     assert_eq!(exempt_ports(&lab), ["8080/tcp"]);
     assert!(!is_steered(&lab, 8080));
     ok(&lab, &["exempt", "del", "8080/tcp"]);

@@ -25,8 +25,8 @@ fn carry_all_the_same(lab: &Lab) {
     let dump: serde_json::Value = serde_json::from_str(&dump).or_panic();
     let bytes = dump[0]["value"].as_array().cloned().unwrap_or_default();
     let mut bytes: Vec<_> = bytes.iter().map(|byte| byte.as_str().unwrap_or_default().to_owned()).collect();
-    // `carrying` is the last field, little endian.
-    let at = bytes.len() - 4;
+    // Little endian, in front of `source_alias` and `path`.
+    let at = bytes.len() - 12;
     "0x01".clone_into(&mut bytes[at]);
     sh(lab, &format!("bpftool map update pinned {map} key 0 0 0 0 value {}", bytes.join(" ")));
 }

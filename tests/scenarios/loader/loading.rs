@@ -65,13 +65,16 @@ fn nobody_but_root_can_open_anything_below_our_directory() {
         names.sort();
         let mut all = vec![
             "AYA_LOGS",
+            "DIRECT_FLOWS",
             "FRAGMENTS",
             "OWNERS",
             "PORT_PACKETS",
             "PORT_POLICY",
             "PORT_STATS",
             "SETTINGS",
+            "SOCKET_EVENTS",
             "SOCKET_OWNER",
+            "SOCKET_TARGET",
             "VERDICTS",
             "link",
             "link_egress",

@@ -11,6 +11,8 @@ mod loading;
 mod lock;
 mod output;
 mod packages;
+mod policies;
 mod refusals;
 mod regressions;
+mod source_alias;
 mod upgrade;

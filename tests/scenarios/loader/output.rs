@@ -47,11 +47,16 @@ fn json_has_the_documented_shape() {
         "hook",
         "program",
         "alias",
+        "source_alias",
         "carrying",
         "mark",
         "default_policy",
+        "path",
         "owners",
         "exempt_ports",
+        "policies",
+        "targets",
+        "direct_without_target",
         "verdicts",
         "ports",
     ];
@@ -61,18 +66,29 @@ fn json_has_the_documented_shape() {
         (&"loopback0".into(), &hook.into(), &128.into())
     );
     assert_eq!(status["alias"], "127.119.0.1");
+    let source = serde_json::json!({"address": "192.0.0.8", "route": true, "rules": true, "obstacle": null});
+    assert_eq!((&status["source_alias"], &status["path"]), (&source, &"auto".into()));
     assert_eq!(status["carrying"], serde_json::json!({"state": "on", "obstacles": [], "unread": []}));
     let verdicts: BTreeSet<_> =
         status["verdicts"].as_array().unwrap().iter().filter_map(|entry| entry["verdict"].as_str()).collect();
-    assert_eq!(verdicts, BTreeSet::from(["drop", "failed", "pass", "steer"]));
+    assert_eq!(verdicts, BTreeSet::from(["direct", "drop", "failed", "pass", "steer"]));
     let proxy = serde_json::json!({"name": "docker-proxy", "uid": 0, "policy": "steer"});
     assert_eq!(status["owners"], Value::from(vec![proxy]));
-    assert_eq!(status["exempt_ports"], 11);
+    assert_eq!((&status["exempt_ports"], &status["policies"]), (&11.into(), &11.into()));
     assert_eq!(keys(&status["verdicts"][0]), BTreeSet::from(["verdict", "reason", "packets"]));
     assert_eq!(status["verdicts"][0]["reason"], "steer_new");
     assert_eq!(status["verdicts"][0]["packets"], 1);
     let port = &status["ports"][0];
-    let fields = ["port", "protocol", "steered_flows", "steered_packets", "passed_packets", "failed_packets"];
+    let fields = [
+        "port",
+        "protocol",
+        "steered_flows",
+        "steered_packets",
+        "direct_flows",
+        "direct_packets",
+        "passed_packets",
+        "failed_packets",
+    ];
     assert_eq!(keys(port), BTreeSet::from(fields));
     assert_eq!(
         (&port["port"], &port["protocol"], &port["steered_flows"]),

@@ -76,7 +76,7 @@ fn keys_that_are_no_port_are_shown_to_nobody() {
     ok(&lab, &["load"]);
     let map = pins::path("PORT_POLICY");
     for key in ["06 05 90 1f", "63 00 90 1f", "06 00 00 00"] {
-        sh(&lab, &format!("bpftool map update pinned {map} key hex {key} value hex 01 00"));
+        sh(&lab, &format!("bpftool map update pinned {map} key hex {key} value hex 01 00 00 00"));
     }
     assert!(ok(&lab, &["exempt", "list"]).stdout.is_empty());
     assert!(status(&lab).0["exempt_ports"] == 0);

@@ -139,8 +139,8 @@ fn is_whole(lab: &Lab) {
                 "program {program} runs, pinned is {pinned}"
             );
             let pins = names(lab, &pins::directory());
-            // 9 maps, two programs with their links, four hooks.
-            assert!(pins.len() == 15 + 2 * usize::from(has_tcx), "{pins:?}");
+            // 12 maps, two programs with their links, four hooks.
+            assert!(pins.len() == 18 + 2 * usize::from(has_tcx), "{pins:?}");
         }
         3 => {
             assert!(on_hook == 0, "unloaded, but {on_hook} programs on the hook");
