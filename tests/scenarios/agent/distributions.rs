@@ -90,6 +90,7 @@ fn who_stands_aside_does_not_wait_with_a_file_that_does_not_fit_this_machine() {
 fn when_the_distribution_that_steers_is_terminated_the_one_that_waits_takes_over() {
     for configuration in ["", "hook = \"cls_bpf\"\n"] {
         let (lab, _proxy, other) = two_of_them(configuration);
+        let before = network(lab.guest());
         let first =
             Agent::started(&mut lab.wsl_mirror_command_in(&other, &["run"]).unwrap(), "steering loopback0");
         println!("configuration {configuration:?}");
@@ -106,7 +107,7 @@ fn when_the_distribution_that_steers_is_terminated_the_one_that_waits_takes_over
         assert!(answers(&lab, 8080));
         second.end();
         ok(&lab, &["unload"]);
-        assert_eq!(network(lab.guest()), machine, "nothing is left");
+        assert_eq!(network(lab.guest()), before, "nothing is left");
     }
 }
 

@@ -44,7 +44,7 @@ fn an_interface_that_comes_back_under_another_index_is_steered_again() {
 fn going_down_and_up_ends_nothing() {
     let (lab, _proxy) = proxied(Lab::builder().build().unwrap());
     let _agent = Agent::start(&lab, "steering loopback0");
-    let routes = sh(&lab, "ip -4 route show table 127; ip neigh show dev loopback0");
+    let routes = sh(&lab, "ip -4 route show table 127 proto kernel; ip neigh show dev loopback0");
     let (route, neighbour) = routes.split_once('\n').unwrap_or_default();
     sh(&lab, "ip link set loopback0 down");
     assert_eq!(status(&lab).1, 0, "the program hangs there all the same");

@@ -4,8 +4,11 @@
 //! a port that docker-proxy serves answers exactly if it is steered.
 
 mod configuration;
+mod containers;
 mod distributions;
 mod following;
 mod guest;
 mod life;
 mod measured;
+mod source_alias;
+mod targets;
