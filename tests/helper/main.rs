@@ -25,9 +25,9 @@ use std::{
 use services::{Pattern, TcpService};
 
 const USAGE: &str =
-    "usage: lab-helper serve SERVICE:PORT[:BYTES]… | lab-helper init CGROUP PROGRAM [ARGUMENT…] | lab-helper hold
+    "usage: lab-helper serve SERVICE:PORT[:BYTES|:NUMBER]… | lab-helper init CGROUP PROGRAM [ARGUMENT…] | lab-helper hold
        lab-helper ask tcp-echo|udp-echo ADDRESS:PORT MILLISECONDS
-services: http tcp-echo tcp-sink tcp-source udp-echo";
+services: http tcp-echo tcp-name tcp-sink tcp-source udp-echo udp-name";
 
 fn main() -> ExitCode {
     let mut arguments = env::args();
@@ -71,14 +71,18 @@ fn serve(services: &[String]) -> io::Result<ExitCode> {
             Some("tcp-echo") => Some(TcpService::Echo),
             Some("tcp-sink") => Some(TcpService::Sink),
             Some("tcp-source") => Some(TcpService::Source { bytes: bytes.ok_or_else(bad)? }),
+            Some("tcp-name") => Some(TcpService::Named { number: bytes.ok_or_else(bad)? }),
             _ => None,
         };
         if let Some(tcp) = tcp {
             let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
             threads.push(thread::spawn(move || services::serve_tcp(&listener, tcp, &AtomicBool::new(false))));
-        } else if name == Some("udp-echo") {
+        } else if matches!(name, Some("udp-echo" | "udp-name")) {
+            let number = if name == Some("udp-name") { Some(bytes.ok_or_else(bad)?) } else { None };
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
-            threads.push(thread::spawn(move || services::serve_udp_echo(&socket, &AtomicBool::new(false))));
+            threads.push(thread::spawn(move || {
+                services::serve_udp_echo(&socket, number, &AtomicBool::new(false));
+            }));
         } else if name == Some("http") {
             threads.push(http(port, bytes)?);
         } else {

@@ -1,5 +1,5 @@
 //! `lab-sockets`: a process that does with sockets what it is told, line by line on its standard input: under any
-//! name, as any user, in any cgroup. It answers each line with `ok …` or `error …`.
+//! name, as any user, in any cgroup. It takes the arguments of a docker-proxy, and means nothing by them. It answers each line with `ok …` or `error …`.
 //!
 //! | line | what it does |
 //! |---|---|
@@ -15,7 +15,10 @@
 //! | `serve KEY` | answers whoever comes with its own name; a socket that is not served is only held |
 //! | `send KEY ADDRESS` | sends a datagram |
 //! | `tag KEY` | says the socket's tag, `NAME UID`, or `none` |
-//! | `hand KEY NAME [ask] [serve]` | hands the socket to a process of that name, which goes on without this one |
+//! | `target KEY` | says the container behind it, `ADDRESS:PORT SOURCE proxy\|holder open\|dropped`, or `none` |
+//! | `timed KEY tcp\|udp ADDRESS` | binds, listens, and says after how many microseconds it has a target |
+//! | `pid` | says its process number in its own PID namespace |
+//! | `hand KEY NAME [ask] [serve] [proxy]` | hands the socket to a process of that name, which goes on without this one; with `proxy` it has this one's arguments |
 //! | `close KEY` | lets go of it |
 //! | `binds COUNT` | binds and closes that many sockets |
 
@@ -28,6 +31,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     process::{Command, ExitCode, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -39,15 +43,22 @@ use rustix::{
     thread::{set_name, set_thread_res_uid},
 };
 use socket2::{Domain, SockAddr, Socket, Type};
-use wsl_mirror_core::abi::Owner;
+use wsl_mirror_core::abi::{EngineWay, Owner, Service, Target};
 use wsl_mirror_lab::pins;
+
+/// docker-proxy's flag says yes or no, since it always finds the socket under 4.
+const LISTEN_FD: &str = "-use-listen-fd=";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments.as_slice() {
         ["taken", descriptor, name, rest @ ..] => take(descriptor, name, rest),
-        [] => obey(),
+        // As dockerd from 28.0 on starts it.
+        ["-proto", .., last] if last.starts_with(LISTEN_FD) => {
+            take(&last[LISTEN_FD.len()..], "docker-proxy", &["ask", "serve"])
+        }
+        [] | ["-proto", ..] => obey(),
         _ => Err(anyhow!("told by its standard input, not by arguments")),
     };
     match done {
@@ -111,6 +122,23 @@ impl Process {
                 socket.send_to(b"hello", &SockAddr::from(address.parse::<SocketAddr>()?))?;
             }
             ["tag", key] => return tag(self.socket(key)?),
+            ["target", key] => {
+                return Ok(target(&targets()?, self.socket(key)?)?.unwrap_or_else(|| "none".into()));
+            }
+            ["timed", key, protocol, address] => {
+                let targets = targets()?;
+                let socket = bind(protocol, address.parse()?, &[])?;
+                let since = Instant::now();
+                while target(&targets, &socket)?.is_none() {
+                    if since.elapsed() > Duration::from_secs(40) {
+                        bail!("it has no target for 40 s");
+                    }
+                    thread::sleep(Duration::from_micros(200));
+                }
+                self.sockets.insert((*key).to_owned(), socket);
+                return Ok(since.elapsed().as_micros().to_string());
+            }
+            ["pid"] => return Ok(std::process::id().to_string()),
             ["hand", key, name, rest @ ..] => hand(self.socket(key)?, name, rest)?,
             ["close", key] => drop(self.sockets.remove(*key)),
             ["binds", count] => binds(count.parse()?)?,
@@ -200,14 +228,41 @@ fn tag(socket: &Socket) -> Result<String> {
     }
 }
 
+fn targets() -> Result<SkStorage<MapData, Target>> {
+    Ok(Map::SkStorage(MapData::from_pin(pins::path("SOCKET_TARGET"))?).try_into()?)
+}
+
+fn target(targets: &SkStorage<MapData, Target>, socket: &Socket) -> Result<Option<String>> {
+    let target = match targets.get(socket, 0) {
+        Ok(target) => target,
+        Err(MapError::KeyNotFound) => return Ok(None),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let service = match target.service() {
+        Service::Proxy => "proxy",
+        Service::Holder => "holder",
+    };
+    let engine_way = match target.engine_way() {
+        EngineWay::Open => "open",
+        EngineWay::Dropped => "dropped",
+    };
+    let (address, source) = (Ipv4Addr::from(target.address), Ipv4Addr::from(target.source));
+    Ok(Some(format!("{address}:{} {source} {service} {engine_way}", target.port)))
+}
+
 fn hand(socket: &Socket, name: &str, rest: &[&str]) -> Result<()> {
     let copy = rustix::io::dup(socket)?;
     fcntl_setfd(&copy, FdFlags::empty())?;
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["taken", &copy.as_raw_fd().to_string(), name])
-        .args(rest)
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    if rest.contains(&"proxy") {
+        command.args(std::env::args().skip(1)).arg(format!("{LISTEN_FD}{}", copy.as_raw_fd()));
+    } else {
+        command.args(["taken", &copy.as_raw_fd().to_string(), name]).args(rest);
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
     // It says a line when it has done as it was told.
     let mut line = String::new();
     io::BufReader::new(child.stdout.take().context("no pipe")?).read_line(&mut line)?;

@@ -132,10 +132,11 @@ pub fn has_tcx(lab: &Lab) -> bool {
     lab.is_at_least((6, 6)).or_panic()
 }
 
-/// Policy rules and sysctls of the network namespace, which no command of ours changes, as text to compare.
+/// Policy route rules, routes and sysctls of the network namespace as text to compare. A load adds the source alias' rules
+/// and its route; `unload` removes them.
 #[track_caller]
 pub fn network(namespace: &Namespace) -> String {
-    let script = "ip -4 rule; ip link show dev lo; cd /proc/sys/net/ipv4/conf; \
+    let script = "ip -4 rule; ip -4 route show table all; ip link show dev lo; cd /proc/sys/net/ipv4/conf; \
                   grep . lo/route_localnet lo/accept_local lo/rp_filter all/route_localnet all/accept_local";
     namespace.run("sh", ["-ec", script]).or_panic().stdout
 }

@@ -27,6 +27,7 @@ mod namespace;
 pub mod nat;
 mod netfilter;
 pub mod pace;
+mod pid_namespace;
 pub mod pins;
 mod podman;
 mod pool;
@@ -34,6 +35,7 @@ pub mod process;
 pub mod services;
 mod snapshot;
 pub mod sockets;
+pub mod targets;
 mod traffic;
 mod windows;
 mod wsl_mirror;
@@ -45,6 +47,7 @@ pub use mirrored::{
     LabBuilder, NEIGHBOUR_ADDRESS, NEIGHBOUR_MAC, NEIGHBOUR_NIC, REFLECTION_MAC, WINDOWS_MAC, loopback,
 };
 pub use namespace::{Namespace, SCRATCH};
+pub use pid_namespace::PidNamespace;
 pub use podman::{NetworkBackend, Podman, PodmanOptions};
 pub use pool::SharedLab;
 pub use sockets::Sockets;

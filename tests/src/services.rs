@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, TcpListener, TcpStream, UdpSocket},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -21,6 +21,19 @@ pub enum TcpService {
         /// How many.
         bytes: u64,
     },
+    /// As [`TcpService::Echo`], but answers [`WHO`] with its number and the client's address, `7 172.17.0.1:40000\n`.
+    Named {
+        /// The number.
+        number: u64,
+    },
+}
+
+/// The request that named services answer with who they are.
+pub const WHO: &[u8] = b"who?";
+
+/// What a named service answers to [`WHO`].
+fn who(number: u64, client: SocketAddr) -> Vec<u8> {
+    format!("{number} {client}\n").into_bytes()
 }
 
 /// A stream in which every byte depends on its position: bytes lost, doubled or swapped show, and where.
@@ -124,16 +137,30 @@ fn serve_connection(mut stream: TcpStream, service: TcpService) -> io::Result<()
             stream.write_all(answer.as_bytes())
         }
         TcpService::Source { bytes } => Pattern::default().write(&mut stream, bytes),
+        TcpService::Named { number } => {
+            let client = stream.peer_addr()?;
+            loop {
+                match stream.read(&mut buffer)? {
+                    0 => return stream.shutdown(Shutdown::Write),
+                    length if &buffer[..length] == WHO => stream.write_all(&who(number, client))?,
+                    length => stream.write_all(&buffer[..length])?,
+                }
+            }
+        }
     }
 }
 
-/// Sends each datagram back to where it came from, until `stop` is set.
-pub fn serve_udp_echo(socket: &UdpSocket, stop: &AtomicBool) {
+/// Sends each datagram back to where it came from, until `stop` is set. With a number, [`WHO`] is answered as a
+/// [`TcpService::Named`] does.
+pub fn serve_udp_echo(socket: &UdpSocket, number: Option<u64>, stop: &AtomicBool) {
     let mut buffer = vec![0; 65_536];
     let _ = socket.set_read_timeout(Some(Duration::from_millis(50)));
     while !stop.load(Ordering::Relaxed) {
         if let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&buffer[..length], from);
+            let _ = match number {
+                Some(number) if &buffer[..length] == WHO => socket.send_to(&who(number, from), from),
+                _ => socket.send_to(&buffer[..length], from),
+            };
         }
     }
 }

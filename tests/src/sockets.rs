@@ -2,7 +2,8 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    process::{Child, ChildStdin, ChildStdout, Stdio},
+    net::Ipv4Addr,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
 };
 
@@ -42,6 +43,13 @@ pub fn answers_udp(lab: &Lab, port: u16) -> Option<String> {
 /// Cargo tells only the test where `lab-sockets` is.
 #[macro_export]
 macro_rules! lab_sockets {
+    ($lab:expr, command $command:expr, $name:expr, $arguments:expr $(,)?) => {
+        $crate::checks::OrPanic::or_panic($crate::Sockets::start_by(
+            $lab,
+            $command(env!("CARGO_BIN_EXE_lab-sockets")).args($arguments),
+            $name,
+        ))
+    };
     ($lab:expr, $name:expr $(,)?) => {
         $crate::lab_sockets!($lab, $lab.guest(), $name)
     };
@@ -53,6 +61,23 @@ macro_rules! lab_sockets {
             $name,
         ))
     };
+}
+
+/// The arguments of a docker-proxy for this port and container.
+pub fn proxy_arguments(protocol: &str, port: u16, container: (Ipv4Addr, u16)) -> Vec<String> {
+    let (address, container_port) = (container.0.to_string(), container.1.to_string());
+    let port = port.to_string();
+    [
+        ["-proto", protocol],
+        ["-host-ip", "0.0.0.0"],
+        ["-host-port", &port],
+        ["-container-ip", &address],
+        ["-container-port", &container_port],
+    ]
+    .concat()
+    .into_iter()
+    .map(str::to_owned)
+    .collect()
 }
 
 /// The process. It ends with this value, and what it has handed its sockets to ends too.
@@ -67,12 +92,13 @@ impl Sockets {
     /// Starts it in the guest or another namespace, in the lab's cgroup, under this name. `program` is `lab-sockets`
     /// (`env!("CARGO_BIN_EXE_lab-sockets")`, which only tests have).
     pub fn start(lab: &Lab, namespace: &Namespace, program: &str, name: &str) -> Result<Self> {
-        let mut child = namespace
-            .command(program)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("starting lab-sockets")?;
+        Self::start_by(lab, &mut namespace.command(program), name)
+    }
+
+    /// Starts it by this command, in the lab's cgroup, under this name.
+    pub fn start_by(lab: &Lab, command: &mut Command, name: &str) -> Result<Self> {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting lab-sockets")?;
         let input = child.stdin.take().context("no pipe")?;
         let output = BufReader::new(child.stdout.take().context("no pipe")?);
         let mut process = Self { child, input, output };

@@ -41,6 +41,20 @@ pub enum Service {
         /// Where.
         port: u16,
     },
+    /// [`crate::services::TcpService::Named`].
+    TcpNamed {
+        /// Where.
+        port: u16,
+        /// The number that it answers with.
+        number: u64,
+    },
+    /// The same for UDP.
+    UdpNamed {
+        /// Where.
+        port: u16,
+        /// The number that it answers with.
+        number: u64,
+    },
 }
 
 impl Service {
@@ -52,6 +66,8 @@ impl Service {
             Self::TcpSink { port } => format!("tcp-sink:{port}"),
             Self::TcpSource { port, bytes } => format!("tcp-source:{port}:{bytes}"),
             Self::UdpEcho { port } => format!("udp-echo:{port}"),
+            Self::TcpNamed { port, number } => format!("tcp-name:{port}:{number}"),
+            Self::UdpNamed { port, number } => format!("udp-name:{port}:{number}"),
         }
     }
 
@@ -59,14 +75,15 @@ impl Service {
     pub(crate) fn answers(self, namespace: &Namespace, address: Ipv4Addr) -> bool {
         let limit = Duration::from_millis(500);
         match self {
-            Self::UdpEcho { port } => {
+            Self::UdpEcho { port } | Self::UdpNamed { port, .. } => {
                 udp::Client::new(namespace, (address, port)).limit(limit).request(b"ready?").is_ok()
             }
             Self::Http { port }
             | Self::HttpWithFile { port, .. }
             | Self::TcpEcho { port }
             | Self::TcpSink { port }
-            | Self::TcpSource { port, .. } => {
+            | Self::TcpSource { port, .. }
+            | Self::TcpNamed { port, .. } => {
                 tcp::Client::new(namespace, (address, port)).limit(limit).connect().is_ok()
             }
         }

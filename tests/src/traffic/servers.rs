@@ -2,6 +2,7 @@
 
 use std::{
     net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
+    os::fd::{AsRawFd, RawFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,12 +19,19 @@ use crate::{
     services::{TcpService, serve_tcp, serve_udp_echo},
 };
 
+/// The socket that clients find.
+#[derive(Debug)]
+enum Bound {
+    Tcp(Arc<TcpListener>),
+    Udp(Arc<UdpSocket>),
+}
+
 /// A server that answers until it is dropped.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddrV4,
     stop: Arc<AtomicBool>,
-    listener: Option<Arc<TcpListener>>,
+    socket: Bound,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -34,10 +42,19 @@ impl Server {
     }
 }
 
+impl AsRawFd for Server {
+    fn as_raw_fd(&self) -> RawFd {
+        match &self.socket {
+            Bound::Tcp(listener) => listener.as_raw_fd(),
+            Bound::Udp(socket) => socket.as_raw_fd(),
+        }
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(listener) = &self.listener {
+        if let Bound::Tcp(listener) = &self.socket {
             // Ends accept(2), which nothing else does.
             let _ = SockRef::from(listener.as_ref()).shutdown(Shutdown::Both);
         }
@@ -61,7 +78,7 @@ pub fn tcp(namespace: &Namespace, address: impl Destination, service: TcpService
     let stop = Arc::new(AtomicBool::new(false));
     let (theirs, stopped) = (Arc::clone(&listener), Arc::clone(&stop));
     let thread = thread::spawn(move || serve_tcp(&theirs, service, &stopped));
-    Ok(Server { address, stop, listener: Some(listener), thread: Some(thread) })
+    Ok(Server { address, stop, socket: Bound::Tcp(listener), thread: Some(thread) })
 }
 
 /// A TCP socket that listens and never accepts: what holders of published ports do.
@@ -74,12 +91,17 @@ pub fn tcp_holder(namespace: &Namespace, address: impl Destination) -> Result<Tc
 
 /// A UDP server that sends back each datagram.
 pub fn udp_echo(namespace: &Namespace, address: impl Destination) -> Result<Server> {
+    udp(namespace, address, None)
+}
+
+/// The same; with a number it says who it is when asked ([`crate::services::WHO`]).
+pub fn udp(namespace: &Namespace, address: impl Destination, number: Option<u64>) -> Result<Server> {
     let address = address.address();
-    let socket = UdpSocket::from(bind(namespace, address, Type::DGRAM, Protocol::UDP)?);
+    let socket = Arc::new(UdpSocket::from(bind(namespace, address, Type::DGRAM, Protocol::UDP)?));
     let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let thread = thread::spawn(move || serve_udp_echo(&socket, &stopped));
-    Ok(Server { address, stop, listener: None, thread: Some(thread) })
+    let (theirs, stopped) = (Arc::clone(&socket), Arc::clone(&stop));
+    let thread = thread::spawn(move || serve_udp_echo(&theirs, number, &stopped));
+    Ok(Server { address, stop, socket: Bound::Udp(socket), thread: Some(thread) })
 }
 
 fn bind(namespace: &Namespace, address: SocketAddrV4, kind: Type, protocol: Protocol) -> Result<Socket> {

@@ -379,6 +379,20 @@ pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Vec<u8>, Failu
     }
 }
 
+/// The next line, its end included.
+pub fn read_line(stream: &mut TcpStream) -> Result<Vec<u8>, Failure> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.last() != Some(&b'\n') {
+        match stream.read(&mut byte) {
+            Ok(0) => return Err(Failure::ClosedEarly { received: line.len() as u64 }),
+            Ok(_) => line.extend(byte),
+            Err(error) => return Err(Failure::later(&error, line.len() as u64)),
+        }
+    }
+    Ok(line)
+}
+
 fn send(stream: &mut TcpStream, bytes: &[u8], received: u64) -> Result<(), Failure> {
     stream.write_all(bytes).map_err(|error| Failure::later(&error, received))
 }

@@ -115,7 +115,8 @@ pub fn exchange(socket: &UdpSocket, request: &[u8]) -> Result<Vec<u8>, Failure> 
     if reply == request { Ok(reply) } else { Err(Failure::Corrupt(reply)) }
 }
 
-fn ask(socket: &UdpSocket, request: &[u8]) -> Result<Vec<u8>, Failure> {
+/// One request over a connected socket, and any reply.
+pub fn ask(socket: &UdpSocket, request: &[u8]) -> Result<Vec<u8>, Failure> {
     let failure = |error: std::io::Error| match error.kind() {
         ErrorKind::TimedOut | ErrorKind::WouldBlock => Failure::TimedOut,
         ErrorKind::ConnectionRefused => Failure::Refused,
