@@ -128,7 +128,12 @@ impl fmt::Display for Cell {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     Without,
-    With,
+    /// `load` alone, of containers that run already.
+    Load,
+    /// `run`, of containers that started later.
+    Run,
+    /// `load` with `path = "direct"`.
+    Direct,
     AfterUnload,
 }
 
@@ -136,7 +141,9 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Without => "without",
-            Self::With => "with",
+            Self::Load => "load",
+            Self::Run => "run",
+            Self::Direct => "direct",
             Self::AfterUnload => "after",
         })
     }
@@ -177,16 +184,29 @@ impl Outcome {
 /// One configuration's cells of one phase.
 pub type Column = BTreeMap<Cell, Outcome>;
 
-/// One configuration's cells of all three phases.
+/// One configuration's cells of all phases.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Columns {
     pub without: Column,
-    pub with: Column,
+    pub load: Column,
+    pub run: Column,
+    pub direct: Column,
     pub after: Column,
 }
 
 impl Columns {
-    pub fn phases(&self) -> [(Phase, &Column); 3] {
-        [(Phase::Without, &self.without), (Phase::With, &self.with), (Phase::AfterUnload, &self.after)]
+    pub fn phases(&self) -> [(Phase, &Column); 5] {
+        let [load, run, direct] = self.with_us();
+        [(Phase::Without, &self.without), load, run, direct, (Phase::AfterUnload, &self.after)]
+    }
+
+    /// The phases in which we are there.
+    pub fn with_us(&self) -> [(Phase, &Column); 3] {
+        [(Phase::Load, &self.load), (Phase::Run, &self.run), (Phase::Direct, &self.direct)]
+    }
+
+    /// The same, to be measured again.
+    pub fn with_us_mut(&mut self) -> [(Phase, &mut Column); 3] {
+        [(Phase::Load, &mut self.load), (Phase::Run, &mut self.run), (Phase::Direct, &mut self.direct)]
     }
 }

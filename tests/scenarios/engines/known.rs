@@ -26,15 +26,9 @@ pub struct Explanation {
 
 const RAW_DROP: Explanation = Explanation {
     cause: "Docker 28 and later drop what comes in elsewhere than on lo for a port published on 127.0.0.1 (a rule in \
-            table raw), unless they found loopback0 and /usr/bin/wslinfo when they started. Without its proxy nobody \
-            accepts on the port, so wsl-mirror leaves the port alone.",
-    way_out: "Publish the port on all addresses; or leave the proxy on, whose ports wsl-mirror carries past the rule; \
-              or start dockerd with DOCKER_INSECURE_NO_IPTABLES_RAW=1, or again when loopback0 is there.",
-};
-
-const RAW_DROP_FOR_LINUX: Explanation = Explanation {
-    cause: "Docker 28's rule in table raw drops packets of Linux clients, too: they leave by loopback0, Windows \
-            reflects them, and they come in on loopback0. wsl-mirror carries only flows that Windows begins.",
+            table raw), unless they found loopback0 and /usr/bin/wslinfo when they started. Packets of Linux clients \
+            leave by loopback0, Windows reflects them, and they come in on loopback0. wsl-mirror carries only flows \
+            that Windows begins.",
     way_out: "Publish the port on all addresses; or connect to the container's own address; or start dockerd with \
               DOCKER_INSECURE_NO_IPTABLES_RAW=1, or again when loopback0 is there.",
 };
@@ -60,11 +54,10 @@ pub fn explanation(configuration: &Configuration, cell: Cell) -> Option<Explanat
     }
     match (configuration.engine, cell.client) {
         // Linux' own clients never meet the programs on loopback0: this heals with those that meet them.
-        (Engine::Docker { proxy: Proxy::On, .. }, Client::Linux) => Some(RAW_DROP_FOR_LINUX),
-        (Engine::Docker { proxy: Proxy::Off, .. }, Client::Windows) => Some(RAW_DROP),
+        (Engine::Docker { proxy: Proxy::On, .. }, Client::Linux) => Some(RAW_DROP),
         (Engine::Docker { proxy: Proxy::Off, .. }, Client::Linux) => Some(REFLECTED_REPLY),
         (Engine::Podman { .. }, Client::Linux) => Some(LOST_MARK),
-        (Engine::Docker { proxy: Proxy::On, .. } | Engine::Podman { .. }, Client::Windows) => None,
+        (_, Client::Windows) => None,
     }
 }
 

@@ -5,16 +5,18 @@ mod ways_out;
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use anyhow::Context as _;
+use serde_json::Value;
 use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab,
     NetworkBackend::{Cni, Netavark},
-    Podman, PodmanOptions, Service,
-    checks::{OrPanic as _, load, unload},
+    Podman, PodmanOptions, Running as Published, Service,
+    checks::{self, HELLO, OrPanic as _, load, load_with, unload, wait_until},
     pace,
+    process::{Background, COMMAND_LIMIT},
 };
 
 use super::{
-    cells::{Bound, Columns, Server},
+    cells::{Bound, Columns, Phase, Server},
     configuration::{
         Configuration, DOCKER_20_10, DOCKER_26_1, DOCKER_28_5, Engine,
         Loopback0::{AfterDockerd, BeforeDockerd},
@@ -26,6 +28,7 @@ use super::{
     measure::{self, Services},
     promises::{self, Leniency},
     results,
+    world::HANG,
 };
 
 /// Declares a test for each row, with the attribute in front of the rows. The test names its file of results.
@@ -131,24 +134,32 @@ fn check_row(test: &str, configuration: &Configuration) {
             return results::write(test, configuration, &Err(reason));
         }
     };
-    let (lab, _running) = Running::start(configuration, &installed);
+    let (lab, mut running) = Running::start(configuration, &installed);
     let _services = Services::start(&lab);
     let without = measure::column(&lab);
-    load(&lab);
-    let with = measure::column(&lab);
-    unload(&lab);
+    let loaded = during(&lab, Phase::Load, || measure::column(&lab));
+    let run = during(&lab, Phase::Run, || {
+        running.start_container_again();
+        wait_for_answer(&lab);
+        measure::column(&lab)
+    });
+    let direct = during(&lab, Phase::Direct, || {
+        let column = measure::column(&lab);
+        assert_flows_went_direct(&lab);
+        column
+    });
     let after = measure::column(&lab);
 
-    let mut columns = Columns { without, with, after };
+    let mut columns = Columns { without, load: loaded, run, direct, after };
     for _ in 0..REMEASUREMENTS {
-        let slower = promises::slower(&columns);
-        if slower.is_empty() || pace::is_emulated() {
+        let slower = columns.with_us().map(|(_, column)| promises::slower(&columns.without, column));
+        if slower.concat().is_empty() || pace::is_emulated() {
             break;
         }
-        measure::again(&lab, &mut columns.without, &slower);
-        load(&lab);
-        measure::again(&lab, &mut columns.with, &slower);
-        unload(&lab);
+        measure::again(&lab, &mut columns.without, &slower.concat());
+        for ((phase, column), slower) in columns.with_us_mut().into_iter().zip(&slower) {
+            during(&lab, phase, || measure::again(&lab, column, slower));
+        }
     }
     let leniency = Leniency { times: pace::is_emulated(), old_kernel: !lab.is_at_least((6, 7)).or_panic() };
     let violations = promises::violations(configuration, &columns, leniency);
@@ -162,10 +173,62 @@ fn check_row(test: &str, configuration: &Configuration) {
     );
 }
 
+/// Does work in a phase; wsl-mirror is loaded for it alone.
+#[track_caller]
+fn during<T>(lab: &Lab, phase: Phase, work: impl FnOnce() -> T) -> T {
+    let agent = match phase {
+        Phase::Without | Phase::AfterUnload => return work(),
+        Phase::Load => {
+            load(lab);
+            None
+        }
+        Phase::Direct => {
+            load_with(lab, "path = \"direct\"\n");
+            None
+        }
+        Phase::Run => {
+            let agent = Background::spawn(&mut lab.wsl_mirror_command(&["run"]).or_panic()).or_panic();
+            wait_until("the agent to steer", COMMAND_LIMIT, || agent.output().contains("steering loopback0"));
+            Some(agent)
+        }
+    };
+    let done = work();
+    drop(agent);
+    unload(lab);
+    done
+}
+
+/// Waits for what the agent learns of a container that has just started. Other tests say how long that may take.
+#[track_caller]
+fn wait_for_answer(lab: &Lab) {
+    for port in Bound::ALL.map(|bound| Server::Container(bound).port()) {
+        wait_until(&format!("port {port} to answer Windows"), COMMAND_LIMIT, || {
+            checks::windows(lab, port).limit(pace::limit(HANG)).echo(HELLO).is_ok()
+        });
+        wait_until(&format!("UDP port {port} to answer Windows"), COMMAND_LIMIT, || {
+            checks::windows_udp(lab, port).limit(pace::limit(HANG)).request(HELLO).is_ok()
+        });
+    }
+}
+
+/// That Windows' flows to each published port went straight to the container: holders' ports answer either way.
+#[track_caller]
+fn assert_flows_went_direct(lab: &Lab) {
+    let status = lab.status().or_panic();
+    for port in Bound::ALL.map(|bound| Server::Container(bound).port()) {
+        for protocol in ["tcp", "udp"] {
+            let is_port = |line: &&Value| line["port"] == port && line["protocol"] == protocol;
+            let line = status["ports"].as_array().into_iter().flatten().find(is_port);
+            let flows = line.and_then(|line| line["direct_flows"].as_u64()).unwrap_or(0);
+            assert!(flows > 0, "no direct flow to {port}/{protocol}: {status:#}");
+        }
+    }
+}
+
 /// An engine with a container whose ports are published in all four ways; it goes when this does.
 enum Running {
-    Docker { _docker: Docker },
-    Podman { _podman: Podman },
+    Docker { docker: Docker, container: Published },
+    Podman { podman: Podman, container: Published },
 }
 
 impl Running {
@@ -187,15 +250,30 @@ impl Running {
                 if loopback0 == AfterDockerd {
                     lab.add_loopback0().or_panic();
                 }
-                docker.run(published_in_all_ways()).or_panic();
-                (lab, Self::Docker { _docker: docker })
+                let container = docker.run(published_in_all_ways()).or_panic();
+                (lab, Self::Docker { docker, container })
             }
             Engine::Podman { network } => {
                 let lab = Lab::builder().build().or_panic();
                 let root = installed.root.clone().context("Podman runs from a folder only").or_panic();
                 let podman = Podman::start(&lab, &PodmanOptions { root, network }).or_panic();
-                podman.run(published_in_all_ways()).or_panic();
-                (lab, Self::Podman { _podman: podman })
+                let container = podman.run(published_in_all_ways()).or_panic();
+                (lab, Self::Podman { podman, container })
+            }
+        }
+    }
+
+    /// Its listeners are new then, and its address may be.
+    #[track_caller]
+    fn start_container_again(&mut self) {
+        match self {
+            Self::Docker { docker, container } => {
+                docker.stop(container).or_panic();
+                *container = docker.start_again(container).or_panic();
+            }
+            Self::Podman { podman, container } => {
+                podman.stop(container).or_panic();
+                *container = podman.start_again(container).or_panic();
             }
         }
     }

@@ -357,7 +357,7 @@ fn a_dockerd_without_its_proxy_keeps_its_ports_and_one_that_has_it_again_is_stee
                 let when = format!("without the proxy, round {round}");
                 let before = (steered(&lab, port), caught(&lab, port));
                 if engine.raw_drop && port == LOOPBACK {
-                    // As without us: nobody accepts there.
+                    // As without us: `load` has not seen this listener, so its container is unknown.
                     assert_hangs(&lab, port, &when);
                 } else {
                     assert_answers(&lab, port, &when);
@@ -366,6 +366,10 @@ fn a_dockerd_without_its_proxy_keeps_its_ports_and_one_that_has_it_again_is_stee
                 assert!(steered(&lab, port) == before.0, "port {port} is steered {when}");
                 assert!(caught(&lab, port) > before.1, "port {port} never met the engine's rules {when}");
             }
+            load(&lab);
+            let when = format!("without the proxy after another load, round {round}");
+            assert_answers(&lab, LOOPBACK, &when);
+            assert_answers_udp(&lab, LOOPBACK, &when);
             docker.restart_daemon_with_proxy().or_panic();
             docker.start_again(&container).or_panic();
             assert_both_are_steered_at_once(&lab, &format!("with the proxy again, round {round}"));

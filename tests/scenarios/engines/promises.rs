@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use super::{
-    cells::{Bound, Cell, Client, Column, Columns, Outcome},
+    cells::{Cell, Client, Column, Columns, Outcome, Phase},
     configuration::Configuration,
     known,
 };
@@ -17,9 +17,9 @@ pub enum Promise {
     NothingBreaks,
     /// And connects as fast, but for [`SLOWER`].
     NothingIsSlower,
-    /// Every port that docker-proxy serves answers a client on Windows.
-    WindowsReachesDockerProxy,
-    /// And one in Linux, unless `known` explains why not.
+    /// Every published port answers a client on Windows.
+    WindowsReachesEveryPort,
+    /// Every port that docker-proxy serves answers a client in Linux, unless `known` explains why not.
     LinuxReachesDockerProxy,
     /// What is broken with us and without us is known, with its cause and a way out.
     WhatStaysBrokenIsExplained,
@@ -34,7 +34,7 @@ impl fmt::Display for Promise {
         f.write_str(match self {
             Self::NothingBreaks => "no cell that answers without us fails with us",
             Self::NothingIsSlower => "no cell is slower to connect by more than 2 ms at the median",
-            Self::WindowsReachesDockerProxy => "every Windows cell of Docker with its proxy answers",
+            Self::WindowsReachesEveryPort => "every Windows cell answers",
             Self::LinuxReachesDockerProxy => {
                 "every Linux cell of Docker with its proxy answers, but under its raw drop"
             }
@@ -69,43 +69,24 @@ pub struct Leniency {
     pub old_kernel: bool,
 }
 
-/// The cells that are slower with us than they may be.
-pub fn slower(columns: &Columns) -> Vec<Cell> {
+/// The cells of a phase that are slower than they may be.
+pub fn slower(without: &Column, with: &Column) -> Vec<Cell> {
     let is_slower = |cell: &&Cell| {
         let median = |column: &Column| column.get(*cell).and_then(Outcome::median);
-        let (without, with) = (median(&columns.without), median(&columns.with));
-        without.zip(with).is_some_and(|(without, with)| with > without + SLOWER)
+        median(without).zip(median(with)).is_some_and(|(without, with)| with > without + SLOWER)
     };
-    columns.without.keys().filter(is_slower).copied().collect()
+    without.keys().filter(is_slower).copied().collect()
 }
 
 /// Every promise that these cells break.
 pub fn violations(configuration: &Configuration, columns: &Columns, leniency: Leniency) -> Vec<Violation> {
     let mut violations = Vec::new();
-    let slower = slower(columns);
+    for (phase, with) in columns.with_us() {
+        with_us(&mut violations, configuration, columns, (phase, with), leniency);
+    }
     for (cell, without) in &columns.without {
-        let (Some(with), Some(after)) = (columns.with.get(cell), columns.after.get(cell)) else {
-            unreachable!("all phases have the same cells")
-        };
         let mut violated = |promise, seen| violations.push(Violation { promise, cell: *cell, seen });
-        if without.answers() && !with.answers() {
-            violated(Promise::NothingBreaks, shown(with));
-        }
-        if slower.contains(cell) && !leniency.times {
-            let [before, now] = [without, with].map(|outcome| outcome.median().unwrap_or_default());
-            violated(Promise::NothingIsSlower, format!("{now:.1?} instead of {before:.1?}"));
-        }
-        if !with.answers() && known::explanation(configuration, *cell).is_none() {
-            let docker_proxy = configuration.is_served_by_docker_proxy() && cell.published().is_some();
-            match (docker_proxy, cell.client) {
-                (true, Client::Windows) => violated(Promise::WindowsReachesDockerProxy, shown(with)),
-                (true, Client::Linux) => violated(Promise::LinuxReachesDockerProxy, shown(with)),
-                (false, _) if !without.answers() => {
-                    violated(Promise::WhatStaysBrokenIsExplained, shown(with));
-                }
-                (false, _) => {}
-            }
-        }
+        let after = &columns.after[cell];
         if after.answers() != without.answers() {
             violated(
                 Promise::UnloadLeavesNothing,
@@ -117,6 +98,40 @@ pub fn violations(configuration: &Configuration, columns: &Columns, leniency: Le
         }
     }
     violations
+}
+
+/// Of the phases in which we are there.
+fn with_us(
+    violations: &mut Vec<Violation>,
+    configuration: &Configuration,
+    columns: &Columns,
+    (phase, column): (Phase, &Column),
+    leniency: Leniency,
+) {
+    let slower = slower(&columns.without, column);
+    for (cell, without) in &columns.without {
+        let mut violated = |promise, seen: String| {
+            violations.push(Violation { promise, cell: *cell, seen: format!("{phase}: {seen}") });
+        };
+        let with = &column[cell];
+        if without.answers() && !with.answers() {
+            violated(Promise::NothingBreaks, shown(with));
+        }
+        if slower.contains(cell) && !leniency.times {
+            let [before, now] = [without, with].map(|outcome| outcome.median().unwrap_or_default());
+            violated(Promise::NothingIsSlower, format!("{now:.1?} instead of {before:.1?}"));
+        }
+        if !with.answers() && known::explanation(configuration, *cell).is_none() {
+            match (cell.published(), cell.client) {
+                (Some(_), Client::Windows) => violated(Promise::WindowsReachesEveryPort, shown(with)),
+                (Some(_), Client::Linux) if configuration.is_served_by_docker_proxy() => {
+                    violated(Promise::LinuxReachesDockerProxy, shown(with));
+                }
+                _ if !without.answers() => violated(Promise::WhatStaysBrokenIsExplained, shown(with)),
+                _ => {}
+            }
+        }
+    }
 }
 
 fn shown(outcome: &Outcome) -> String {
@@ -133,7 +148,7 @@ mod tests {
 
     use super::{
         super::{
-            cells::{Protocol, Server},
+            cells::{Bound, Protocol, Server},
             configuration::*,
         },
         *,
@@ -160,11 +175,9 @@ mod tests {
     /// Without us as it is known to be, and with us as it has to be.
     fn as_promised(configuration: &Configuration) -> Columns {
         let without = column(|cell| known::answers_without_us(configuration, cell));
-        let with = column(|cell| {
-            known::answers_without_us(configuration, cell)
-                || configuration.is_served_by_docker_proxy() && cell.client == Client::Windows
-        });
-        Columns { after: without.clone(), without, with }
+        let with =
+            column(|cell| known::answers_without_us(configuration, cell) || cell.client == Client::Windows);
+        Columns { after: without.clone(), without, load: with.clone(), direct: with.clone(), run: with }
     }
 
     fn promises(configuration: &Configuration, columns: &Columns) -> Vec<(Promise, Cell)> {
@@ -194,8 +207,9 @@ mod tests {
     fn a_cell_that_only_works_without_us_is_one() {
         let broken = cell(Client::Windows, Protocol::Udp, PUBLISHED);
         let mut columns = as_promised(&netavark());
-        columns.with.insert(broken, Outcome::Sometimes("no reply".to_owned()));
-        assert_eq!(promises(&netavark(), &columns), [(Promise::NothingBreaks, broken)]);
+        columns.run.insert(broken, Outcome::Sometimes("no reply".to_owned()));
+        let expected = [(Promise::NothingBreaks, broken), (Promise::WindowsReachesEveryPort, broken)];
+        assert_eq!(promises(&netavark(), &columns), expected);
     }
 
     #[test]
@@ -203,21 +217,28 @@ mod tests {
         let docker = proxy_on(DOCKER_20_10, Wslinfo::Present);
         let slow = cell(Client::Linux, Protocol::Tcp, PUBLISHED);
         let mut columns = as_promised(&docker);
-        columns.with.insert(slow, Outcome::Answers(FAST + SLOWER));
+        columns.load.insert(slow, Outcome::Answers(FAST + SLOWER));
         assert_eq!(promises(&docker, &columns), []);
-        columns.with.insert(slow, Outcome::Answers(FAST + SLOWER + Duration::from_micros(1)));
+        columns.load.insert(slow, Outcome::Answers(FAST + SLOWER + Duration::from_micros(1)));
         assert_eq!(promises(&docker, &columns), [(Promise::NothingIsSlower, slow)]);
         assert_eq!(violations(&docker, &columns, Leniency { times: true, ..STRICT }), []);
     }
 
     #[test]
-    fn docker_with_its_proxy_answers_windows_under_its_raw_drop() {
-        let docker = proxy_on(DOCKER_28_5, Wslinfo::Absent);
-        let mut columns = as_promised(&docker);
-        columns.with = columns.without.clone();
-        let found = promises(&docker, &columns);
-        assert_eq!(found.len(), 4, "{found:?}");
-        assert!(found.iter().all(|(promise, _)| *promise == Promise::WindowsReachesDockerProxy), "{found:?}");
+    fn docker_answers_windows_under_its_raw_drop() {
+        let raw_drop =
+            |proxy| Configuration::docker(DOCKER_28_5, proxy, Wslinfo::Absent, Loopback0::BeforeDockerd);
+        for (proxy, cells) in [(Proxy::On, 4), (Proxy::Off, 2)] {
+            let docker = raw_drop(proxy);
+            let mut columns = as_promised(&docker);
+            columns.load = columns.without.clone();
+            let found = promises(&docker, &columns);
+            assert_eq!(found.len(), cells, "{found:?}");
+            assert!(
+                found.iter().all(|(promise, _)| *promise == Promise::WindowsReachesEveryPort),
+                "{found:?}"
+            );
+        }
     }
 
     #[test]
@@ -225,7 +246,7 @@ mod tests {
         let docker = proxy_on(DOCKER_20_10, Wslinfo::Absent);
         let silent = cell(Client::Linux, Protocol::Tcp, PUBLISHED);
         let mut columns = as_promised(&docker);
-        columns.with.insert(silent, Outcome::Never("no answer".to_owned()));
+        columns.run.insert(silent, Outcome::Never("no answer".to_owned()));
         let expected = [(Promise::NothingBreaks, silent), (Promise::LinuxReachesDockerProxy, silent)];
         assert_eq!(promises(&docker, &columns), expected);
     }
@@ -234,20 +255,22 @@ mod tests {
     fn what_is_broken_for_no_known_reason_is_one() {
         let silent = cell(Client::Linux, Protocol::Tcp, Server::Windows);
         let mut columns = as_promised(&netavark());
-        for column in [&mut columns.without, &mut columns.with, &mut columns.after] {
+        let Columns { without, load, run, direct, after } = &mut columns;
+        for column in [without, load, run, direct, after] {
             column.insert(silent, Outcome::Never("refused".to_owned()));
         }
-        let expected = [(Promise::WhatStaysBrokenIsExplained, silent), (Promise::TheLabIsRight, silent)];
+        let unexplained = (Promise::WhatStaysBrokenIsExplained, silent);
+        let expected = [unexplained, unexplained, unexplained, (Promise::TheLabIsRight, silent)];
         assert_eq!(promises(&netavark(), &columns), expected);
         let lenient = violations(&netavark(), &columns, Leniency { old_kernel: true, ..STRICT });
-        assert_eq!(lenient.len(), 1, "{lenient:?}");
+        assert_eq!(lenient.len(), 3, "{lenient:?}");
     }
 
     #[test]
     fn what_an_unload_leaves_behind_is_one() {
         let docker = proxy_on(DOCKER_20_10, Wslinfo::Present);
         let columns = as_promised(&docker);
-        let columns = Columns { after: columns.with.clone(), ..columns };
+        let columns = Columns { after: columns.run.clone(), ..columns };
         let found = promises(&docker, &columns);
         assert_eq!(found.len(), 4);
         assert!(found.iter().all(|(promise, _)| *promise == Promise::UnloadLeavesNothing), "{found:?}");

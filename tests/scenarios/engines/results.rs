@@ -63,7 +63,7 @@ fn cells(text: &mut String, columns: &Columns) {
 #[track_caller]
 fn explanations(text: &mut String, configuration: &Configuration, columns: &Columns) {
     let mut broken: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
-    for (cell, _) in columns.with.iter().filter(|(_, outcome)| !outcome.answers()) {
+    for (cell, _) in columns.run.iter().filter(|(_, outcome)| !outcome.answers()) {
         if let Some(explanation) = known::explanation(configuration, *cell) {
             broken.entry((explanation.cause, explanation.way_out)).or_default().push(cell.to_string());
         }

@@ -33,8 +33,13 @@ struct Cell {
 }
 
 /// The phases as they are called in results, and the headings of their columns.
-pub(super) const PHASES: [(&str, &str); 3] =
-    [("without", "without us"), ("with", "with us"), ("after", "after unload")];
+pub(super) const PHASES: [(&str, &str); 5] = [
+    ("without", "without us"),
+    ("load", "load"),
+    ("run", "run"),
+    ("direct", "direct"),
+    ("after", "after unload"),
+];
 /// The four publications in the order in which a column has them.
 const PUBLISHED: [(&str, &str); 4] = [
     ("TCP", "container on 0.0.0.0"),
@@ -44,8 +49,9 @@ const PUBLISHED: [(&str, &str); 4] = [
 ];
 pub(super) const LEGEND: &str = "W: a client on Windows, L: one in Linux, both to 127.0.0.1; TCP published on 0.0.0.0, \
                                  TCP on 127.0.0.1, UDP on 0.0.0.0, UDP on 127.0.0.1.\n\
-                                 ✓ answers, ✗ does not, ~ now and then. host: programs of the guest from both sides, \
-                                 and Windows' from Linux, in all three phases.\n\
+                                 ✓ answers, ✗ does not, ~ now and then. load: containers that ran before it; run: \
+                                 containers that started after it; direct: path = \"direct\".\n\
+                                 host: programs of the guest from both sides, and Windows' from Linux, in all phases.\n\
                                  slower: with us than without, the worst median of connecting (UDP: of an answer).\n";
 
 /// Reads every file of the folder, in the order of their names.
@@ -123,14 +129,16 @@ impl Row {
             medians.entry(key).or_insert_with(BTreeMap::new).insert(cell.phase.as_str(), cell.median);
         }
         let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
-        let differences = medians
-            .values()
-            .filter_map(|phases| Some(micros((*phases.get("with")?)?) - micros((*phases.get("without")?)?)));
+        let differences = medians.values().flat_map(|phases| {
+            ["load", "run", "direct"]
+                .into_iter()
+                .filter_map(|phase| Some(micros((*phases.get(phase)?)?) - micros((*phases.get("without")?)?)))
+        });
         differences.reduce(f64::max).map_or_else(|| "-".to_owned(), |worst| format!("{worst:+.0} µs"))
     }
 
     /// The line of the table.
-    pub(super) fn line(&self) -> [String; 9] {
+    pub(super) fn line(&self) -> [String; 11] {
         let [engine, how, wslinfo, loopback0] = self.configuration.clone();
         if let Some(reason) = &self.skipped {
             let empty = || String::new();
@@ -144,10 +152,12 @@ impl Row {
                 empty(),
                 empty(),
                 empty(),
+                empty(),
+                empty(),
             ];
         }
-        let [without, with, after] = PHASES.map(|(phase, _)| self.published(phase));
-        [engine, how, wslinfo, loopback0, without, with, after, self.others(), self.slower()]
+        let [without, load, run, direct, after] = PHASES.map(|(phase, _)| self.published(phase));
+        [engine, how, wslinfo, loopback0, without, load, run, direct, after, self.others(), self.slower()]
     }
 
     /// Whether it was measured.
@@ -166,16 +176,16 @@ impl Cell {
     }
 }
 
-pub(super) fn heading() -> [&'static str; 9] {
-    let [without, with, after] = PHASES.map(|(_, heading)| heading);
-    ["engine", "ports", "WSL", "loopback0", without, with, after, "host", "slower"]
+pub(super) fn heading() -> [&'static str; 11] {
+    let [without, load, run, direct, after] = PHASES.map(|(_, heading)| heading);
+    ["engine", "ports", "WSL", "loopback0", without, load, run, direct, after, "host", "slower"]
 }
 
 /// All rows as a table for people.
 pub(crate) fn table(rows: &[Row]) -> String {
     let (run, skipped): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.was_run());
     let lines: Vec<_> = run.iter().map(|row| row.line()).collect();
-    let mut text = text_table::plain(heading(), &lines, 8);
+    let mut text = text_table::plain(heading(), &lines, 10);
     text.push_str(LEGEND);
     let mut reasons: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for row in skipped {
@@ -195,11 +205,12 @@ pub(super) mod tests {
     pub(in super::super) const FILE: &str = "configuration\tDocker 28.5\tproxy off\tno wslinfo\tbefore dockerd\n\
         installed\tsid\tdocker.io 28.5.2+dfsg4-5\n\
         cell\tWindows\tTCP\tcontainer on 0.0.0.0\twithout\talways\t100\t-\n\
-        cell\tWindows\tTCP\tcontainer on 0.0.0.0\twith\talways\t250\t-\n\
+        cell\tWindows\tTCP\tcontainer on 0.0.0.0\tload\talways\t250\t-\n\
+        cell\tWindows\tTCP\tcontainer on 0.0.0.0\trun\talways\t240\t-\n\
         cell\tWindows\tUDP\tcontainer on 127.0.0.1\twithout\tnever\t-\tno reply\n\
         cell\tLinux\tUDP\tcontainer on 0.0.0.0\twithout\tsometimes\t-\tno reply\n\
         cell\tLinux\tTCP\tWindows\twithout\talways\t90\t-\n\
-        cell\tLinux\tTCP\tWindows\twith\talways\t80\t-\n\
+        cell\tLinux\tTCP\tWindows\tload\talways\t80\t-\n\
         broken\tWindows to container on 127.0.0.1, UDP\ta rule\tanother port\n\
         note\ta promise\n";
 
@@ -211,7 +222,7 @@ pub(super) mod tests {
     fn a_row_shows_every_publication_by_client() {
         let row = row(FILE);
         assert_eq!(row.published("without"), "W✓??✗ L??~?");
-        assert_eq!(row.published("with"), "W✓??? L????");
+        assert_eq!(row.published("load"), "W✓??? L????");
         assert_eq!((row.others().as_str(), row.slower().as_str()), ("✓", "+150 µs"));
     }
 
