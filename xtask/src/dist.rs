@@ -116,7 +116,7 @@ fn tarball(binary: &Path, assets: &Path, version: &str, folder: &Path) -> Result
     // As they lie here, so that the links between them lead somewhere.
     let mut copy = Command::new("cp");
     copy.current_dir(workspace).arg("--parents");
-    copy.args(["docs/engines.md", "docs/how-it-works.md", "docs/performance.md"]);
+    copy.args(["docs/engines.md", "docs/how-it-works.md", "docs/performance.md", "docs/traffic.svg"]);
     copy.args(["contrib/wsl-mirror.toml", "contrib/wsl-mirror.service"]);
     run("collect what lies in folders of it", copy.arg(&content), folder)?;
     let tarball = folder.join(format!("{name}.tar.gz"));

@@ -3,31 +3,46 @@
 mod demo;
 pub(crate) mod lab;
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::exit_code::ExitCode;
+use crate::{build::cargo, exit_code::ExitCode};
 pub(crate) use demo::Demo;
 
 /// Measure what wsl-mirror costs, and compare with the limits
 ///
-/// Per packet against an empty program, traffic through docker-proxy against the nft remedy, and few flows and ports
-/// against many. Needs root and some ten minutes on a machine that has nothing else to do.
+/// Per packet against an empty program; traffic by the nft remedy, through docker-proxy and straight to the container; and
+/// few flows and ports against many. Needs root and some fifteen minutes on a machine that has nothing else to do.
 #[derive(Args)]
 pub(crate) struct Bench {
     /// A few short runs, to see that it works: no measurement, and not judged
     #[arg(long)]
     quick: bool,
-    /// Only single packets: no comparison with the nft remedy, and none of few and many flows
-    #[arg(long)]
+    /// Only single packets: no traffic, and no comparison of few and many flows
+    #[arg(long, conflicts_with_all = ["traffic", "chart"])]
     packets: bool,
+    /// Only traffic: the nft remedy, steered, and direct
+    #[arg(long)]
+    traffic: bool,
+    /// Draw the comparison of traffic as SVG, into docs/traffic.svg or a file of yours
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "clap's form of an option with an optional value")]
+    chart: Option<Option<PathBuf>>,
 }
 
 impl Bench {
     pub(crate) fn exec(self) -> Result<ExitCode> {
-        let options = [(self.quick, "--quick"), (self.packets, "--packets")];
-        let arguments: Vec<&str> =
+        let options = [(self.quick, "--quick"), (self.packets, "--packets"), (self.traffic, "--traffic")];
+        let mut arguments: Vec<&str> =
             options.into_iter().filter_map(|(given, name)| given.then_some(name)).collect();
+        let chart =
+            self.chart.map(|file| file.unwrap_or_else(|| cargo::workspace().join("docs/traffic.svg")));
+        if let Some(file) = &chart {
+            arguments
+                .extend(["--chart", file.to_str().context("the chart's file has a name that is not UTF-8")?]);
+        }
         lab::run("bench", &arguments)
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn measure(
             progress.set(format!("{direction:?}: round {} of {rounds}", round + 1));
             let (of_empty, of_ours, rate) =
                 pair.during(|| Load::KeepAlive.run(lab.windows(), ports, time))?;
-            ensure!(rate > 0.0, "no request was answered");
+            ensure!(rate.per_second > 0.0, "no request was answered");
             empty.push(of_empty);
             ours.push(of_ours);
         }

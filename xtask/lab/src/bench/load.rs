@@ -11,13 +11,24 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use wsl_mirror_lab::{Namespace, loopback};
 
+use super::cpu;
+
 /// Threads of the two kinds that count requests.
 const CONNECTIONS: usize = 4;
 /// How long anything may take; past it the road is broken, and there is nothing to measure.
 const LIMIT: Duration = Duration::from_secs(3);
 const REQUEST: [u8; 64] = *b"GET /as/much/as/a/short/request/has?and=nothing-els HTTP/1.1\r\n\r\n";
 
-/// What is measured, per second.
+/// What came through.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Rate {
+    /// Bytes, requests or connections.
+    pub(super) per_second: f64,
+    /// CPU seconds for each of them.
+    pub(super) cpu: f64,
+}
+
+/// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Load {
     /// Bytes of an upload over one connection.
@@ -39,16 +50,8 @@ impl Load {
         }
     }
 
-    /// For people.
-    pub(super) fn show(self, rate: f64) -> String {
-        match self {
-            Self::Throughput => format!("{:.2} GB/s", rate / 1e9),
-            Self::KeepAlive | Self::Connections => format!("{:.1} k/s", rate / 1e3),
-        }
-    }
-
-    /// Puts load on for `time` and gives what came through per second.
-    pub(super) fn run(self, from: &Namespace, ports: Ports, time: Duration) -> Result<f64> {
+    /// Puts load on for `time` and gives what came through.
+    pub(super) fn run(self, from: &Namespace, ports: Ports, time: Duration) -> Result<Rate> {
         from.enter(|| match self {
             Self::Throughput => upload(ports.sink, time),
             Self::KeepAlive => {
@@ -59,6 +62,24 @@ impl Load {
             Self::Connections => count(vec![(); CONNECTIONS], time, |()| exchange(&mut connect(ports.echo)?)),
         })
         .with_context(|| format!("measuring {}", self.name()))
+    }
+}
+
+/// Since when is counted.
+struct Start {
+    at: Instant,
+    cpu: f64,
+}
+
+impl Start {
+    fn now() -> Result<Self> {
+        Ok(Self { cpu: cpu::seconds()?, at: Instant::now() })
+    }
+
+    /// So many have come through since.
+    fn rate(&self, times: f64) -> Result<Rate> {
+        let per_second = times / self.at.elapsed().as_secs_f64();
+        Ok(Rate { per_second, cpu: (cpu::seconds()? - self.cpu) / times })
     }
 }
 
@@ -83,12 +104,12 @@ fn exchange(stream: &mut TcpStream) -> Result<()> {
     stream.read_exact(&mut answer).context("waiting for the answer")
 }
 
-/// How often `work` succeeds per second, on a thread for each of `each`.
-fn count<T: Send>(each: Vec<T>, time: Duration, work: impl Fn(&mut T) -> Result<()> + Sync) -> Result<f64> {
-    let started = Instant::now();
+/// How often `work` succeeds, on a thread for each of `each`.
+fn count<T: Send>(each: Vec<T>, time: Duration, work: impl Fn(&mut T) -> Result<()> + Sync) -> Result<Rate> {
+    let start = Start::now()?;
     let count = |mut one: T| {
         let mut times = 0_u32;
-        while started.elapsed() < time {
+        while start.at.elapsed() < time {
             work(&mut one)?;
             times += 1;
         }
@@ -101,17 +122,17 @@ fn count<T: Send>(each: Vec<T>, time: Duration, work: impl Fn(&mut T) -> Result<
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a panic"))));
         joined.collect::<Result<Vec<u32>>>()
     })?;
-    Ok(counted.into_iter().map(f64::from).sum::<f64>() / started.elapsed().as_secs_f64())
+    start.rate(counted.into_iter().map(f64::from).sum())
 }
 
-/// Bytes per second, until the sink has said that it has read the last one.
-fn upload(port: u16, time: Duration) -> Result<f64> {
+/// Bytes, until the sink has said that it has read the last one.
+fn upload(port: u16, time: Duration) -> Result<Rate> {
     let mut stream = connect(port)?;
     // Not what the sink checks for: after the first wrong byte it only reads, and is no bottleneck.
     let zeros = vec![0; 256 * 1024];
-    let started = Instant::now();
+    let start = Start::now()?;
     let mut sent = 0;
-    while started.elapsed() < time {
+    while start.at.elapsed() < time {
         stream.write_all(&zeros).context("sending")?;
         sent += zeros.len();
     }
@@ -121,5 +142,5 @@ fn upload(port: u16, time: Duration) -> Result<f64> {
     anyhow::ensure!(answer == "BAD 0\n", "the sink answered '{answer}'");
     #[expect(clippy::cast_precision_loss, reason = "exact up to petabytes")]
     let sent = sent as f64;
-    Ok(sent / started.elapsed().as_secs_f64())
+    start.rate(sent)
 }

@@ -1,28 +1,33 @@
-//! `cargo xtask bench`: what wsl-mirror costs, per packet and against the nft remedy.
+//! `cargo xtask bench`: what wsl-mirror costs, per packet, against the nft remedy, and direct against steer.
 
 mod bpf;
+mod chart;
+mod cpu;
 mod live;
 mod load;
+mod machine;
 mod packets;
-mod remedy;
 mod scale;
 mod statistics;
+mod tables;
+mod traffic;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
-use bpf::Direction;
 use clap::Args;
 use load::Ports;
+use machine::Machine;
 pub(crate) use scale::Listen;
-use statistics::{Summary, Verdict};
+use statistics::Verdict;
+use tables::Judging;
+use traffic::Road;
 use wsl_mirror_lab::{Container, Docker, DockerOptions, Lab, Service};
 
-use xtask::{
-    ExitCode,
-    progress::step,
-    table::{self, Cell, GOOD, HEADING, WRONG},
-};
+use xtask::{ExitCode, progress::step, table::HEADING};
 
 use crate::output::print;
 
@@ -32,9 +37,15 @@ pub(crate) struct Bench {
     /// A few short runs, to see that it works: no measurement, and not judged
     #[arg(long)]
     quick: bool,
-    /// Only single packets: no comparison with the nft remedy, and none of few and many flows
-    #[arg(long)]
+    /// Only single packets: no traffic, and no comparison of few and many flows
+    #[arg(long, conflicts_with_all = ["traffic", "chart"])]
     packets: bool,
+    /// Only traffic: the nft remedy, steered, and direct
+    #[arg(long)]
+    traffic: bool,
+    /// Draw the comparison of traffic into this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
 }
 
 const CONFIDENCE_PERCENT: f64 = statistics::CONFIDENCE * 100.0;
@@ -44,19 +55,25 @@ impl Bench {
     pub(crate) fn exec(self) -> Result<ExitCode> {
         let started = Instant::now();
         let effort = if self.quick { Effort::QUICK } else { Effort::FULL };
-        let busy = busy();
+        let machine = Machine::read();
         let scene = step("build a model of WSL's mirrored mode, and start Docker in it", |_| Scene::set())?;
         let lab = &scene.lab;
 
-        let mut verdicts = self.single_packets(lab, effort)?;
+        let mut verdicts = Vec::new();
+        if !self.traffic {
+            verdicts.extend(self.single_packets(lab, effort)?);
+        }
         if !self.packets {
-            verdicts.extend(self.remedy(lab, effort.remedy)?);
+            verdicts.extend(self.traffic(&scene, effort.traffic, &machine)?);
+        }
+        if !self.packets && !self.traffic {
             verdicts.extend(self.scale(lab, effort.scale)?);
         }
 
         let missed = verdicts.iter().filter(|verdict| **verdict == Verdict::Missed).count();
         let limits = verdicts.len();
         let seconds = started.elapsed().as_secs();
+        let on = format!("{}; {}", machine.line(), machine.busy());
         if self.quick {
             print(&format!(
                 "QUICK: too short to mean anything, not judged ({seconds} s). Without --quick it counts."
@@ -64,13 +81,17 @@ impl Bench {
             return Ok(ExitCode::Success);
         }
         if missed == 0 {
-            print(&format!("All {limits} limits hold ({seconds} s). {busy}."))?;
+            print(&format!("All {limits} limits hold ({seconds} s). {on}."))?;
             return Ok(ExitCode::Success);
         }
         print(&format!(
-            "{missed} of {limits} limits missed ({seconds} s). {busy}: what others do there is in these numbers too."
+            "{missed} of {limits} limits missed ({seconds} s). {on}: what others do there is in these numbers too."
         ))?;
         Ok(ExitCode::TestsFailed)
+    }
+
+    fn judging(&self) -> Judging {
+        if self.quick { Judging::Off } else { Judging::On }
     }
 
     fn single_packets(&self, lab: &Lab, effort: Effort) -> Result<Vec<Verdict>> {
@@ -84,7 +105,7 @@ impl Bench {
              one CPU; medians, and the interval that holds the true median with {CONFIDENCE_PERCENT} % confidence\n{}",
             packets.runs,
             packets.repeats,
-            self.show_costs(&costs)
+            self.judging().costs(&costs)
         ))?;
         let (rounds, time) = effort.live;
         let live = step("carried packets in live traffic, beside an empty program", |progress| {
@@ -94,24 +115,41 @@ impl Bench {
             "\n{HEADING}Nanoseconds per carried packet in live traffic{HEADING:#}, by the kernel's statistics of \
              programs: {rounds} rounds of {:.1} s of keep-alive requests\n{}",
             time.as_secs_f32(),
-            self.show_live(&live)
+            self.judging().live(&live)
         ))?;
         lab.wsl_mirror(&["unload"])?.success()?;
         let verdicts = costs.iter().map(packets::Cost::verdict);
         Ok(verdicts.chain(live.iter().map(live::Cost::verdict)).collect())
     }
 
-    fn remedy(&self, lab: &Lab, effort: remedy::Effort) -> Result<Vec<Verdict>> {
-        let comparisons = step("traffic through docker-proxy, against the nft remedy", |progress| {
-            remedy::measure(lab, PORTS, effort, progress)
+    fn traffic(&self, scene: &Scene, effort: traffic::Effort, machine: &Machine) -> Result<Vec<Verdict>> {
+        let measured = step("traffic by the nft remedy, steered, and direct", |progress| {
+            traffic::measure(&scene.lab, PORTS, effort, progress)
         })?;
+        let noise = format!("others had {:.0} % of the CPUs meanwhile", measured.others * 100.0);
+        let steer = measured.steer_against_remedy();
+        let direct = measured.direct_against_steer();
         print(&format!(
-            "\n{HEADING}Traffic from Windows through docker-proxy{HEADING:#}, {} pairs in turns of {:.1} s each\n{}",
-            effort.pairs,
+            "\n{HEADING}Traffic from Windows through docker-proxy{HEADING:#}, {} rounds in turns of {:.1} s each; {noise}\n{}\
+             \n{HEADING}The same traffic straight to the container{HEADING:#}, in the same rounds\n{}",
+            effort.rounds,
             effort.time.as_secs_f32(),
-            self.show_comparisons(&comparisons)
+            self.judging().traffic(Road::Steer, Road::Remedy, &steer),
+            self.judging().traffic(Road::Direct, Road::Steer, &direct)
         ))?;
-        Ok(comparisons.iter().map(remedy::Comparison::verdict).collect())
+        if let Some(path) = &self.chart {
+            let note = if self.quick {
+                "A few short runs: no measurement.".to_owned()
+            } else {
+                format!(
+                    "{}. Medians of {} rounds in turns; lines: {CONFIDENCE_PERCENT} % intervals; {noise}.",
+                    scene.engine, effort.rounds
+                )
+            };
+            chart::write(path, &measured, machine, &note)?;
+            print(&format!("Drawn: {}\n", path.display()))?;
+        }
+        Ok(steer.iter().chain(&direct).map(traffic::Comparison::verdict).collect())
     }
 
     fn scale(&self, lab: &Lab, effort: scale::Effort) -> Result<Vec<Verdict>> {
@@ -121,104 +159,10 @@ impl Bench {
              flows one after the other\n{}",
             effort.pairs,
             effort.packets,
-            self.show_scale(&comparisons)
+            self.judging().scale(&comparisons)
         ))?;
         let judged = comparisons.iter().filter(|comparison| comparison.is_judged);
         Ok(judged.map(scale::Comparison::verdict).collect())
-    }
-
-    fn show_costs(&self, costs: &[packets::Cost]) -> String {
-        let rows: Vec<_> = costs
-            .iter()
-            .map(|cost| {
-                [
-                    cost.packet.name.into(),
-                    side(cost.packet.direction).into(),
-                    format!("{:.1}", cost.empty.median).into(),
-                    format!("{:.1}", cost.ours.median).into(),
-                    format!("{:.1}", cost.over.median).into(),
-                    interval(cost.over, 1).into(),
-                    cost.packet.limit.to_string().into(),
-                    self.verdict(cost.verdict()),
-                ]
-            })
-            .collect();
-        table::styled(
-            ["packet", "program", "empty", "wsl-mirror", "more than empty", "interval", "limit", ""],
-            &rows,
-        )
-    }
-
-    fn show_live(&self, costs: &[live::Cost]) -> String {
-        let rows: Vec<_> = costs
-            .iter()
-            .map(|cost| {
-                [
-                    side(cost.direction).into(),
-                    format!("{:.1}", cost.empty.median).into(),
-                    format!("{:.1}", cost.ours.median).into(),
-                    format!("{:.1}", cost.over.median).into(),
-                    interval(cost.over, 1).into(),
-                    live::LIMIT.to_string().into(),
-                    self.verdict(cost.verdict()),
-                ]
-            })
-            .collect();
-        table::styled(["program", "empty", "wsl-mirror", "more than empty", "interval", "limit", ""], &rows)
-    }
-
-    fn show_comparisons(&self, comparisons: &[remedy::Comparison]) -> String {
-        let rows: Vec<_> = comparisons
-            .iter()
-            .map(|comparison| {
-                let load = comparison.load;
-                [
-                    load.name().into(),
-                    load.show(comparison.remedy.median).into(),
-                    load.show(comparison.ours.median).into(),
-                    format!("{:.3}", comparison.ratio.median).into(),
-                    interval(comparison.ratio, 3).into(),
-                    format!("{:.2} to {:.2}", comparison.ratio.min, comparison.ratio.max).into(),
-                    remedy::LIMIT.to_string().into(),
-                    self.verdict(comparison.verdict()),
-                ]
-            })
-            .collect();
-        table::styled(
-            ["traffic", "nft remedy", "wsl-mirror", "ratio", "interval", "min to max", "limit", ""],
-            &rows,
-        )
-    }
-
-    fn show_scale(&self, comparisons: &[scale::Comparison]) -> String {
-        let rows: Vec<_> = comparisons
-            .iter()
-            .map(|comparison| {
-                let (limit, verdict) = if comparison.is_judged {
-                    (scale::LIMIT.to_string(), self.verdict(comparison.verdict()))
-                } else {
-                    (String::new(), "".into())
-                };
-                [
-                    comparison.what.into(),
-                    format!("{:.0}", comparison.few.median).into(),
-                    format!("{:.0}", comparison.many.median).into(),
-                    format!("{:.3}", comparison.ratio.median).into(),
-                    interval(comparison.ratio, 3).into(),
-                    limit.into(),
-                    verdict,
-                ]
-            })
-            .collect();
-        table::styled(["", "few", "many", "ratio", "interval", "limit", ""], &rows)
-    }
-
-    fn verdict(&self, verdict: Verdict) -> Cell {
-        match verdict {
-            _ if self.quick => "not judged".into(),
-            Verdict::Holds => Cell::new("holds", GOOD),
-            Verdict::Missed => Cell::new("MISSED", WRONG),
-        }
     }
 }
 
@@ -228,7 +172,7 @@ struct Effort {
     packets: packets::Effort,
     /// Rounds, and how long each is.
     live: (u32, Duration),
-    remedy: remedy::Effort,
+    traffic: traffic::Effort,
     scale: scale::Effort,
 }
 
@@ -236,43 +180,23 @@ impl Effort {
     const QUICK: Self = Self {
         packets: packets::Effort { runs: 5, repeats: 100_000 },
         live: (2, Duration::from_millis(200)),
-        remedy: remedy::Effort { pairs: 2, time: Duration::from_millis(300) },
+        traffic: traffic::Effort { rounds: 2, time: Duration::from_millis(300) },
         scale: scale::Effort { pairs: 2, packets: 20_000 },
     };
-    /// Many short pairs rather than few long ones: what disturbs a machine mostly lasts longer than these do, so that it
-    /// meets both halves of a pair.
+    /// Many short rounds rather than few long ones: what disturbs a machine mostly lasts longer than these do, so that it
+    /// meets all parts of a round.
     const FULL: Self = Self {
         packets: packets::Effort { runs: 31, repeats: 1_000_000 },
         live: (31, Duration::from_millis(400)),
-        remedy: remedy::Effort { pairs: 51, time: Duration::from_millis(600) },
+        traffic: traffic::Effort { rounds: 41, time: Duration::from_millis(600) },
         scale: scale::Effort { pairs: 15, packets: 200_000 },
     };
 }
 
-fn side(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
-    }
-}
-
-fn interval(summary: Summary, decimals: usize) -> String {
-    summary.interval.map_or_else(
-        || "too few pairs".to_owned(),
-        |(low, high)| format!("{low:.decimals$} to {high:.decimals$}"),
-    )
-}
-
-/// What the machine had to do before we came.
-fn busy() -> String {
-    let loads = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = loads.split_whitespace().next().unwrap_or("unknown");
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("Load average at the start: {load}, on {cpus} CPUs")
-}
-
 struct Scene {
     lab: Lab,
+    /// Its name and version.
+    engine: String,
     _docker: Docker,
 }
 
@@ -297,6 +221,7 @@ impl Scene {
                 .publish(&format!("{}:7", PORTS.echo))
                 .publish(&format!("{}:9", PORTS.sink)),
         )?;
-        Ok(Self { lab, _docker: docker })
+        let version = docker.cli(&["version", "--format", "{{.Server.Version}}"])?.stdout;
+        Ok(Self { lab, engine: format!("Docker {}", version.trim()), _docker: docker })
     }
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: who reaches whom without wsl-mirror, with it, with an exemption, and afterwards.
+//! `cargo xtask demo`: who reaches whom without wsl-mirror, with it, straight to the container, with an exemption, and
+//! afterwards.
 
 mod outcome;
 mod probe;
@@ -6,7 +7,7 @@ mod promise;
 
 use std::{net::Ipv4Addr, time::Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use outcome::Outcome;
 use probe::call_all;
@@ -41,20 +42,31 @@ impl Demo {
             wsl_mirror(&["load"])?;
             Ok(call_all(lab))
         })?;
+        let direct = step("path = \"direct\" in /etc/wsl-mirror.toml, and call everything", |_| {
+            configure(lab, "path = \"direct\"\n")?;
+            wsl_mirror(&["load"])?;
+            Ok(call_all(lab))
+        })?;
         let exempt = step("wsl-mirror exempt add 8080/tcp, and call everything", |_| {
             wsl_mirror(&["exempt", "add", "8080/tcp"])?;
             Ok(call_all(lab))
         })?;
         let status = Status::read(lab)?;
+        for target in PUBLISHED {
+            let (port, protocol) = (target.port(), target.protocol());
+            let flows = status.port(port, protocol, "direct_flows");
+            ensure!(flows > 0, "no flow to {port}/{protocol} went straight to the container");
+        }
         let unloaded = step("wsl-mirror unload, and call everything", |_| {
             wsl_mirror(&["unload"])?;
             Ok(call_all(lab))
         })?;
 
-        let outcomes = [without, with, exempt, unloaded];
+        let outcomes = [without, with, direct, exempt, unloaded];
         let broken = broken_promises(&outcomes);
         print(&format!(
-            "\nCalls to 127.0.0.1: without wsl-mirror, with it loaded, with a port exempt, and unloaded again.\n\n{}",
+            "\nCalls to 127.0.0.1: without wsl-mirror, with it loaded, straight to the container, with a port exempt, and \
+             unloaded again.\n\n{}",
             show(&outcomes)
         ))?;
         print(&account(&status))?;
@@ -77,9 +89,7 @@ impl Scene {
         // shown is the one in which it does not: an older Docker, or a loopback0 that came later.
         let lab = Lab::builder().wslinfo(false).build()?;
         // The machine's own configuration shines through the guest's /etc, and is not meant for this.
-        lab.guest()
-            .enter(|| std::fs::write("/etc/wsl-mirror.toml", ""))
-            .context("clearing the configuration")?;
+        configure(&lab, "")?;
         let docker = Docker::start(&lab, &DockerOptions::default())?;
         let mut container = Container::new("demo")
             .serve(Service::Http { port: 80 })
@@ -97,6 +107,10 @@ impl Scene {
         ];
         Ok(Self { lab, engine: format!("Docker {}", version.trim()), _docker: docker, _services: services })
     }
+}
+
+fn configure(lab: &Lab, text: &str) -> Result<()> {
+    lab.guest().enter(|| std::fs::write("/etc/wsl-mirror.toml", text)).context("writing the configuration")
 }
 
 /// What happened, by stage and call.
@@ -124,7 +138,7 @@ fn broken_promises(outcomes: &Outcomes) -> Vec<Broken> {
 }
 
 fn show(outcomes: &Outcomes) -> String {
-    let [without, with, exempt, unloaded] = Stage::ALL.map(Stage::heading);
+    let [without, with, direct, exempt, unloaded] = Stage::ALL.map(Stage::heading);
     let rows: Vec<_> = CALLS
         .iter()
         .enumerate()
@@ -138,10 +152,11 @@ fn show(outcomes: &Outcomes) -> String {
                 cell(1),
                 cell(2),
                 cell(3),
+                cell(4),
             ]
         })
         .collect();
-    table::styled(["caller", "port", "which is", without, with, exempt, unloaded], &rows)
+    table::styled(["caller", "port", "which is", without, with, direct, exempt, unloaded], &rows)
 }
 
 fn cell(outcome: &Outcome, promised: Promised) -> Cell {
@@ -154,27 +169,27 @@ fn cell(outcome: &Outcome, promised: Promised) -> Cell {
     if promised.is(outcome) { Cell::new(text, style) } else { Cell::new(format!("{text} (!)"), WRONG) }
 }
 
-/// What the container serves, and with that what is steered.
+/// What the container serves, and with that what is carried.
 const PUBLISHED: [Target; 3] = [Target::Web, Target::WebOnLoopback, Target::Udp];
 
 /// The product's own account, taken before it was unloaded.
 fn account(status: &Status) -> String {
     let ports = PUBLISHED.map(|target| {
         let (port, protocol) = (target.port(), target.protocol());
-        let [flows, packets] =
-            ["steered_flows", "steered_packets"].map(|counter| status.port(port, protocol, counter));
-        let plural = if flows == 1 { "" } else { "s" };
-        format!("{port}/{protocol} {flows} flow{plural}, {packets} packets")
+        let [steered, direct] =
+            ["steered_flows", "direct_flows"].map(|counter| status.port(port, protocol, counter));
+        format!("{port}/{protocol} {steered} steered, {direct} direct")
     });
-    format!("wsl-mirror status ({}), steered: {}", status.attachment(), ports.join(" · "))
+    format!("wsl-mirror status ({}), flows: {}", status.attachment(), ports.join(" · "))
 }
 
 fn closing(broken: &[Broken], engine: &str, started: Instant) -> String {
     if broken.is_empty() {
         let seconds = started.elapsed().as_secs_f32();
         return format!(
-            "\nAs promised: while wsl-mirror is loaded, what {engine} publishes answers on Windows' 127.0.0.1;\n\
-             an exempt port is left alone, everything else is as without it, and so is all after unload \
+            "\nAs promised: while wsl-mirror is loaded, what {engine} publishes answers on Windows' 127.0.0.1:\n\
+             loaded: by docker-proxy, the default; direct: by the container itself, past docker-proxy.\n\
+             An exempt port is left alone, everything else is as without it, and so is all after unload \
              ({seconds:.0} s).\n\
              Next: `cargo xtask test` proves it in detail; on WSL, `sudo wsl-mirror load`."
         );
@@ -273,7 +288,11 @@ mod tests {
     #[test]
     fn a_reason_is_given_only_where_it_can_be_true() {
         let reason = |caller, engine| {
-            let call = Call { caller, target: Target::WebOnLoopback, promised: [Promised::Answer; 4] };
+            let call = Call {
+                caller,
+                target: Target::WebOnLoopback,
+                promised: [Promised::Answer; Stage::ALL.len()],
+            };
             known_reason(call, Stage::With, &Outcome::Hung, engine)
         };
         assert!(reason(Caller::Linux, "Docker 28.5.1").is_some());

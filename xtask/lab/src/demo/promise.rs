@@ -7,18 +7,20 @@ use super::outcome::Outcome;
 pub(super) enum Stage {
     Without,
     With,
+    Direct,
     Exempt,
     Unloaded,
 }
 
 impl Stage {
-    pub(super) const ALL: [Self; 4] = [Self::Without, Self::With, Self::Exempt, Self::Unloaded];
+    pub(super) const ALL: [Self; 5] = [Self::Without, Self::With, Self::Direct, Self::Exempt, Self::Unloaded];
 
     pub(super) const fn heading(self) -> &'static str {
         match self {
             Self::Without => "without",
             Self::With => "loaded",
-            Self::Exempt => "8080/tcp exempt",
+            Self::Direct => "direct",
+            Self::Exempt => "8080 exempt",
             Self::Unloaded => "unloaded",
         }
     }
@@ -137,16 +139,16 @@ pub(super) const CALLS: [Call; 9] = {
     const fn call(caller: Caller, target: Target, promised: [Promised; Stage::ALL.len()]) -> Call {
         Call { caller, target, promised }
     }
-    //                                     without  with    exempt  unloaded
+    //                                     without  with    direct  exempt  unloaded
     [
-        call(Windows, Web,                 [Hang,   Answer, Hang,   Hang]),
-        call(Windows, WebOnLoopback,       [Hang,   Answer, Answer, Hang]),
-        call(Windows, Udp,                 [Hang,   Answer, Answer, Hang]),
-        call(Windows, LinuxService,        [Answer, Answer, Answer, Answer]),
-        call(Linux,   Web,                 [Answer, Answer, Answer, Answer]),
-        call(Linux,   WebOnLoopback,       [Answer, Answer, Answer, Answer]),
-        call(Linux,   Udp,                 [Answer, Answer, Answer, Answer]),
-        call(Linux,   LinuxService,        [Answer, Answer, Answer, Answer]),
-        call(Linux,   WindowsService,      [Answer, Answer, Answer, Answer]),
+        call(Windows, Web,                 [Hang,   Answer, Answer, Hang,   Hang]),
+        call(Windows, WebOnLoopback,       [Hang,   Answer, Answer, Answer, Hang]),
+        call(Windows, Udp,                 [Hang,   Answer, Answer, Answer, Hang]),
+        call(Windows, LinuxService,        [Answer, Answer, Answer, Answer, Answer]),
+        call(Linux,   Web,                 [Answer, Answer, Answer, Answer, Answer]),
+        call(Linux,   WebOnLoopback,       [Answer, Answer, Answer, Answer, Answer]),
+        call(Linux,   Udp,                 [Answer, Answer, Answer, Answer, Answer]),
+        call(Linux,   LinuxService,        [Answer, Answer, Answer, Answer, Answer]),
+        call(Linux,   WindowsService,      [Answer, Answer, Answer, Answer, Answer]),
     ]
 };
