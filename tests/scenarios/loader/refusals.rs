@@ -232,17 +232,17 @@ fn a_program_that_the_kernel_refuses_does_not_flood_the_terminal() {
     let lab = Lab::builder().build().unwrap();
     // A kfunc that a tc program may not call, under the name of one that it may.
     let swapped = |mut btf: Vec<u8>| {
-        rename(&mut btf, "bpf_skb_ct_lookup", "bpf_yyy_ct_lookup");
-        rename(&mut btf, "bpf_xdp_ct_lookup", "bpf_skb_ct_lookup");
+        rename(&mut btf, "bpf_skb_ct_alloc", "bpf_yyy_ct_alloc");
+        rename(&mut btf, "bpf_xdp_ct_alloc", "bpf_skb_ct_alloc");
         Some(btf)
     };
     with_btf(&lab, swapped, &[]);
-    let words = ["the kernel refused our program wsl_mirror: ", "call bpf_xdp_ct_lookup#", "--verifier-log"];
+    let words = ["the kernel refused our program wsl_mirror: ", "call bpf_xdp_ct_alloc#", "--verifier-log"];
     refused_unchanged(&lab, &["load"], 16, &words);
     let short = refused(&lab, &["load"], 16);
     assert!(short.lines().count() <= 23, "{short}");
     let long = refused(&lab, &["load", "--verifier-log"], 16);
-    assert!(long.lines().count() > 50 && long.contains("call bpf_xdp_ct_lookup#"), "{long}");
+    assert!(long.lines().count() > 50 && long.contains("call bpf_xdp_ct_alloc#"), "{long}");
 }
 
 #[test]
