@@ -233,9 +233,9 @@ extern "C" fn wsl_mirror_expire(
     destination: u32,
     kind: u64,
 ) -> u64 {
-    let (skb, packet) = (&Skb::of(context), &flow::unpack(flow, source));
     const STEERED: u64 = TupleKind::Steered as u64;
     const DIRECT: u64 = TupleKind::Direct as u64;
+    let (skb, packet) = (&Skb::of(context), &flow::unpack(flow, source));
     let target = End { address: (kind as u32).to_ne_bytes(), port: (kind >> 32) as u16 };
     let kind = match kind >> 48 {
         STEERED => TupleKind::Steered,

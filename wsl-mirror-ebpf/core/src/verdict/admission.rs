@@ -2,9 +2,10 @@
 
 use super::kernel::Kernel;
 use super::listener::Listener;
+use super::lookup::is_from_localhost;
 use super::request::Request;
 use crate::abi::{EngineWay, Path, Policy, Reason, Service, Target};
-use crate::packet::{LOCALHOST, Packet};
+use crate::packet::Packet;
 
 /// The way of a flow that begins.
 #[derive(Clone, Copy)]
@@ -119,8 +120,7 @@ fn approve<K: Kernel>(
             (Service::Holder, false) => Err(Reason::Unanswered),
         };
     }
-    let client = kernel.opaque(u64::from(u32::from_ne_bytes(packet.client))) as u32;
-    if client == u32::from_ne_bytes(LOCALHOST) && kernel.is_reachable(packet, target) {
+    if is_from_localhost(packet, kernel) && kernel.is_reachable(packet, target) {
         return Ok(Way::Direct);
     }
     match target.service() {

@@ -27,8 +27,7 @@ impl Carried {
     fn to<K: Kernel>(packet: &Packet, kernel: &mut K) -> Self {
         let packets = kernel.carried(packet);
         // Only 127.0.0.1 goes direct: of other clients the source alias would hide which one it was.
-        let client = kernel.opaque(u64::from(u32::from_ne_bytes(packet.client))) as u32;
-        let is_direct = packets.direct != 0 && client == u32::from_ne_bytes(LOCALHOST);
+        let is_direct = packets.direct != 0 && is_from_localhost(packet, kernel);
         let is_steered = packets.steered != 0;
         Self(kernel.opaque(u64::from(is_direct) | u64::from(is_steered) << 1))
     }
@@ -42,6 +41,13 @@ impl Carried {
     fn is_none<K: Kernel>(self, kernel: &K) -> bool {
         kernel.opaque(self.0) == 0
     }
+}
+
+/// Whether the client is on exactly 127.0.0.1. The kernel's verifier learns nothing of the client's address.
+#[inline(always)]
+pub(super) fn is_from_localhost<K: Kernel>(packet: &Packet, kernel: &K) -> bool {
+    let number = |address| u64::from(u32::from_ne_bytes(address));
+    kernel.opaque(number(packet.client)) == number(LOCALHOST)
 }
 
 /// Looks the entries up that may carry the packet: a direct flow's, a steered flow's, the packet's own.
