@@ -3,6 +3,7 @@
 use std::{
     io::Write as _,
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    thread,
     time::Duration,
 };
 
@@ -25,7 +26,11 @@ fn windows_gets_them(lab: &Lab, from: u16) -> [bool; 2] {
     let server = lab.windows().enter(|| UdpSocket::bind(loopback(9100))).or_panic();
     server.set_read_timeout(Some(HANG)).or_panic();
     let client = lab.guest().enter(|| UdpSocket::bind((ALIAS, from))).or_panic();
-    client.send_to(HELLO, loopback(9100)).or_panic();
+    // On a busy machine a new lab's first datagram may come before its links are up.
+    for _ in 0..3 {
+        client.send_to(HELLO, loopback(9100)).or_panic();
+        thread::sleep(Duration::from_millis(50));
+    }
     let datagram = server.recv_from(&mut [0; 16]).is_ok();
     let listener = lab.windows().enter(|| TcpListener::bind(loopback(9100))).or_panic();
     // Windows answers to the alias, and its answer goes nowhere: the SYN alone tells.
