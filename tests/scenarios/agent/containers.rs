@@ -289,7 +289,7 @@ fn no_port_is_answered_by_another_container_through_restarts() {
         seen.gone.lock().or_panic_poisoned().extend(ports_of(CONTAINERS).map(|published| published.port));
         for round in 0..restarts {
             match round % 5 {
-                // Addresses go to whoever starts first.
+                // The container that starts first gets the first address.
                 1 | 3 => {
                     if round % 10 < 5 {
                         docker.restart_daemon_without_proxy().or_panic();

@@ -158,7 +158,7 @@ fn meaning(kind: TupleKind, world: &World, packet: &Packet) -> Meaning {
     }
 }
 
-/// Whoever serves the port never accepts.
+/// The holder of the port never accepts.
 fn is_held(world: &World) -> bool {
     world.target().is_some_and(|target| target.service() == Service::Holder)
 }

@@ -47,7 +47,7 @@ pub enum PolicyCommand {
 pub enum Choice {
     /// Leave the ports alone
     Pass,
-    /// Steer their flows to whoever listens
+    /// Steer their flows to the listener
     Steer,
     /// Take their flows straight to the container; a port passes as long as its container is not known
     Direct,

@@ -32,7 +32,7 @@ fn a_missing_route_is_a_repair_of_its_own() {
 }
 
 #[test]
-fn a_used_source_alias_is_refused_by_load_and_given_up_by_an_agent() {
+fn load_refuses_a_used_source_alias_and_the_agent_gives_it_up() {
     for state in [fresh(), loaded()] {
         let state = with(source_alias::tests::used(), state);
         let error = plan(&state, &Config::default()).unwrap_err();
