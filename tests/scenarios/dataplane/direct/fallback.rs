@@ -105,6 +105,12 @@ fn a_containers_own_reset_is_passed_on_at_once() {
     let lab = &machine.lab;
     machine.write(Target { port: 81, ..machine.target(FIRST) });
     let client = windows(lab, PORT).from_port(40_000).limit(pace::limit(AT_ONCE)).reset_on_close();
+    if !lab.is_at_least((6, 2)).or_panic() {
+        // Egress looks the flow up there, and conntrack has deleted the entry: the border drops the reset.
+        assert_eq!(who(&client), Err(tcp::Failure::ConnectTimedOut));
+        assert_eq!(machine.read(Protocol::Tcp).unanswered_at, 0);
+        return;
+    }
     for round in 0..3 {
         assert_eq!(who(&client), Err(tcp::Failure::Refused), "round {round}");
     }
@@ -151,7 +157,9 @@ fn a_holder_under_a_raw_drop_is_tried_all_the_same() {
     let answer = who(&windows(lab, PORT).from_port(40_000).limit(pace::limit(HANG * 3)).reset_on_close());
     assert_eq!(answer, Err(tcp::Failure::ConnectTimedOut));
     assert_ne!(machine.read(Protocol::Tcp).unanswered_at, 0);
-    assert_eq!((machine.packets("direct_new"), machine.packets("pass_unanswered")), (2, 0));
+    // A slow machine waits for more than two.
+    assert!(machine.packets("direct_new") >= 2);
+    assert_eq!(machine.packets("pass_unanswered"), 0);
     nft(lab, "delete table ip user");
     let answer = who(&windows(lab, PORT).limit(pace::limit(AT_ONCE)).reset_on_close());
     assert!(answer.as_ref().is_ok_and(|who| Machine::is_from(FIRST, who)), "{answer:?}");
