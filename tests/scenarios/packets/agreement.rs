@@ -233,7 +233,7 @@ fn go_direct(world: &mut World, program: &mut Program) {
     program.set_path(Path::Direct).or_panic();
     world.model.path = Path::Direct;
     let direct = PortPolicy { config: Policy::Direct as u8, ..PortPolicy::default() };
-    // Nobody knows a container there.
+    // Its listener has no target.
     write_policy(world, program, PortKey::new(Protocol::Tcp, 8080), direct);
     // The path of a proxy is not the port's own policy.
     let proxy = PortPolicy { path: Path::Proxy as u8, ..direct };

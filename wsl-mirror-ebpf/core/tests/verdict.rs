@@ -110,7 +110,7 @@ fn looks_at(kind: TupleKind, world: &World, packet: &Packet) -> bool {
 /// What the entry of a tuple means to the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
-    /// Nothing, or nobody asks.
+    /// No entry, or no lookup.
     Nothing,
     /// The lookup failed.
     Failed,

@@ -48,7 +48,7 @@ fn a_holders_flow_whose_direct_entry_cannot_be_made_passes() {
     assert_eq!((machine.packets("failed_insert"), machine.packets("direct_new")), (1, 0));
 }
 
-/// A port of which direct flows are known looks first: what is there carries no flow, and goes.
+/// On a port with earlier direct flows the program looks first: an entry that carries no flow expires.
 #[test]
 fn a_stray_entry_in_a_direct_flows_place_is_replaced() {
     let machine = Machine::direct(Service::Proxy);

@@ -123,7 +123,7 @@ fn a_containers_own_reset_is_passed_on_at_once() {
     assert!(answer.as_ref().is_ok_and(|who| Machine::is_from(FIRST, who)), "{answer:?}");
 }
 
-/// Nobody accepts: the engine's own way is left, whatever it is worth.
+/// A holder never accepts: the engine's own way is left.
 #[test]
 fn a_holders_unanswered_flow_passes() {
     let machine = Machine::direct(Service::Holder);
