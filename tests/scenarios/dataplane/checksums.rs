@@ -23,7 +23,7 @@ use wsl_mirror_lab::{
     udp,
 };
 
-use crate::world::{accept, counted, udp_datagram};
+use crate::world::{accept, counted, there_and_back, udp_datagram};
 
 /// Three NOPs and the end of the list: nobody acts on them, and the transport header moves.
 const OPTIONS: [u8; 4] = [1, 1, 1, 0];
@@ -134,18 +134,6 @@ fn udp_server(lab: &Lab, options: &[u8], with_checksum: bool) -> UdpSocket {
     server
 }
 
-/// A datagram there and back.
-#[track_caller]
-fn there_and_back(client: &UdpSocket, server: &UdpSocket, payload: &[u8]) {
-    let mut buffer = vec![0; 65_536];
-    client.send_to(payload, loopback(PORT)).or_panic();
-    let (length, from) = server.recv_from(&mut buffer).or_panic();
-    assert!(&buffer[..length] == payload, "{length} bytes reached the server");
-    server.send_to(payload, from).or_panic();
-    let (length, _) = client.recv_from(&mut buffer).or_panic();
-    assert!(&buffer[..length] == payload, "{length} bytes reached the client");
-}
-
 #[track_caller]
 fn udp_client(lab: &Lab, at: SocketAddrV4, options: &[u8], with_checksum: bool) -> UdpSocket {
     let client = udp_socket(lab.windows(), at, options, with_checksum).or_panic();
@@ -160,11 +148,11 @@ fn packets_with_ipv4_options_keep_right_checksums() {
         let lab = &checked.lab;
         let server = udp_server(lab, &OPTIONS, true);
         let client = udp_client(lab, loopback(40_000), &OPTIONS, true);
-        there_and_back(&client, &server, HELLO);
+        there_and_back(&client, &server, PORT, HELLO, HELLO);
         let packets = checked.all_are(&[sum, Sum::Full], "UDP");
         assert!(packets.iter().flatten().all(|packet| packet[0] == 0x46), "24 bytes of header");
         // And in fragments, of which the later ones have none (NOPs are not copied).
-        there_and_back(&client, &server, &[3; 8192]);
+        there_and_back(&client, &server, PORT, &[3; 8192], &[3; 8192]);
         checked.all_are(&[sum, Sum::Full, Sum::Fragment], "UDP in fragments");
 
         let listener = lab.guest().enter(|| TcpListener::bind(loopback(PORT))).or_panic();
@@ -190,9 +178,9 @@ fn datagrams_without_a_checksum_stay_without_one() {
     let checked = Checked::new(By::Software);
     let server = udp_server(&checked.lab, &[], false);
     let client = udp_client(&checked.lab, loopback(40_000), &[], false);
-    there_and_back(&client, &server, HELLO);
+    there_and_back(&client, &server, PORT, HELLO, HELLO);
     checked.all_are(&[Sum::Absent], "without a checksum");
-    there_and_back(&client, &server, &[3; 8192]);
+    there_and_back(&client, &server, PORT, &[3; 8192], &[3; 8192]);
     checked.all_are(&[Sum::Absent, Sum::Fragment], "without a checksum, in fragments");
 }
 
@@ -222,7 +210,7 @@ fn a_checksum_that_becomes_zero_is_still_one() {
     };
     // 0 on the alias, and 0 where the flow begins and ends.
     for payload in [ends(LOCALHOST, DEFAULT_ALIAS), ends(LOCALHOST, LOCALHOST)].concat() {
-        there_and_back(&client, &server, &payload);
+        there_and_back(&client, &server, PORT, &payload, &payload);
         checked.all_are(&[Sum::Full], &format!("{payload:x?}"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -15,7 +15,7 @@ use wsl_mirror_lab::{
     Container, DockerOptions, Lab, LabBuilder, Service, SharedLab,
     checks::{HELLO, OrPanic as _, RaiseOnDrop, nft, ok, sh, wait_until, windows, windows_udp},
     checksums::{checksum, pseudo_header},
-    nat, pins,
+    loopback, nat, pins,
     process::{COMMAND_LIMIT, run},
     raw::{Frame, RawSocket, frame_from_windows},
     services::Pattern,
@@ -417,4 +417,16 @@ pub fn syn(from: u16, to: u16, sequence: u32) -> Vec<u8> {
     let sum = checksum(&segment, pseudo_header([127, 0, 0, 1], [127, 0, 0, 1], 6, 20));
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
     ipv4(6, 1, 0, [127, 0, 0, 1], &segment)
+}
+
+/// A datagram to this port, and an answer back.
+#[track_caller]
+pub fn there_and_back(client: &UdpSocket, server: &UdpSocket, port: u16, payload: &[u8], answer: &[u8]) {
+    let mut buffer = vec![0; 65_536];
+    client.send_to(payload, loopback(port)).or_panic();
+    let (length, from) = server.recv_from(&mut buffer).or_panic();
+    assert!(&buffer[..length] == payload, "{length} bytes reached the server");
+    server.send_to(answer, from).or_panic();
+    let (length, _) = client.recv_from(&mut buffer).or_panic();
+    assert!(&buffer[..length] == answer, "{length} bytes reached the client");
 }

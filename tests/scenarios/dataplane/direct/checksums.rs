@@ -19,7 +19,7 @@ use wsl_mirror_lab::{
 };
 
 use super::machine::{BRIDGE_ADDRESS, FIRST, IN_CONTAINER, Machine, PORT};
-use crate::world::{download, udp_datagram, upload};
+use crate::world::{download, there_and_back, udp_datagram, upload};
 
 /// The container's port for a server of the test's own.
 const OWN: u16 = 90;
@@ -103,18 +103,6 @@ impl Checked {
     }
 }
 
-/// A datagram there and back.
-#[track_caller]
-fn there_and_back(client: &UdpSocket, server: &UdpSocket, payload: &[u8], answer: &[u8]) {
-    let mut buffer = vec![0; 65_536];
-    client.send_to(payload, loopback(PORT)).or_panic();
-    let (length, from) = server.recv_from(&mut buffer).or_panic();
-    assert!(&buffer[..length] == payload, "{length} bytes reached the server");
-    server.send_to(answer, from).or_panic();
-    let (length, _) = client.recv_from(&mut buffer).or_panic();
-    assert!(&buffer[..length] == answer, "{length} bytes reached the client");
-}
-
 #[test]
 fn checksums_are_right_by_software_and_by_hardware() {
     for (by, sum) in [(By::Software, Sum::Full), (By::Hardware, Sum::PseudoHeader)] {
@@ -186,7 +174,7 @@ fn datagrams_without_a_checksum_stay_without_one() {
     let server = checked.udp_server(false);
     let client = udp_socket(checked.machine.lab.windows(), loopback(40_000), &[], false).or_panic();
     client.set_read_timeout(Some(udp::limit())).or_panic();
-    there_and_back(&client, &server, HELLO, HELLO);
+    there_and_back(&client, &server, PORT, HELLO, HELLO);
     checked.all_are(OWN, &[Sum::Absent], "without a checksum");
 }
 
@@ -218,7 +206,7 @@ fn a_checksum_that_becomes_zero_is_still_one() {
         ((BRIDGE_ADDRESS, 40_000), (container, OWN)),
     ];
     for (from, to) in names {
-        there_and_back(&client, &server, &with_checksum_zero(from, to), &with_checksum_zero(to, from));
+        there_and_back(&client, &server, PORT, &with_checksum_zero(from, to), &with_checksum_zero(to, from));
         checked.all_are(OWN, &[Sum::Full], &format!("{from:?} {to:?}"));
     }
 }
