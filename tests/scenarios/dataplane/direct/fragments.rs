@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
+use anyhow::Context as _;
 use wsl_mirror_core::abi::{Service, Target};
 use wsl_mirror_lab::{
     BRIDGE_MAC,
@@ -88,8 +89,11 @@ fn an_answers_fragments_arrive_in_any_order() {
     let (_, from) = server.recv_from(&mut [0; 64]).or_panic();
     let SocketAddr::V4(from) = from else { panic!("{from}") };
     let nic = RawSocket::sender(container, "eth0").or_panic();
-    let mac = container.run("cat", ["/sys/class/net/eth0/address"]).or_panic().stdout;
-    let mac: Vec<u8> = mac.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).or_panic()).collect();
+    // Machines of other kernels have no sysfs of the container's own.
+    let link = container.run("ip", ["-o", "link", "show", "dev", "eth0"]).or_panic().stdout;
+    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+    let mac = mac.context("no address of eth0").or_panic();
+    let mac: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).or_panic()).collect();
     let orders = [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 5, 1, 4, 3]];
     for (id, order) in (1..).zip(orders) {
         let payload = payload(8192, u8::try_from(id).or_panic());
