@@ -5,6 +5,7 @@
 //! - [`verdict`]: on ingress, from a packet and the kernel's answers about it to an [`abi::Reason`].
 //! - [`fragments`]: the same for fragments without ports.
 //! - [`egress`]: what leaves with the alias as its source.
+//! - [`client`]: Linux' own clients: from a connect to a [`client::Decision`].
 //! - [`kfuncs`]: the conntrack functions that the program calls, and how the loader finds the calls.
 //!
 //! Nothing in here touches the kernel: the program (`kernel.rs`) implements [`packet::Frame`], [`verdict::Kernel`] and
@@ -12,6 +13,7 @@
 #![no_std]
 
 pub mod abi;
+pub mod client;
 pub mod egress;
 pub mod fragments;
 pub mod kfuncs;

@@ -193,7 +193,7 @@ fn everywhere(mut test: impl FnMut(&World, &Packet, Reason, &Calls)) {
                         for reachable in [false, true] {
                             for [steered, direct] in CREATIONS {
                                 let world = World {
-                                    written: PortPolicy { cli, config, path, zero: 0 },
+                                    written: PortPolicy { cli, config, path, flags: 0 },
                                     path: global,
                                     default,
                                     reachable,
@@ -318,7 +318,7 @@ fn another_client_than_127_0_0_1_never_goes_direct() {
                 // Were it asked for, the entry of a direct flow would be there.
                 for entry in [Conntrack::Missing, unanswered(CONTAINER), Conntrack::Failed] {
                     let world = World {
-                        written: PortPolicy { cli, config, path, zero: 0 },
+                        written: PortPolicy { cli, config, path, flags: 0 },
                         entries: [Conntrack::Missing, Conntrack::Missing, entry],
                         ..free(listener)
                     };

@@ -1,8 +1,8 @@
 //! What user space may read from maps and write into them.
 
 use super::{
-    CarriedDatagram, DirectFlow, DirectFlowKey, FragmentKey, Owner, OwnerPolicy, PortKey, PortPackets,
-    PortPolicy, PortStats, Settings, Target, Verdicts,
+    CarriedDatagram, ClientCounts, DirectFlow, DirectFlowKey, FragmentKey, LocalAddresses, Owner,
+    OwnerPolicy, PortKey, PortPackets, PortPolicy, PortStats, Settings, Target, Translations, Verdicts,
 };
 
 // SAFETY: `repr(C)`, integers only, no padding, every bit pattern is a value.
@@ -31,3 +31,9 @@ unsafe impl aya::Pod for DirectFlowKey {}
 unsafe impl aya::Pod for PortPackets {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Target {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Translations {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ClientCounts {}
+// SAFETY: as above.
+unsafe impl aya::Pod for LocalAddresses {}

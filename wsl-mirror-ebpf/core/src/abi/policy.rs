@@ -91,11 +91,20 @@ pub struct PortPolicy {
     pub config: u8,
     /// A [`Path`] written by `wsl-mirror load` from the configuration file.
     pub path: u8,
-    /// Always 0.
-    pub zero: u8,
+    /// [`Self::NEVER_SENT`] or 0, written by `wsl-mirror load` from the configuration file.
+    pub flags: u8,
 }
 
 impl PortPolicy {
+    /// Of `flags`: Windows never sends the port's traffic to Linux (UDP alone; TCP connections stay on `lo` on any port).
+    pub const NEVER_SENT: u8 = 1;
+
+    /// Whether Windows never sends the port's traffic to Linux.
+    #[inline(always)]
+    pub const fn is_never_sent(self) -> bool {
+        self.flags & Self::NEVER_SENT != 0
+    }
+
     /// The policy in force: the command line's, else the file's.
     #[inline(always)]
     pub const fn effective(self) -> Policy {
@@ -134,7 +143,7 @@ mod tests {
     #[test]
     fn an_unknown_byte_counts_as_unset() {
         for byte in 4..=u8::MAX {
-            let policy = PortPolicy { cli: byte, config: 1, path: byte, zero: 0 };
+            let policy = PortPolicy { cli: byte, config: 1, path: byte, flags: 0 };
             assert_eq!((policy.effective(), policy.path()), (Policy::Pass, Path::Unset));
             assert_eq!(PortPolicy { config: byte, ..policy }.effective(), Policy::Unset);
         }

@@ -44,6 +44,13 @@ pub struct Settings {
     pub source_alias: [u8; 4],
     /// A [`Path`](super::Path): the global one.
     pub path: u32,
+    /// A [`LinuxClients`]: whether Linux' own clients are connected straight to containers.
+    pub linux_clients: u32,
+    /// The bit of `SO_MARK` by which policy route rules keep a client's connection on `lo`; 0: there are no such rules.
+    pub lo_mark: u32,
+    /// The cookie of the network namespace in which those rules are (`SO_NETNS_COOKIE`). Programs in other namespaces connect to
+    /// a 127.0.0.1 of their own.
+    pub netns_cookie: u64,
 }
 
 impl Settings {
@@ -73,6 +80,27 @@ impl Carrying {
     pub const fn from_number(number: u32) -> Self {
         match number {
             1 => Self::On,
+            _ => Self::Off,
+        }
+    }
+}
+
+/// Whether Linux' own clients of published ports are connected straight to the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum LinuxClients {
+    /// They are not.
+    Off = 0,
+    /// They are, wherever the container is known.
+    Translated = 1,
+}
+
+impl LinuxClients {
+    /// The choice that this number stands for. Unknown numbers mean [`LinuxClients::Off`].
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Translated,
             _ => Self::Off,
         }
     }

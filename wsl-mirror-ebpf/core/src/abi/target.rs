@@ -18,21 +18,19 @@ pub struct Target {
     pub port: u16,
     /// A [`Service`].
     pub service: u8,
-    /// An [`EngineWay`].
-    pub engine_way: u8,
+    /// [`Self::DROPPED`] and [`Self::CLOSED_TO_LINUX`], added up.
+    pub flags: u8,
 }
 
 impl Target {
     /// No container.
-    pub const NONE: Self = Self {
-        unanswered_at: 0,
-        address: [0; 4],
-        source: [0; 4],
-        ifindex: 0,
-        port: 0,
-        service: 0,
-        engine_way: 0,
-    };
+    pub const NONE: Self =
+        Self { unanswered_at: 0, address: [0; 4], source: [0; 4], ifindex: 0, port: 0, service: 0, flags: 0 };
+    /// Of `flags`: a rule of the raw table drops Windows' packets before the engine's DNAT.
+    pub const DROPPED: u8 = 1;
+    /// Of `flags`: a firewall rule of the user's closes the port to Linux' own clients, or would drop what a translated one
+    /// sends.
+    pub const CLOSED_TO_LINUX: u8 = 2;
     /// How long direct flows to a target are avoided after one was found unanswered, in ns.
     pub const AVOIDED_NS: u64 = 60_000_000_000;
 
@@ -48,10 +46,13 @@ impl Target {
     /// Whether the engine's own rules bring Windows' packets to the container.
     #[inline(always)]
     pub const fn engine_way(&self) -> EngineWay {
-        match self.engine_way {
-            1 => EngineWay::Dropped,
-            _ => EngineWay::Open,
-        }
+        if self.flags & Self::DROPPED != 0 { EngineWay::Dropped } else { EngineWay::Open }
+    }
+
+    /// Whether Linux' own clients may be connected to the container.
+    #[inline(always)]
+    pub const fn is_open_to_linux(&self) -> bool {
+        self.flags & Self::CLOSED_TO_LINUX == 0
     }
 
     /// Whether a direct flow was found unanswered within [`Target::AVOIDED_NS`] before `now`.
@@ -111,8 +112,20 @@ mod tests {
 
     #[test]
     fn an_unknown_number_means_the_cautious_choice() {
-        let target = Target { service: 7, engine_way: 7, ..Target::default() };
-        assert_eq!((target.service(), target.engine_way()), (Service::Holder, EngineWay::Open));
+        assert_eq!(Target { service: 7, ..Target::default() }.service(), Service::Holder);
+    }
+
+    #[test]
+    fn each_flag_has_its_own_meaning() {
+        for (flags, way, is_open) in [
+            (0, EngineWay::Open, true),
+            (Target::DROPPED, EngineWay::Dropped, true),
+            (Target::CLOSED_TO_LINUX, EngineWay::Open, false),
+            (Target::DROPPED | Target::CLOSED_TO_LINUX, EngineWay::Dropped, false),
+        ] {
+            let target = Target { flags, ..Target::default() };
+            assert_eq!((target.engine_way(), target.is_open_to_linux()), (way, is_open), "{flags}");
+        }
     }
 
     #[test]
