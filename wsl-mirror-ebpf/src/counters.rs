@@ -1,11 +1,11 @@
 //! Counters: packets by reason, and flows and packets by port.
 
 use aya_ebpf::bindings::BPF_ANY;
-use wsl_mirror_core::abi::{PortKey, PortPackets, PortStats, Reason, Verdict};
+use wsl_mirror_core::abi::{ClientOutcome, PortKey, PortPackets, PortStats, Reason, Verdict};
 use wsl_mirror_core::packet::Packet;
 
 use crate::instructions;
-use crate::maps::{PORT_PACKETS, PORT_STATS, VERDICTS};
+use crate::maps::{CLIENTS, PORT_PACKETS, PORT_STATS, VERDICTS};
 
 /// The packet's destination port.
 #[inline(always)]
@@ -26,6 +26,21 @@ pub fn count(reason: Reason) {
     // SAFETY: `Verdicts` has one u64 for each reason, in the order of the reasons (tested in abi/reason.rs).
     let counter = unsafe { verdicts.cast::<u64>().add(number as usize) };
     // SAFETY: as above, and each CPU has its own.
+    unsafe { *counter += 1 };
+}
+
+/// Counts what a Linux client got in `CLIENTS`.
+#[inline(always)]
+pub fn count_client(outcome: ClientOutcome) {
+    let Some(counts) = CLIENTS.get_ptr_mut(0) else { return };
+    // As above.
+    let number = instructions::forget(outcome as u64);
+    if number >= ClientOutcome::ALL.len() as u64 {
+        return;
+    }
+    // SAFETY: `ClientCounts` has one u64 for each outcome, in their order (tested in abi/client.rs).
+    let counter = unsafe { counts.cast::<u64>().add(number as usize) };
+    // SAFETY: as above, and each CPU has its own. A process that is preempted here may lose a count.
     unsafe { *counter += 1 };
 }
 

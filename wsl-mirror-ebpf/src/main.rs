@@ -6,6 +6,10 @@
 //! | tc egress of `loopback0` | `wsl_mirror_eg`, before Linux 6.2 `wsl_mirror_egl` | [`egress`] |
 //! | bind(2), after the port is chosen | `wsl_mirror_bd4`, `wsl_mirror_bd6` | [`bind`] |
 //! | getsockname(2) | `wsl_mirror_gs4`, `wsl_mirror_gs6` | [`getsockname`] |
+//! | connect(2) | `wsl_mirror_co4`, `wsl_mirror_co6` | [`connect`] |
+//! | getpeername(2) | `wsl_mirror_pn4`, `wsl_mirror_pn6` | [`peername`] |
+//! | sendmsg(2) of UDP | `wsl_mirror_sm4` | [`datagrams`] |
+//! | recvmsg(2) of UDP | `wsl_mirror_rm4`, `wsl_mirror_rm6` | [`datagrams`] |
 //!
 //! The programs are the edge: they read the packet, ask the kernel and act. [`wsl_mirror_core`] makes every decision.
 //!
@@ -21,8 +25,11 @@
 
 mod action;
 mod bind;
+mod clients;
+mod connect;
 mod conntrack;
 mod counters;
+mod datagrams;
 mod egress;
 mod events;
 mod flow;
@@ -31,11 +38,13 @@ mod ingress;
 mod instructions;
 mod kernel;
 mod maps;
+mod peername;
 mod rewrite;
 mod routes;
 mod skb;
 mod sockets;
 mod tags;
+mod translations;
 mod tuple;
 
 /// The kernel lets only GPL-compatible programs call conntrack's kfuncs.

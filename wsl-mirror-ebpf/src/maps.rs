@@ -3,8 +3,9 @@
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use wsl_mirror_core::abi::{
-    CarriedDatagram, DirectFlow, DirectFlowKey, FragmentKey, LAYOUT, Owner, OwnerPolicy, PORTS, PortKey,
-    PortPackets, PortPolicy, PortStats, Settings, Target, Verdicts,
+    CarriedDatagram, ClientCounts, DirectFlow, DirectFlowKey, FragmentKey, LAYOUT, LocalAddresses, Owner,
+    OwnerPolicy, PORTS, PortKey, PortPackets, PortPolicy, PortStats, Settings, Target, Translations,
+    Verdicts,
 };
 
 /// `BPF_F_NO_PREALLOC`: the kernel allocates each entry when it is made.
@@ -54,6 +55,18 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, CarriedDatagram, 4096> = LruHashMa
 /// The translations of direct TCP flows, for the day when conntrack has lost their entries.
 #[btf_map]
 pub static DIRECT_FLOWS: LruHashMap<DirectFlowKey, DirectFlow, 16_384> = LruHashMap::new();
+
+/// What Linux' own clients got, by outcome.
+#[btf_map]
+pub static CLIENTS: PerCpuArray<ClientCounts, 1> = PerCpuArray::new();
+
+/// The translations of clients' sockets.
+#[btf_map]
+pub static SOCKET_TRANSLATIONS: SkStorage<Translations> = SkStorage::new();
+
+/// This machine's LAN addresses whose clients are translated.
+#[btf_map]
+pub static LOCAL_ADDRESSES: Array<LocalAddresses, 1> = Array::new();
 
 /// The loader's settings, once a loader of this layout has written them.
 #[inline(always)]

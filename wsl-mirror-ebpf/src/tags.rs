@@ -107,6 +107,18 @@ pub fn read_target(socket: *mut bpf_sock, copy: &mut Target, unanswered_at: u64)
     true
 }
 
+/// What a client needs to know of the socket's target, in one number: the container's address in the lowest four bytes, its
+/// port in the next two, then the flags. 0: there is no target.
+#[inline(always)]
+pub fn read_container(socket: *mut bpf_sock) -> u64 {
+    let map = ptr::from_ref(&SOCKET_TARGET).cast_mut().cast();
+    // SAFETY: the socket is held.
+    let target: *const Target = unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), 0) }.cast();
+    // SAFETY: the element stays until the program ends.
+    let Some(&Target { address, port, flags, .. }) = (unsafe { target.as_ref() }) else { return 0 };
+    u64::from(u32::from_ne_bytes(address)) | u64::from(port) << 32 | u64::from(flags) << 48
+}
+
 /// The socket's tag. The kernel reads `first` only where it creates one.
 #[inline(always)]
 unsafe fn storage(socket: *mut c_void, first: *mut Owner, if_missing: IfMissing) -> *mut Owner {
