@@ -21,7 +21,7 @@ use crate::{
     loader::{
         attachments,
         btf::Btf,
-        clsact, object,
+        clsact, local_rules, object,
         pins::bpffs,
         relocate::{Targets, relocate},
         source_alias,
@@ -108,8 +108,8 @@ pub fn proc(data: &[u8]) {
     let _ = object::kfuncs_after(text);
 }
 
-/// `nft -n -j list ruleset`: whatever is understood of it can be asked for obstacles and
-/// publications.
+/// `nft -n -j list ruleset`: whatever is understood of it can be asked for obstacles, publications, what Linux' own
+/// clients may reach, leased ports and marks.
 pub fn nft(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(ruleset) = firewall::parse_nft(text) {
@@ -145,13 +145,21 @@ pub fn wsl_conf(data: &[u8]) {
 fn ask(ruleset: firewall::Ruleset) {
     let firewall = firewall::Firewall { ruleset, ..firewall::Firewall::default() };
     let _ = firewall.obstacles("loopback0", [127, 119, 0, 1]);
-    let publications = firewall.publications();
+    if let Some(ports) = firewall.leased_ports() {
+        assert!(!ports.is_empty() && *ports.start() != 0, "no range of a rule's: {ports:?}");
+    }
+    let _ = firewall.mark_bits();
+    let (publications, linux_access) = (firewall.publications(), firewall.linux_access());
+    let source = Ipv4Addr::new(172, 17, 0, 1);
     for protocol in Protocol::ALL {
         for port in [0, 53, 80, 8080, u16::MAX] {
             for address in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 168, 50, 10)] {
                 let _ = publications.target_of(protocol, address, port);
             }
             let _ = publications.is_dropped(protocol, port);
+            let container = (Ipv4Addr::new(172, 17, 0, 2), port);
+            let translated = firewall::Translated { container, source, bridge: "docker0" };
+            let _ = linux_access.to(protocol, port, &translated);
         }
     }
 }
@@ -172,7 +180,9 @@ pub fn netlink(data: &[u8]) {
         RouteNetlinkMessage::NewRule(rule) => {
             let rule = Rule::new(rule.clone());
             assert_eq!(rule, Rule::new(rule.message().clone()), "a rule is not equal to itself");
-            source_alias::look_at(&Routing { rules: vec![rule], ..Routing::default() });
+            let routing = Routing { rules: vec![rule], ..Routing::default() };
+            source_alias::look_at(&routing);
+            local_rules::look_at(&routing);
         }
         RouteNetlinkMessage::NewRoute(route) => {
             source_alias::look_at(&Routing { routes: vec![Route(route.clone())], ..Routing::default() });

@@ -9,6 +9,7 @@ pub mod firewall;
 pub mod interface;
 pub mod lock;
 pub mod netlink;
+pub mod netns;
 pub mod networking;
 pub mod routes;
 pub mod routing;

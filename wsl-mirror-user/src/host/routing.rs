@@ -15,6 +15,9 @@ use rtnetlink::{IpVersion, RouteMessageBuilder};
 use super::{interface, netlink};
 use crate::exit::{Exit, OrExit as _};
 
+/// The table of this machine's own addresses (`RT_TABLE_LOCAL`).
+pub const LOCAL_TABLE: u32 = 255;
+
 /// What the kernel routes IPv4 by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routing {
@@ -106,6 +109,40 @@ impl Rule {
         })
     }
 
+    /// The one address whose packets the rule delivers on this machine: a lookup of the table `local`.
+    pub fn delivers_to(&self) -> Option<Ipv4Addr> {
+        let is_local = self.0.header.action == RuleAction::ToTable
+            && self.0.header.flags.is_empty()
+            && self.table() == Some(LOCAL_TABLE)
+            && self.0.header.dst_len == 32;
+        self.find(|attribute| match attribute {
+            RuleAttribute::Destination(IpAddr::V4(address)) => Some(*address),
+            _ => None,
+        })
+        .filter(|_| is_local)
+    }
+
+    /// The mark of the packets that the rule is for, and the bits of it that count.
+    pub fn mark(&self) -> Option<(u32, u32)> {
+        let value = self.find(|attribute| match attribute {
+            RuleAttribute::FwMark(value) => Some(*value),
+            _ => None,
+        });
+        let mask = self.find(|attribute| match attribute {
+            RuleAttribute::FwMask(mask) => Some(*mask),
+            _ => None,
+        });
+        (value.is_some() || mask.is_some()).then(|| (value.unwrap_or(0), mask.unwrap_or(u32::MAX)))
+    }
+
+    /// The table in which the rule looks up.
+    fn table(&self) -> Option<u32> {
+        self.find(|attribute| match attribute {
+            RuleAttribute::Table(table) => Some(*table),
+            _ => None,
+        })
+    }
+
     fn find<T>(&self, pick: impl Fn(&RuleAttribute) -> Option<T>) -> Option<T> {
         self.0.attributes.iter().find_map(pick)
     }
@@ -124,8 +161,17 @@ impl fmt::Display for Rule {
                 RuleAttribute::Source(address) => write!(f, " from {address}")?,
                 RuleAttribute::Destination(address) => write!(f, " to {address}")?,
                 RuleAttribute::Iifname(name) => write!(f, " iif {name}")?,
+                RuleAttribute::IpProtocol(protocol) => {
+                    write!(f, " ipproto {}", format!("{protocol:?}").to_lowercase())?;
+                }
+                RuleAttribute::DestinationPortRange(ports) => {
+                    write!(f, " dport {}-{}", ports.start, ports.end)?;
+                }
                 _ => {}
             }
+        }
+        if let Some((value, mask)) = self.mark() {
+            write!(f, " fwmark {value:#x}/{mask:#x}")?;
         }
         let goto = self.find(|attribute| match attribute {
             RuleAttribute::Goto(target) => Some(*target),
@@ -134,7 +180,11 @@ impl fmt::Display for Rule {
         match (self.0.header.action, goto) {
             (RuleAction::Goto, Some(target)) => write!(f, " goto {target}"),
             (RuleAction::Blackhole, _) => f.write_str(" blackhole"),
-            (RuleAction::ToTable, _) => f.write_str(" lookup"),
+            (RuleAction::ToTable, _) => match self.table() {
+                Some(LOCAL_TABLE) => f.write_str(" lookup local"),
+                Some(table) => write!(f, " lookup {table}"),
+                None => f.write_str(" lookup"),
+            },
             (action, _) => write!(f, " action {}", u8::from(action)),
         }
     }

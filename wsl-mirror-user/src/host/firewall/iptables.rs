@@ -4,14 +4,32 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
+use super::marks;
 use super::ruleset::{
-    Base, Chain, Condition, Effect, Kind, PortChange, Rule, Ruleset, Sense, Translation, Verdict,
+    Base, Chain, Condition, Effect, Kind, Policy, PortChange, Rule, Ruleset, Sense, Translation, Verdict,
 };
 
 /// Matches that want nothing but what their options say. Any other may want something without a single option
 /// (`-m socket`).
-const PLAIN_MATCHES: [&str; 10] =
-    ["tcp", "udp", "udplite", "sctp", "dccp", "multiport", "comment", "mark", "connmark", "addrtype"];
+const PLAIN_MATCHES: [&str; 12] = [
+    "tcp",
+    "udp",
+    "udplite",
+    "sctp",
+    "dccp",
+    "multiport",
+    "comment",
+    "mark",
+    "connmark",
+    "addrtype",
+    "conntrack",
+    "state",
+];
+
+/// Matches for the program that sends a packet, and their options.
+const OF_SENDER: [&str; 2] = ["owner", "cgroup"];
+const OPTIONS_OF_SENDER: [&str; 6] =
+    ["--uid-owner", "--gid-owner", "--suppl-groups", "--socket-exists", "--path", "--cgroup"];
 
 /// Matches and targets that take conntrack into use (`nf_ct_netns_get`).
 const OF_CONNTRACK: [&str; 18] = [
@@ -43,6 +61,11 @@ pub fn needs_conntrack(name: &str) -> bool {
 /// Whether a target of this name sends a flow elsewhere.
 pub fn is_translation(name: &str) -> bool {
     ["DNAT", "NETMAP", "REDIRECT"].contains(&name)
+}
+
+/// Whether a target of this name ends a packet.
+pub fn is_drop(name: &str) -> bool {
+    ["DROP", "REJECT"].contains(&name)
 }
 
 /// Whether it was written by an iptables on top of nftables: its first line says so, in one way or another.
@@ -92,7 +115,9 @@ pub fn parse(text: &str, kind: &str) -> Result<Ruleset, String> {
 
 /// `NAME POLICY [packets:bytes]`
 fn read_chain(line: &str, table: &str, kind: &str) -> Chain {
-    let name = line.split(' ').next().unwrap_or_default().to_owned();
+    let mut words = line.split(' ');
+    let name = words.next().unwrap_or_default().to_owned();
+    let policy = if words.next() == Some("DROP") { Policy::Drop } else { Policy::Accept };
     // `include/uapi/linux/netfilter_ipv4.h`; of nat it does not matter here that each hook has another one.
     let priority = match table {
         "raw" => -300,
@@ -114,7 +139,7 @@ fn read_chain(line: &str, table: &str, kind: &str) -> Chain {
         table: format!("{kind} {table}"),
         name,
         sees_ipv4: true,
-        base: hook.map(|hook| Base { hook: hook.to_owned(), priority, kind: translation }),
+        base: hook.map(|hook| Base { hook: hook.to_owned(), priority, kind: translation, policy }),
         rules: Vec::new(),
     }
 }
@@ -148,6 +173,7 @@ fn read_rule(words: impl Iterator<Item = String>) -> Rule {
     let mut target = String::new();
     let mut has_destination = false;
     while let Some(word) = words.next() {
+        rule.mark_bits |= words.peek().map_or(0, |value| marks::of_iptables(&word, value));
         let mut value = || words.next_if(|next| next != "!").unwrap_or_default();
         match word.as_str() {
             "!" => {
@@ -157,8 +183,11 @@ fn read_rule(words: impl Iterator<Item = String>) -> Rule {
             "-m" | "--match" => {
                 let name = value();
                 rule.needs_conntrack |= needs_conntrack(&name);
-                let is_plain = PLAIN_MATCHES.contains(&name.as_str());
-                rule.conditions.extend((!is_plain).then_some(Condition::Unknown));
+                if OF_SENDER.contains(&name.as_str()) {
+                    rule.conditions.push(Condition::Sender);
+                } else if !PLAIN_MATCHES.contains(&name.as_str()) {
+                    rule.conditions.push(Condition::Unknown);
+                }
             }
             "-i" | "--in-interface" => {
                 rule.conditions.push(Condition::InInterface(vec![pattern(value())], sense));
@@ -189,6 +218,13 @@ fn read_rule(words: impl Iterator<Item = String>) -> Rule {
                     if is_local { Condition::LocalDestination(sense) } else { Condition::Unknown };
                 rule.conditions.push(condition);
             }
+            "--ctstate" | "--state" if target.is_empty() => {
+                let condition = is_for_new(&value()).map(|is_for_new| Condition::FlowState {
+                    is_for_new: is_for_new == (sense == Sense::Is),
+                });
+                rule.conditions.push(condition.unwrap_or(Condition::Unknown));
+            }
+            option if target.is_empty() && OPTIONS_OF_SENDER.contains(&option) => {}
             "--comment" => drop(value()),
             "-j" | "--jump" => {
                 target = value();
@@ -229,8 +265,9 @@ fn pattern(name: String) -> String {
 
 fn verdict(target: &str) -> Verdict {
     match target {
-        "ACCEPT" | "NFQUEUE" | "QUEUE" => Verdict::End,
-        "DROP" | "REJECT" => Verdict::Drop,
+        "ACCEPT" => Verdict::End,
+        "NFQUEUE" | "QUEUE" => Verdict::Queue,
+        name if is_drop(name) => Verdict::Drop,
         "RETURN" => Verdict::Return,
         // One that is no chain is jumped over.
         name => Verdict::Jump(name.to_owned()),
@@ -254,6 +291,16 @@ fn addresses(text: &str) -> Option<RangeInclusive<u32>> {
     let host_bits = u32::MAX.checked_shr(length).unwrap_or(0);
     let first = u32::from(address.parse::<Ipv4Addr>().ok()?) & !host_bits;
     Some(first..=first | host_bits)
+}
+
+/// Whether a packet that begins a flow has one of these states; none if the list alone does not tell.
+fn is_for_new(states: &str) -> Option<bool> {
+    let mut states = states.split(',');
+    if states.clone().any(|state| state == "NEW") {
+        return Some(true);
+    }
+    // SNAT and DNAT hold beside another state.
+    states.all(|state| ["ESTABLISHED", "RELATED", "INVALID", "UNTRACKED"].contains(&state)).then_some(false)
 }
 
 /// `PORT`, `FIRST:LAST`, or several of them with commas.
@@ -283,86 +330,4 @@ fn destination(text: &str) -> Option<Translation> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rule(line: &str) -> Rule {
-        read_rule(words(line).into_iter())
-    }
-
-    #[test]
-    fn quoted_texts_are_one_word() {
-        assert_eq!(words(r#"-m comment --comment "say \"hi\" to wsl" -j X"#)[3], "say \"hi\" to wsl");
-        assert_eq!(words(r#"--comment "" x"#), ["--comment", "", "x"]);
-        assert_eq!(words("a  b "), ["a", "b"]);
-        assert_eq!(words(r#""open"#), ["open"]);
-    }
-
-    #[test]
-    fn conditions_keep_their_sense() {
-        let read = rule("! -i lo -d 127.0.0.0/8 -p udp -m udp ! --dport 53:54 -j DROP");
-        let expected = [
-            Condition::InInterface(vec!["lo".into()], Sense::IsNot),
-            Condition::Destination(vec![0x7f00_0000..=0x7fff_ffff], Sense::Is),
-            Condition::Protocol(vec![17], Sense::Is),
-            Condition::DestinationPort(vec![53..=54], Sense::IsNot),
-        ];
-        assert_eq!((read.conditions.as_slice(), read.verdict), (expected.as_slice(), Verdict::Drop));
-        assert_eq!(rule("-o eth+").conditions, [Condition::OutInterface(vec!["eth*".into()], Sense::Is)]);
-        for unknown in ["-m socket", "-m conntrack --ctstate INVALID", "-m mark --mark 1", "--ports 80,443"] {
-            assert!(rule(unknown).conditions.contains(&Condition::Unknown), "{unknown}");
-        }
-        let said = "-m comment --comment \"x y\" -j REJECT --reject-with icmp-port-unreachable";
-        assert_eq!(rule(said).conditions, []);
-    }
-
-    #[test]
-    fn a_target_tells_what_becomes_of_the_entry() {
-        for (line, effect) in [
-            ("-i eth0 -j CT --notrack", Some(Effect::Untracks)),
-            ("-p tcp -m tcp --dport 80 -j NOTRACK", Some(Effect::Untracks)),
-            ("-j CT --zone 7", Some(Effect::Zones)),
-            ("-j CT --zone-orig 7", Some(Effect::Zones)),
-            ("-j CT --zone-reply mark", Some(Effect::Zones)),
-            ("-j CT --helper ftp", None),
-            ("-m conntrack --ctstate UNTRACKED -j ACCEPT", None),
-            ("-m comment --comment --notrack -j ACCEPT", None),
-        ] {
-            assert_eq!(rule(line).effect, effect, "{line}");
-        }
-    }
-
-    #[test]
-    fn a_rule_that_needs_conntrack_is_known_by_its_match_or_target() {
-        for line in ["-m state --state NEW", "-m conntrack --ctstate INVALID -j DROP", "-j MASQUERADE"] {
-            assert!(rule(line).needs_conntrack, "{line}");
-        }
-        for line in ["-p tcp -m tcp --dport 80 -j ACCEPT", "-m addrtype --dst-type LOCAL -j DOCKER"] {
-            assert!(!rule(line).needs_conntrack, "{line}");
-        }
-    }
-
-    #[test]
-    fn an_invalid_ruleset_is_an_error_with_its_line() {
-        assert_eq!(parse("", "x").unwrap(), Ruleset::default());
-        for (text, line) in [
-            ("-A INPUT", "line 1"),
-            (":INPUT ACCEPT [0:0]", "line 1"),
-            ("*raw\n-A INPUT -j DROP", "line 2"),
-            ("*raw\n:INPUT DROP\nhello", "line 3"),
-        ] {
-            assert!(parse(text, "x").unwrap_err().contains(line), "{text}");
-        }
-        let counted = parse("*raw\n:INPUT DROP [1:2]\n[1:2] -A INPUT -j ACCEPT\nCOMMIT\n", "x").unwrap();
-        assert_eq!(counted.chains[0].rules[0].verdict, Verdict::End);
-    }
-
-    #[test]
-    fn the_first_line_tells_the_kind() {
-        assert!(is_of_nft("# Generated by iptables-nft-save v1.8.9 (nf_tables) on Fri\n*raw"));
-        assert!(is_of_nft("# Generated by xtables-save v1.8.2 on Sat\n*raw"));
-        assert!(is_of_nft("# Warning\n# Generated by iptables-save v1.8.10 (nf_tables) on Sat\n"));
-        assert!(!is_of_nft("# Generated by iptables-save v1.8.9 on Fri\n*raw"));
-        assert!(!is_of_nft(""));
-    }
-}
+mod tests;

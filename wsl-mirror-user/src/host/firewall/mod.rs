@@ -1,15 +1,22 @@
 //! What the machine's packet filters say of carried flows. Read, never written.
 
 mod iptables;
+mod leased;
+mod linux_access;
+mod marks;
 mod nft;
 mod obstacles;
 mod packet;
+mod path;
 mod publications;
 mod ruleset;
+
+use std::ops::RangeInclusive;
 
 use super::tool::{self, Unread};
 
 pub use iptables::parse as parse_iptables;
+pub use linux_access::{Access, LinuxAccess, Translated};
 pub use nft::parse as parse_nft;
 pub use obstacles::Obstacle;
 pub use publications::Publications;
@@ -66,6 +73,22 @@ impl Firewall {
     /// The publications of container engines, and the drops of their own rules.
     pub fn publications(&self) -> Publications {
         Publications::of(&self.ruleset, INTERFACE)
+    }
+
+    /// The block of ports that Windows has leased to Linux' clients, as far as WSL's own chain tells.
+    pub fn leased_ports(&self) -> Option<RangeInclusive<u16>> {
+        leased::block(&self.ruleset)
+    }
+
+    /// The bits of marks that rules name.
+    pub fn mark_bits(&self) -> u32 {
+        let rules = self.ruleset.chains.iter().flat_map(|chain| &chain.rules);
+        rules.fold(0, |bits, rule| bits | rule.mark_bits)
+    }
+
+    /// The rules that may keep Linux' own clients from a port.
+    pub fn linux_access(&self) -> LinuxAccess {
+        LinuxAccess::of(self)
     }
 }
 

@@ -7,7 +7,7 @@ use std::ptr;
 
 use wsl_mirror_core::abi::Protocol;
 
-use super::packet::{Applies, Packet, all_apply};
+use super::packet::{Applies, Flow, Goes, Packet, all_apply};
 use super::ruleset::{Chain, Effect, Ruleset, Verdict};
 
 /// Conntrack's own priority (`NF_IP_PRI_CONNTRACK`). Of two hooks with one priority the kernel calls the newer one first.
@@ -91,6 +91,8 @@ fn carried(interface: &str, alias: [u8; 4], protocol: Protocol) -> [Packet<'_>; 
         destination: u32::from_be_bytes(alias),
         protocol: protocol as u8,
         port: None,
+        goes: Goes::Here,
+        flow: Flow::Any,
     };
     let reply = Packet {
         hook: "output",
@@ -142,9 +144,9 @@ impl<'a> Walk<'a> {
             self.found.extend(rule.effect.map(|effect| (effect, rule.text.as_str())));
             let is_certain = applies == Applies::Yes;
             match &rule.verdict {
-                Verdict::End | Verdict::Drop if is_certain => return Passage::Ended,
+                Verdict::End | Verdict::Drop | Verdict::Queue if is_certain => return Passage::Ended,
                 Verdict::Return if is_certain => return Passage::Back,
-                Verdict::Continue | Verdict::End | Verdict::Drop | Verdict::Return => {}
+                Verdict::Continue | Verdict::End | Verdict::Drop | Verdict::Queue | Verdict::Return => {}
                 Verdict::Jump(name) | Verdict::Goto(name) => {
                     let place = self.places.get(&(chain.table.as_str(), name.as_str()));
                     let Some(target) = place.and_then(|at| self.ruleset.chains.get(*at)) else { continue };
@@ -162,11 +164,16 @@ impl<'a> Walk<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ruleset::{Base, Condition, Kind, Rule, Sense};
+    use super::super::ruleset::{Base, Condition, Kind, Policy, Rule, Sense};
     use super::*;
 
     fn chain(name: &str, hook: Option<&str>, rules: Vec<Rule>) -> Chain {
-        let base = hook.map(|hook| Base { hook: hook.into(), priority: -300, kind: Kind::Filter });
+        let base = hook.map(|hook| Base {
+            hook: hook.into(),
+            priority: -300,
+            kind: Kind::Filter,
+            policy: Policy::Accept,
+        });
         Chain { table: "t".into(), name: name.into(), sees_ipv4: true, base, rules }
     }
 

@@ -2,7 +2,7 @@
 
 use super::ruleset::{Condition, Sense};
 
-/// A packet to an address of this machine.
+/// A packet that this machine sends, or that goes to an address of its own.
 #[derive(Clone, Copy)]
 pub struct Packet<'a> {
     pub hook: &'static str,
@@ -13,6 +13,25 @@ pub struct Packet<'a> {
     pub protocol: u8,
     /// Its destination port; none stands for any port.
     pub port: Option<u16>,
+    pub goes: Goes,
+    pub flow: Flow,
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goes {
+    /// To an address of this machine.
+    Here,
+    Elsewhere,
+}
+
+/// Which packet of its flow a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Any.
+    Any,
+    /// The first.
+    New,
 }
 
 /// Whether a rule, or a condition of it, is for a packet.
@@ -52,8 +71,9 @@ impl Condition {
                 Some(port) => (Some(ranges.iter().any(|range| range.contains(&port))), sense),
                 None => return Applies::Maybe,
             },
-            Self::LocalDestination(sense) => (Some(true), sense),
-            Self::Unknown => return Applies::Maybe,
+            Self::LocalDestination(sense) => (Some(packet.goes == Goes::Here), sense),
+            Self::FlowState { is_for_new } if packet.flow == Flow::New => (Some(*is_for_new), &Sense::Is),
+            Self::FlowState { .. } | Self::Sender | Self::Unknown => return Applies::Maybe,
         };
         match found {
             Some(found) if found == (*sense == Sense::Is) => Applies::Yes,

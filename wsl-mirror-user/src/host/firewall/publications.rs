@@ -1,15 +1,15 @@
 //! The publications of container engines (DNAT), and the engines' own drops before NAT.
 
-mod path;
-
 use std::net::Ipv4Addr;
 
 use wsl_mirror_core::abi::Protocol;
 
-use super::packet::{Applies, Packet, all_apply};
+use super::packet::{Applies, Flow, Goes, Packet, all_apply};
+use super::path::{DroppedBy, Path, Target};
 use super::ruleset::{Base, Condition, Kind, Rule, Ruleset, Sense, Verdict};
-use path::{DroppedBy, Path, Target};
 
+/// Packets from Windows meet DNAT on this hook.
+const HOOK: &str = "prerouting";
 /// The priority of DNAT (`NF_IP_PRI_NAT_DST`).
 const DNAT: i64 = -100;
 
@@ -24,16 +24,16 @@ pub struct Publications {
 impl Publications {
     /// Reads the rules that apply to packets of this interface.
     pub fn of(ruleset: &Ruleset, interface: &str) -> Self {
-        let is_nat = |base: &Base| base.kind == Kind::Nat;
-        let is_before = |base: &Base| base.kind != Kind::Nat && base.priority < DNAT;
+        let is_nat = |base: &Base| base.hook == HOOK && base.kind == Kind::Nat;
+        let is_before = |base: &Base| base.hook == HOOK && base.kind != Kind::Nat && base.priority < DNAT;
         Self {
             interface: interface.to_owned(),
-            nat: Path::compile(ruleset, is_nat, |rule| {
+            nat: Path::compile(ruleset, is_nat, |_, rule| {
                 // The destination is the listener's address, which is not known yet.
                 may_apply(rule, interface, |one| !matches!(one, Condition::Destination(..)))
                     && !is_remedy(rule)
             }),
-            before_nat: Path::compile(ruleset, is_before, |rule| may_apply(rule, interface, |_| true)),
+            before_nat: Path::compile(ruleset, is_before, |_, rule| may_apply(rule, interface, |_| true)),
         }
     }
 
@@ -65,13 +65,15 @@ impl Publications {
 /// A packet from Windows.
 fn packet(interface: &str, destination: Ipv4Addr, protocol: Protocol, port: Option<u16>) -> Packet<'_> {
     Packet {
-        hook: "prerouting",
+        hook: HOOK,
         in_interface: Some(interface),
         out_interface: None,
         source: u32::from(Ipv4Addr::LOCALHOST),
         destination: u32::from(destination),
         protocol: protocol as u8,
         port,
+        goes: Goes::Here,
+        flow: Flow::Any,
     }
 }
 

@@ -36,6 +36,18 @@ pub struct Base {
     pub priority: i64,
     /// Whether the chain translates.
     pub kind: Kind,
+    /// What happens to a packet at the chain's end.
+    pub policy: Policy,
+}
+
+/// The policy of a base chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// The packet goes on.
+    #[default]
+    Accept,
+    /// The packet is gone.
+    Drop,
 }
 
 /// The kind of a base chain.
@@ -60,6 +72,10 @@ pub struct Rule {
     pub verdict: Verdict,
     /// Whether it needs conntrack: while such a rule exists, the kernel has conntrack's hooks.
     pub needs_conntrack: bool,
+    /// The source ports that masquerading gives to flows, if the rule names some.
+    pub masquerade_ports: Option<RangeInclusive<u16>>,
+    /// The bits of marks that the rule names.
+    pub mark_bits: u32,
     /// Whether it holds a part of iptables that nft does not translate.
     pub has_xt: bool,
     /// The rule itself, or how one finds it.
@@ -95,7 +111,7 @@ pub enum PortChange {
     Shift { ports: RangeInclusive<u16>, base: u16 },
 }
 
-/// What a packet has to be like. Only what `obstacles` and `publications` need is told apart.
+/// What a packet has to be like. Only what the readers of rulesets need is told apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// Comes in on one of these interfaces; with `*` at the end, on any whose name begins like that.
@@ -112,6 +128,10 @@ pub enum Condition {
     DestinationPort(Vec<RangeInclusive<u16>>, Sense),
     /// Goes to an address of this machine.
     LocalDestination(Sense),
+    /// Has a state of conntrack's. A packet may begin a flow (`new`): that alone is told apart.
+    FlowState { is_for_new: bool },
+    /// Is sent by certain programs: by their user, group or cgroup.
+    Sender,
     /// Something else, that may be so or not.
     Unknown,
 }
@@ -135,6 +155,8 @@ pub enum Verdict {
     End,
     /// It is gone.
     Drop,
+    /// A program decides: the packet is gone, or through with this base chain.
+    Queue,
     /// It goes back to where it was jumped from.
     Return,
     /// It goes through that chain and, if nothing happens there, comes back.

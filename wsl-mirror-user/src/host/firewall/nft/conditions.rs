@@ -56,12 +56,20 @@ fn condition(found: &Value, table: &str, elements: &Elements<'_>) -> Option<Cond
             "iif" | "iifname" => names(&right).map(|names| Condition::InInterface(names, sense)),
             "oif" | "oifname" => names(&right).map(|names| Condition::OutInterface(names, sense)),
             "l4proto" => all(&right, protocol).map(|protocols| Condition::Protocol(protocols, sense)),
+            "skuid" | "skgid" | "cgroup" => Some(Condition::Sender),
             "nfproto" | "protocol" => {
                 let is_ipv4 = right.iter().any(|value| means_ipv4(value, key));
                 Some(if is_ipv4 == (sense == Sense::Is) { ALWAYS } else { NEVER })
             }
             _ => None,
         };
+    }
+    if left.get("socket").is_some_and(|socket| socket["key"] == "cgroupv2") {
+        return Some(Condition::Sender);
+    }
+    if left.get("ct").is_some_and(|ct| ct["key"] == "state") {
+        let is_for_new = all(&right, |value| is_for_new(value, 0))?.contains(&true);
+        return Some(Condition::FlowState { is_for_new: is_for_new == (sense == Sense::Is) });
     }
     if let Some(fib) = left.get("fib") {
         // `nft -n` prints `local` as RTN_LOCAL (2). Some versions print a single flag without a list.
@@ -129,6 +137,20 @@ fn means_ipv4(value: &Value, key: &str) -> bool {
             Some(0x0800 | 0x0008) => key == "protocol",
             _ => false,
         },
+    }
+}
+
+/// Whether `new` is among these states, which are bits with `-n` (`NF_CT_STATE_BIT`). Several are a list.
+fn is_for_new(value: &Value, depth: usize) -> Option<bool> {
+    if let Some(several) = value.as_array().or_else(|| value["|"].as_array()).filter(|_| depth < DEEPEST) {
+        let each: Option<Vec<bool>> = several.iter().map(|value| is_for_new(value, depth + 1)).collect();
+        return each.map(|each| each.contains(&true));
+    }
+    match value.as_str() {
+        Some("new") => Some(true),
+        Some("established" | "related" | "invalid" | "untracked") => Some(false),
+        Some(_) => None,
+        None => value.as_u64().map(|bits| bits & 8 != 0),
     }
 }
 

@@ -10,8 +10,10 @@ use std::net::Ipv6Addr;
 
 use serde_json::Value;
 
-use super::iptables;
-use super::ruleset::{Base, Chain, Condition, Effect, Kind, PortChange, Rule, Ruleset, Translation, Verdict};
+use super::ruleset::{
+    Base, Chain, Condition, Effect, Kind, Policy, PortChange, Rule, Ruleset, Translation, Verdict,
+};
+use super::{iptables, leased, marks};
 use conditions::{NEVER, conditions};
 use elements::{DEEPEST, Elements};
 
@@ -76,6 +78,7 @@ fn read_chain(chain: &Value) -> Chain {
         hook: hook.to_owned(),
         priority: chain["prio"].as_i64().unwrap_or_default(),
         kind: if chain["type"] == "nat" { Kind::Nat } else { Kind::Filter },
+        policy: if chain["policy"] == "drop" { Policy::Drop } else { Policy::Accept },
     });
     Chain {
         table: table(chain),
@@ -90,6 +93,8 @@ fn read_chain(chain: &Value) -> Chain {
 fn read_rule(rule: &Value, table: &str, elements: &Elements<'_>) -> Vec<Rule> {
     let mut read = Rule {
         text: format!("{table}: chain {} handle {}", text_of(rule, "chain"), rule["handle"]),
+        masquerade_ports: leased::masquerade_ports(rule),
+        mark_bits: marks::of_nft(rule),
         ..Rule::default()
     };
     let (mut effects, mut by_map) = (Vec::new(), Vec::new());
@@ -112,9 +117,12 @@ fn read_rule(rule: &Value, table: &str, elements: &Elements<'_>) -> Vec<Rule> {
         } else if let Some(xt) = statement.get("xt") {
             read.has_xt = true;
             read.conditions.push(Condition::Unknown);
-            if xt["type"] == "target" && xt["name"].as_str().is_some_and(iptables::is_translation) {
+            let target = xt["name"].as_str().filter(|_| xt["type"] == "target").unwrap_or_default();
+            if iptables::is_translation(target) {
                 read.translation = Some(Translation::Unclear);
                 read.verdict = Verdict::End;
+            } else if iptables::is_drop(target) {
+                read.verdict = Verdict::Drop;
             }
         } else if let Some(translation) = translation(statement) {
             // In a table for both families, another family's packets go on (`nft_nat_inet_eval`).
@@ -124,7 +132,7 @@ fn read_rule(rule: &Value, table: &str, elements: &Elements<'_>) -> Vec<Rule> {
         } else if let Some(verdict) = read_verdict(statement) {
             read.verdict = verdict;
         } else if statement.get("queue").is_some() {
-            read.verdict = Verdict::End;
+            read.verdict = Verdict::Queue;
         } else if !goes_on(statement) {
             read.conditions.push(Condition::Unknown);
         }
