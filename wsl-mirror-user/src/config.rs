@@ -22,7 +22,7 @@ use self::values::{Choice, OwnerRule, Port};
 use crate::exit::{Exit, Failure, OrExit as _};
 
 pub use self::problems::{Invalid, Problem};
-pub use self::values::{HookChoice, LogLevel};
+pub use self::values::{HookChoice, LogLevel, Switch};
 
 /// Where the configuration is unless `--config` says otherwise. It need not exist.
 pub const PATH: &str = "/etc/wsl-mirror.toml";
@@ -47,6 +47,10 @@ pub struct Config {
     pub default: Choice,
     /// Which way flows take to ports whose container is known, unless `ports` names the port.
     pub path: PathChoice,
+    /// Whether Linux' own clients of published ports are connected straight to the container.
+    pub linux_clients: Switch,
+    /// Whether an agent keeps connections of Linux to its own 127.0.0.1 on `lo`.
+    pub keep_on_lo: Switch,
     /// What ports get by who serves them, beside what is built in.
     #[serde(deserialize_with = "values::owner_rules")]
     pub owners: Vec<OwnerRule>,
@@ -70,6 +74,8 @@ impl Default for Config {
             mark: DEFAULT_MARK,
             default: Choice::Pass,
             path: PathChoice::Auto,
+            linux_clients: Switch::Auto,
+            keep_on_lo: Switch::Auto,
             owners: Vec::new(),
             exempt: Vec::new(),
             ports: Vec::new(),
@@ -123,7 +129,8 @@ impl Config {
         built_in.chain(written).map(|(owner, policy)| (owner, OwnerPolicy::new(policy))).collect()
     }
 
-    /// Everything that the file says about single ports. The command line's field is unset.
+    /// Everything that the file says about single ports, and which ports Windows never sends in any case. The command line's
+    /// field is unset.
     pub fn port_policies(&self) -> BTreeMap<PortKey, PortPolicy> {
         ports::policies(&self.exempt, &self.ports)
     }

@@ -1,10 +1,11 @@
 //! Ports as people write them, and what is written about them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use wsl_mirror_core::abi::{PortKey, Protocol};
+use wsl_mirror_core::abi::{PortKey, PortPolicy, Protocol};
 
 /// `PORT[-PORT][/tcp|/udp]`: ports of one protocol, or of both.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ impl PortSpec {
     pub fn keys(&self) -> impl Iterator<Item = PortKey> + '_ {
         Protocol::ALL
             .into_iter()
-            .filter(|protocol| self.protocol.is_none_or(|wanted| wanted == *protocol))
+            .filter(|protocol| self.includes(*protocol))
             .flat_map(|protocol| self.ports.clone().map(move |port| PortKey::new(protocol, port)))
     }
 
@@ -31,6 +32,11 @@ impl PortSpec {
         let first = *self.ports.start().max(other.ports.start());
         let last = *self.ports.end().min(other.ports.end());
         (first <= last).then_some(Self { ports: first..=last, protocol })
+    }
+
+    /// Whether it names ports of this protocol.
+    pub fn includes(&self, protocol: Protocol) -> bool {
+        self.protocol.is_none_or(|named| named == protocol)
     }
 
     /// One port of both protocols.
@@ -100,6 +106,13 @@ impl fmt::Display for PortSpec {
             None => Ok(()),
         }
     }
+}
+
+/// The entries that say something about policy or path, without their flags: `policy set` does not write those, and they
+/// part no neighbours.
+pub fn without_flags(entries: BTreeMap<PortKey, PortPolicy>) -> BTreeMap<PortKey, PortPolicy> {
+    let entries = entries.into_iter().map(|(key, written)| (key, PortPolicy { flags: 0, ..written }));
+    entries.filter(|(_, written)| *written != PortPolicy::default()).collect()
 }
 
 /// Consecutive ports of one protocol about which the same is written.
@@ -190,6 +203,17 @@ mod tests {
         assert_eq!(shared("1-65535/udp", "53").as_deref(), Some("53/udp"));
         assert_eq!(shared("53/udp", "53/tcp"), None);
         assert_eq!(shared("1-9", "10-11"), None);
+    }
+
+    #[test]
+    fn flags_are_no_policy_and_part_no_neighbours() {
+        let key = |port| PortKey::new(Protocol::Udp, port);
+        let never_sent = PortPolicy { flags: PortPolicy::NEVER_SENT, ..PortPolicy::default() };
+        let exempt = PortPolicy { cli: 1, ..PortPolicy::default() };
+        let both = PortPolicy { cli: 1, ..never_sent };
+        let entries = without_flags([(key(52), exempt), (key(53), both), (key(68), never_sent)].into());
+        let shown: Vec<_> = ranges(entries).iter().map(|range| range.spec().to_string()).collect();
+        assert_eq!(shown, ["52-53/udp"]);
     }
 
     #[test]

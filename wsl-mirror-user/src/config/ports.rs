@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, MapAccess, Visitor};
-use wsl_mirror_core::abi::{Path, Policy, PortKey, PortPolicy};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
+use wsl_mirror_core::abi::{Path, Policy, PortKey, PortPolicy, Protocol};
 
 use super::values::Port;
 use crate::policy::{PortSpec, SYNTAX};
@@ -59,7 +59,7 @@ impl From<PathChoice> for Path {
 pub struct PortRule {
     /// The ports that its key names.
     pub ports: PortSpec,
-    /// Policy and path.
+    /// Policy, path and what Windows does.
     pub choices: Choices,
 }
 
@@ -73,18 +73,27 @@ pub struct Choices {
     /// Which way their flows take.
     #[serde(default)]
     pub path: Option<PathChoice>,
+    /// Whether Windows never sends the ports' datagrams to Linux.
+    #[serde(default)]
+    pub windows_never_sends: bool,
 }
 
-/// A value that says something.
-struct Said(Choices);
+/// Reads the value of the entry about these ports.
+struct Entry<'a>(&'a PortSpec);
 
-impl<'de> Deserialize<'de> for Said {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+impl<'de> DeserializeSeed<'de> for Entry<'_> {
+    type Value = Choices;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Choices, D::Error> {
         match Choices::deserialize(deserializer)? {
-            Choices { policy: None, path: None } => {
-                Err(de::Error::custom("the entry needs `policy` or `path`, or both"))
+            Choices { policy: None, path: None, windows_never_sends: false } => {
+                Err(de::Error::custom("the entry needs `policy`, `path` or `windows_never_sends = true`"))
             }
-            choices => Ok(Self(choices)),
+            // TCP connections stay on `lo` on any port.
+            Choices { windows_never_sends: true, .. } if !self.0.includes(Protocol::Udp) => {
+                Err(de::Error::custom("`windows_never_sends` is for UDP, and the entry names TCP alone"))
+            }
+            choices => Ok(choices),
         }
     }
 }
@@ -112,7 +121,7 @@ pub fn port_rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Port
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<PortRule>, A::Error> {
             let mut rules = Vec::new();
             while let Some(Spec(ports)) = map.next_key()? {
-                let Said(choices) = map.next_value()?;
+                let choices = map.next_value_seed(Entry(&ports))?;
                 rules.push(PortRule { ports, choices });
             }
             Ok(rules)
@@ -121,9 +130,15 @@ pub fn port_rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Port
     deserializer.deserialize_map(PortsVisitor)
 }
 
-/// The file's fields of `PORT_POLICY`, by port. Contradictions were refused before.
+/// UDP ports whose datagrams Windows never sends to Linux, without any word in `.wslconfig`: DNS, and DHCP's client.
+const NEVER_SENT: [u16; 2] = [53, 68];
+
+/// The file's fields of `PORT_POLICY`, by port, and what is built in of them. Contradictions were refused before.
 pub fn policies(exempt: &[Port], rules: &[PortRule]) -> BTreeMap<PortKey, PortPolicy> {
     let mut policies: BTreeMap<PortKey, PortPolicy> = BTreeMap::new();
+    for port in NEVER_SENT {
+        policies.entry(PortKey::new(Protocol::Udp, port)).or_default().flags = PortPolicy::NEVER_SENT;
+    }
     for key in exempt.iter().flat_map(|Port(spec)| spec.keys()) {
         policies.entry(key).or_default().config = Policy::Pass as u8;
     }
@@ -136,7 +151,11 @@ pub fn policies(exempt: &[Port], rules: &[PortRule]) -> BTreeMap<PortKey, PortPo
             if let Some(path) = choices.path {
                 written.path = Path::from(path) as u8;
             }
+            if choices.windows_never_sends && key.protocol == Protocol::Udp as u8 {
+                written.flags = PortPolicy::NEVER_SENT;
+            }
         }
     }
+    policies.retain(|_, written| *written != PortPolicy::default());
     policies
 }

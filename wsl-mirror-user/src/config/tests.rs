@@ -15,11 +15,12 @@ fn an_empty_file_means_the_defaults() {
 fn every_key_is_understood() {
     let config = Config::parse(
         "interface = \"lo9\"\nalias = \"127.1.2.3\"\nsource_alias = \"192.0.0.9\"\nmark = 0x3000\ndefault = \"pass\"\n\
-         path = \"proxy\"\nexempt = [22, \"53/udp\", \"8000-8001/tcp\"]\n\
+         path = \"proxy\"\nlinux_clients = \"off\"\nkeep_on_lo = \"off\"\nexempt = [22, \"53/udp\", \"8000-8001/tcp\"]\n\
          hook = \"cls_bpf\"\nlog = \"debug\"\n\
          owners = [{ name = \"rootlessport\", uid = 1000, policy = \"steer\" }, \
          { name = \"mine\", uid = \"any\", policy = \"pass\" }, { name = \"other\", policy = \"steer\" }]\n\
-         [ports]\n8080 = { path = \"direct\" }\n\"53/tcp\" = { policy = \"steer\", path = \"auto\" }\n",
+         [ports]\n8080 = { path = \"direct\" }\n\"53/tcp\" = { policy = \"steer\", path = \"auto\" }\n\
+         5004 = { windows_never_sends = true }\n",
     )
     .unwrap();
     assert_eq!(config.interface, "lo9");
@@ -27,12 +28,11 @@ fn every_key_is_understood() {
     assert_eq!(Policy::from(config.default), Policy::Pass);
     assert_eq!(config.source_alias, Ipv4Addr::new(192, 0, 0, 9));
     assert_eq!(config.path, PathChoice::Proxy);
+    assert_eq!((config.linux_clients, config.keep_on_lo), (Switch::Off, Switch::Off));
     assert_eq!(config.hook, HookChoice::ClsBpf);
     assert_eq!(config.log, LogLevel::Debug);
     let policies = config.port_policies().into_iter();
-    let policies: Vec<_> = policies
-        .map(|(key, written)| (key.protocol, key.port, written.cli, written.effective(), written.path()))
-        .collect();
+    let policies: Vec<_> = policies.map(|(key, written)| (key.protocol, key.port, written)).collect();
     let owner = |name: &str, uid| Owner::new(name.as_bytes(), uid);
     let expected = [
         (owner("docker-proxy", 0), Policy::Steer),
@@ -43,7 +43,11 @@ fn every_key_is_understood() {
     let expected: BTreeMap<_, _> =
         expected.into_iter().map(|(owner, policy)| (owner, OwnerPolicy::new(policy))).collect();
     assert_eq!(config.owner_policies(), expected);
-    let written = |protocol, port, policy, path| (protocol, port, 0, policy, path);
+    let written = |protocol, port, policy: Policy, path: Path| {
+        (protocol, port, PortPolicy { cli: 0, config: policy as u8, path: path as u8, flags: 0 })
+    };
+    let never_sent =
+        |(protocol, port, written)| (protocol, port, PortPolicy { flags: PortPolicy::NEVER_SENT, ..written });
     let expected = [
         written(6, 22, Policy::Pass, Path::Unset),
         written(6, 53, Policy::Steer, Path::Auto),
@@ -51,7 +55,9 @@ fn every_key_is_understood() {
         written(6, 8001, Policy::Pass, Path::Unset),
         written(6, 8080, Policy::Unset, Path::Direct),
         written(17, 22, Policy::Pass, Path::Unset),
-        written(17, 53, Policy::Pass, Path::Unset),
+        never_sent(written(17, 53, Policy::Pass, Path::Unset)),
+        never_sent(written(17, 68, Policy::Unset, Path::Unset)),
+        never_sent(written(17, 5004, Policy::Unset, Path::Unset)),
         written(17, 8080, Policy::Unset, Path::Direct),
     ];
     assert_eq!(policies, expected);
@@ -142,6 +148,25 @@ fn a_source_alias_that_no_machine_may_have_is_an_error() {
 }
 
 #[test]
+fn clients_of_linux_are_switched_by_two_words() {
+    for key in ["linux_clients", "keep_on_lo"] {
+        let error = error(&format!("{key} = \"on\""));
+        let place = format!("line 1, column {}", key.len() + 4);
+        assert!(error.contains(&place) && error.contains("expected `auto` or `off`"), "{error}");
+    }
+    let config = Config::parse("linux_clients = \"off\"\nkeep_on_lo = \"auto\"").unwrap();
+    assert_eq!((config.linux_clients, config.keep_on_lo), (Switch::Off, Switch::Auto));
+}
+
+#[test]
+fn ports_that_windows_never_sends_are_built_in() {
+    let policies = Config::default().port_policies();
+    let ports: Vec<_> = policies.iter().map(|(key, written)| (key.protocol, key.port, *written)).collect();
+    let never_sent = PortPolicy { flags: PortPolicy::NEVER_SENT, ..PortPolicy::default() };
+    assert_eq!(ports, [(17, 53, never_sent), (17, 68, never_sent)]);
+}
+
+#[test]
 fn an_unknown_path_is_an_error_with_line_and_column() {
     let error = error("path = \"fast\"");
     assert!(error.contains("line 1, column 8") && error.contains("expected one of `auto`"), "{error}");
@@ -157,7 +182,10 @@ fn a_bad_entry_of_ports_is_an_error_with_line_and_column() {
             "line 1, column 34",
             "\"x\" is no port",
         ),
-        ("[ports]\n80 = {}", "line 2, column 6", "needs `policy` or `path`"),
+        ("[ports]\n80 = {}", "line 2, column 6", "needs `policy`, `path` or `windows_never_sends"),
+        ("[ports]\n80 = { windows_never_sends = false }", "line 2, column 6", "needs `policy`, `path` or"),
+        ("[ports]\n\"80/tcp\" = { windows_never_sends = true }", "line 2, column 12", "is for UDP"),
+        ("[ports]\n80 = { windows_never_sends = \"yes\" }", "line 2, column 30", "expected a boolean"),
         ("[ports]\n80 = \"pass\"", "line 2, column 6", "string"),
         ("[ports]\n80 = { policy = \"auto\" }", "line 2, column 17", "expected one of `pass`"),
         ("[ports]\n80 = { path = \"steer\" }", "line 2, column 15", "expected one of `auto`"),
@@ -207,7 +235,7 @@ fn the_examples_of_ports_are_valid() {
     let example = include_str!("../../../contrib/wsl-mirror.toml");
     let (_, ports) = example.split_once("\n[ports]\n").unwrap();
     let config = Config::parse(&format!("[ports]\n{}", ports.replace("# ", ""))).unwrap();
-    assert_eq!(config.ports.len(), 3);
+    assert_eq!(config.ports.len(), 4);
 }
 
 #[test]

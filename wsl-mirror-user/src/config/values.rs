@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
-use wsl_mirror_core::abi::{Owner, Policy};
+use wsl_mirror_core::abi::{LinuxClients, Owner, Policy};
 
 use crate::host::interface;
 use crate::policy::{PortSpec, SYNTAX};
@@ -33,6 +33,25 @@ impl From<Choice> for Policy {
         match default {
             Choice::Steer => Self::Steer,
             Choice::Pass => Self::Pass,
+        }
+    }
+}
+
+/// `linux_clients` and `keep_on_lo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// Wherever it can be done.
+    Auto,
+    /// Nowhere.
+    Off,
+}
+
+impl From<Switch> for LinuxClients {
+    fn from(linux_clients: Switch) -> Self {
+        match linux_clients {
+            Switch::Auto => Self::Translated,
+            Switch::Off => Self::Off,
         }
     }
 }
