@@ -1,7 +1,7 @@
 //! Carries out a plan, and undoes what it did when a step fails.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
@@ -9,15 +9,17 @@ use anyhow::{Context as _, Result};
 use aya::programs::links::FdLink;
 use wsl_mirror_core::abi::{Owner, OwnerPolicy, Settings};
 
-use super::attachments::{CgroupAttachment, InterfaceAttachment};
-use super::listeners::{Listeners, Look, Maps, Surroundings};
+use super::attachments::{CgroupAttachment, InterfaceAttachment, UdpAttachment};
+use super::listeners::{Listeners, Maps, Surroundings};
+use super::look::Look;
 use super::object::Fitted;
 use super::pins::{self, bpffs};
 use super::programs::{self, Programs};
 use super::source_alias::Change;
 use super::step::{OwnerChange, PolicyChange, Step};
+use super::udp_hooks::UdpHooks;
 use super::{cgroup, clsact, maps, tcx};
-use crate::exit::{Exit, OrExit as _};
+use crate::config::Switch;
 use crate::host::firewall::Firewall;
 use crate::host::interface;
 use crate::notes::Notes;
@@ -98,7 +100,10 @@ impl Work<'_> {
                 self.programs = Some(Programs::pinned()?);
                 Ok(())
             }
-            Step::ChangeRouting(change) => self.change_routing(change),
+            Step::ChangeRouting(change) | Step::ChangeLocalRules(change) => self.change_routing(change),
+            Step::ClearLoMark(settings) => {
+                self.write_settings(Some(*settings), Settings { lo_mark: 0, ..*settings })
+            }
             Step::WritePolicies(changes) => self.write_policies(changes),
             Step::WriteOwners(changes) => self.write_owners(changes),
             Step::WriteSettings { old, new } => self.write_settings(*old, *new),
@@ -115,7 +120,8 @@ impl Work<'_> {
                 Ok(())
             }
             Step::AttachToCgroup(on) => self.attach_to_cgroup(*on),
-            Step::TagSockets(owners) => self.tag_sockets(owners),
+            Step::PinUdpProgram(udp) => self.pin_udp_program(*udp),
+            Step::TagSockets { owners, linux_clients } => self.tag_sockets(owners, *linux_clients),
             Step::AttachLink(on) => self.attach_link(*on),
             Step::ReplaceInLink { on, old } => self.replace_in_link(*on, *old),
             Step::AddClsact => self.add_clsact(),
@@ -151,20 +157,42 @@ impl Work<'_> {
     fn attach_to_cgroup(&mut self, on: CgroupAttachment) -> Result<()> {
         let Self { target, programs, .. } = self;
         let programs = programs.as_mut().context("the plan does not load the program first")?;
-        let link = cgroup::attach(programs.loaded()?, on, target.cgroup.as_fd())?;
-        let id = link.info().or_exit(Exit::Kernel, || "cannot ask about a link".into())?.id();
-        // For a moment the old program and the new one both run, and write the same.
-        self.pin_link(link, on.link_pin, move || cgroup::wait_until_gone(&HashSet::from([id])))
+        let change = cgroup::attach(programs.loaded()?, on, target.cgroup.as_fd())?;
+        self.undo_on_failure(change);
+        Ok(())
     }
 
-    fn tag_sockets(&mut self, owners: &BTreeMap<Owner, OwnerPolicy>) -> Result<()> {
-        let programs = self.programs()?;
+    fn undo_on_failure(&mut self, change: cgroup::Change) {
+        self.on_failure(format!("take {} back", change.on().program), move || change.undo());
+    }
+
+    fn pin_udp_program(&mut self, udp: UdpAttachment) -> Result<()> {
+        let name = udp.program_pin;
+        let old = pins::replace_program(self.programs()?.of_udp(udp)?, udp)?;
+        self.on_failure(format!("take {name} back"), move || match old {
+            Some(mut old) => pins::replace_program(&mut old, udp).map(drop),
+            None => pins::remove(name),
+        });
+        Ok(())
+    }
+
+    fn tag_sockets(&mut self, owners: &BTreeMap<Owner, OwnerPolicy>, linux_clients: Switch) -> Result<()> {
+        let Self { target, programs, notes, interface, .. } = self;
+        let programs = programs.as_mut().context("the plan does not load the program first")?;
         let mut maps =
             Maps { owners: programs.map(&maps::SOCKET_OWNER)?, targets: programs.map(&maps::SOCKET_TARGET)? };
-        let publications = self.target.firewall.publications();
-        let surroundings = Surroundings { owners, publications: &publications, interface: self.interface };
+        let firewall = &target.firewall;
+        let (publications, linux_access) = (firewall.publications(), firewall.linux_access());
+        let surroundings =
+            Surroundings { owners, publications: &publications, linux_access: &linux_access, interface };
+        let cgroup = || Ok(target.cgroup.try_clone()?);
+        let mut udp_hooks = UdpHooks::loaded(programs.loaded()?, &cgroup, linux_clients);
         // Tags and targets end with their sockets or with the map: nothing has to be undone.
-        self.notes.extend(Listeners::default().look(Look::Everything, &mut maps, &surroundings));
+        let looked = Listeners::default().look(Look::Everything, &mut maps, &mut udp_hooks, &surroundings);
+        notes.extend(looked);
+        for change in udp_hooks.into_changes() {
+            self.undo_on_failure(change);
+        }
         Ok(())
     }
 

@@ -5,14 +5,16 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use anyhow::Result;
-use wsl_mirror_core::abi::{Owner, OwnerPolicy, Target};
+use wsl_mirror_core::abi::{Owner, OwnerPolicy, Protocol, Target};
 
+use super::look::Look;
 use super::maps::{SocketOwners, SocketTargets};
 use super::noted::Noted;
 use super::targets::{self, Change, Role};
+use super::udp_hooks::{UdpHooks, UdpTargets};
 use crate::errors::Errors;
 use crate::host::docker_proxy;
-use crate::host::firewall::Publications;
+use crate::host::firewall::{LinuxAccess, Publications};
 use crate::host::routes::Ways;
 use crate::host::sockets::{self, Among, Holder, Served};
 
@@ -30,18 +32,10 @@ pub struct Surroundings<'a> {
     pub owners: &'a BTreeMap<Owner, OwnerPolicy>,
     /// What engines publish by rules.
     pub publications: &'a Publications,
+    /// What rules let Linux' own clients reach.
+    pub linux_access: &'a LinuxAccess,
     /// The interface whose packets are steered.
     pub interface: &'a str,
-}
-
-/// Which listeners are looked at closely. Finding a listener's holder reads processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// Those without a tag, and every target.
-    Everything,
-    /// Those that were noted, among the processes of engines: hooks have tagged them. Of the others only the targets whose
-    /// containers, ways or rules have changed.
-    Noted,
 }
 
 /// What is known of listeners between two looks.
@@ -61,6 +55,12 @@ struct Known {
     target: Option<Target>,
 }
 
+impl Known {
+    fn is_target_of_udp(&self) -> bool {
+        self.socket.protocol == Protocol::Udp && self.target.is_some()
+    }
+}
+
 impl Listeners {
     /// Notes sockets that were bound or handed on, by their cookies.
     pub fn note(&mut self, cookies: &[u64], now: Instant) {
@@ -75,8 +75,16 @@ impl Listeners {
     /// Tags listeners that carry no tag yet, and gives each the target that it should have. The programs on the cgroup are
     /// attached by now: they tag sockets that are bound meanwhile, and those tags stay.
     ///
+    /// UDP's hooks are attached before a listener of UDP gets a target. A look at everything detaches them where none has one.
+    ///
     /// Gives notes on listeners that failed: they stay without owner or target, and the next look tries them again.
-    pub fn look(&mut self, look: Look, maps: &mut Maps, surroundings: &Surroundings<'_>) -> Vec<String> {
+    pub fn look(
+        &mut self,
+        look: Look,
+        maps: &mut Maps,
+        udp_hooks: &mut UdpHooks<'_>,
+        surroundings: &Surroundings<'_>,
+    ) -> Vec<String> {
         let now = Instant::now();
         let (served, mut untagged) = sockets::served();
         let served: BTreeMap<u64, Served> =
@@ -91,7 +99,7 @@ impl Listeners {
             })
             .map(|socket| (socket.inode, *socket))
             .collect();
-        let mut work = Work { maps, surroundings, ways: None };
+        let mut work = Work { maps, udp_hooks, surroundings, ways: None, look };
         let mut untargeted = Errors::default();
         self.known.retain(|_, known| {
             if sought.contains_key(&known.socket.inode) {
@@ -123,6 +131,15 @@ impl Listeners {
             }
         }
         self.noted.age(now, &served);
+        if look == Look::Everything {
+            let is_found = self.known.values().any(Known::is_target_of_udp);
+            let targets = match untagged.len() + untargeted.len() {
+                _ if is_found => UdpTargets::Some,
+                0 => UdpTargets::None,
+                _ => UdpTargets::Unknown,
+            };
+            untargeted.keep(udp_hooks.settle(targets));
+        }
         let untagged = untagged.first().map(|first| {
             format!("of some sockets it is not known who serves them, until they are bound again: {first}")
         });
@@ -168,14 +185,16 @@ enum Settled {
     Lost,
 }
 
-struct Work<'a> {
+struct Work<'a, 'b> {
     maps: &'a mut Maps,
+    udp_hooks: &'a mut UdpHooks<'b>,
+    look: Look,
     surroundings: &'a Surroundings<'a>,
     /// Opened for the first target.
     ways: Option<Ways>,
 }
 
-impl Work<'_> {
+impl Work<'_, '_> {
     /// Finds a listener's server, and tags the listener by it.
     fn find_server(
         &mut self,
@@ -223,7 +242,12 @@ impl Work<'_> {
         let there = self.maps.targets.get(file)?;
         match targets::change(there, target) {
             Change::None => {}
-            Change::Write(target) => self.maps.targets.set(file, Some(target))?,
+            Change::Write(target) => {
+                if known.socket.protocol == Protocol::Udp {
+                    self.udp_hooks.attach(self.look)?;
+                }
+                self.maps.targets.set(file, Some(target))?;
+            }
             Change::Remove => self.maps.targets.set(file, None)?,
         }
         known.target = target;
@@ -232,7 +256,7 @@ impl Work<'_> {
 
     /// The target that a listener should have.
     fn target(&mut self, known: &Known) -> Result<Option<Target>> {
-        let Surroundings { publications, interface, .. } = *self.surroundings;
+        let Surroundings { publications, linux_access, interface, .. } = *self.surroundings;
         let Known { socket, role, .. } = known;
         let Some(container) = role.container(socket, publications) else { return Ok(None) };
         let ways = match &mut self.ways {
@@ -240,6 +264,8 @@ impl Work<'_> {
             none => none.insert(Ways::begin(interface)?),
         };
         let engine_way = targets::engine_way(publications, socket.protocol, socket.port);
-        Ok(ways.to(container.0)?.map(|way| targets::target(role, container, way, engine_way)))
+        let Some(way) = ways.to(container.0)? else { return Ok(None) };
+        let access = targets::access(linux_access, socket, container, way);
+        Ok(Some(targets::target(role, container, way, engine_way, access)))
     }
 }

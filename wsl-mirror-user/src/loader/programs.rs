@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData};
-use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, loaded_programs};
+use aya::programs::{CgroupSockAddr, ProgramError, ProgramInfo, SchedClassifier, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
 
-use super::attachments::{self, Direction, InterfaceAttachment};
+use super::attachments::{self, Direction, InterfaceAttachment, UdpAttachment};
 use super::maps::{Access, Definition};
 use super::object::Fitted;
 use super::{cgroup, pins};
@@ -54,7 +54,7 @@ impl Programs {
             accept(name, log, classifier(&mut ebpf, name)?.load())?;
             forms.insert(on.direction, name);
         }
-        for on in attachments::on_cgroup() {
+        for on in attachments::on_cgroup().chain(attachments::of_udp().map(|udp| udp.on)) {
             accept(on.program, log, cgroup::load(&mut ebpf, on))?;
         }
         Ok(Self::Loaded { ebpf, forms })
@@ -83,6 +83,12 @@ impl Programs {
                 programs.get_mut(&on.direction).with_context(|| format!("{} is not pinned", on.program_pin))
             }
         }
+    }
+
+    /// The new program for a hook of UDP.
+    pub fn of_udp(&mut self, udp: UdpAttachment) -> Result<&mut CgroupSockAddr> {
+        let program = self.loaded()?.program_mut(udp.on.program);
+        Ok(program.context("the eBPF object lacks a hook of ours")?.try_into()?)
     }
 
     /// The object's new programs and maps.

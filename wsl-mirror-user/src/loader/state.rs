@@ -10,12 +10,13 @@ use wsl_mirror_core::abi::{Hook, Owner, OwnerPolicy, PortKey, PortPolicy, Settin
 use super::attachments::{self, CgroupAttachment, Direction};
 use super::clsact::{self, Clsact};
 use super::instances::{self, Instance};
+use super::local_rules::{Conditions, Filters, Follower, LocalRules};
 use super::pins::{self, Pins, bpffs};
 use super::source_alias::SourceAlias;
 use super::{cgroup, maps, tcx};
 use crate::config::{Config, HookChoice};
 use crate::host::firewall::{self, Firewall, Obstacle};
-use crate::host::interface;
+use crate::host::{interface, netns, routing};
 
 /// The state that a plan begins with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +45,10 @@ pub struct State {
     pub steered_is_alive: bool,
     /// The route and the policy route rules of the source alias.
     pub source_alias: SourceAlias,
+    /// The policy route rules that keep connections within Linux on `lo`.
+    pub local_rules: LocalRules,
+    /// The cookie of the network namespace.
+    pub netns_cookie: u64,
     /// The packet filters. Large: an agent reads them once and shares them.
     pub firewall: Arc<Firewall>,
 }
@@ -69,19 +74,28 @@ pub struct Interface {
 }
 
 /// Reads everything that a plan by this configuration depends on; its interface has to be there.
-pub fn read(config: &Config) -> Result<State> {
+pub fn read(config: &Config, follower: Follower) -> Result<State> {
     let index = interface::require_index(&config.interface)?;
-    read_at(config, index, firewall::read().into())
+    let firewall = firewall::read();
+    let filters = Filters::from(&firewall);
+    read_at(config, index, firewall.into(), filters, follower)
 }
 
-/// The same whether the interface is there or not, with packet filters that were read before.
-pub fn read_with(config: &Config, firewall: Arc<Firewall>) -> Result<State> {
+/// The same for an agent, whether the interface is there or not, with packet filters that were read before. `filters` are
+/// of the newest reading.
+pub fn read_with(config: &Config, firewall: Arc<Firewall>, filters: Filters) -> Result<State> {
     let index = interface::find(&config.interface)?.unwrap_or(0);
-    read_at(config, index, firewall)
+    read_at(config, index, firewall, filters, Follower::Agent)
 }
 
 /// `index` is 0 if there is no such interface.
-fn read_at(config: &Config, index: u32, firewall: Arc<Firewall>) -> Result<State> {
+fn read_at(
+    config: &Config,
+    index: u32,
+    firewall: Arc<Firewall>,
+    filters: Filters,
+    follower: Follower,
+) -> Result<State> {
     let name = config.interface.as_str();
     let pins = Pins::read()?;
     pins.require_our_layout()?;
@@ -93,11 +107,22 @@ fn read_at(config: &Config, index: u32, firewall: Arc<Firewall>) -> Result<State
         None => false,
     };
     let others = others(&our_programs(&pins)?)?;
+    let routing = routing::read()?;
+    let conditions = Conditions {
+        switch: config.keep_on_lo,
+        carried_mark: config.mark,
+        interface: name,
+        ifindex: index,
+        filters,
+        follower,
+    };
     Ok(State {
         has_bpffs: bpffs::is_mounted(),
         steered_is_alive,
+        netns_cookie: netns::cookie()?,
         firewall,
-        source_alias: SourceAlias::read(config.source_alias, name, index, &others)?,
+        source_alias: SourceAlias::find(&routing, config.source_alias, name, index, &others),
+        local_rules: LocalRules::find(&routing, &conditions, &others),
         steered_by_others: others.into_iter().find(|other| index != 0 && other.ifindex == index),
         settings,
         policies,

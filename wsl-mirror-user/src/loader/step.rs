@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use wsl_mirror_core::abi::{Carrying, Owner, OwnerPolicy, Path, Policy, PortKey, PortPolicy, Settings};
+use wsl_mirror_core::abi::{
+    Carrying, LinuxClients, Owner, OwnerPolicy, Path, Policy, PortKey, PortPolicy, Settings,
+};
 
-use super::attachments::{CgroupAttachment, Direction, InterfaceAttachment};
+use super::attachments::{CgroupAttachment, Direction, InterfaceAttachment, UdpAttachment};
 use super::pins::{self, bpffs};
 use super::source_alias::Change;
-use crate::config::LogLevel;
+use crate::config::{LogLevel, Switch};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,10 @@ pub enum Step {
     UsePinned,
     /// Change the source alias' policy route rules or its route.
     ChangeRouting(Change),
+    /// Mark no socket any more in `SETTINGS`, which are these: the rules that keep connections on `lo` change.
+    ClearLoMark(Settings),
+    /// Change the policy route rules that keep connections on `lo`.
+    ChangeLocalRules(Change),
     /// Write what the configuration says about ports.
     WritePolicies(Vec<PolicyChange>),
     /// Write what is built in and what the configuration says about owners.
@@ -46,10 +52,18 @@ pub enum Step {
     PinMap(&'static str),
     /// Pin the new program beside the old one.
     PinProgram(InterfaceAttachment),
-    /// Attach a program to the cgroup and pin its link, in the place of the one that is pinned.
+    /// Attach a program to the cgroup and pin its link. A pinned link on the same cgroup gets the program in one stroke.
     AttachToCgroup(CgroupAttachment),
-    /// Tag the listeners that were bound before the programs on the cgroup were attached, and write all targets.
-    TagSockets(BTreeMap<Owner, OwnerPolicy>),
+    /// Pin a program of UDP's hooks, in the place of the one that is pinned.
+    PinUdpProgram(UdpAttachment),
+    /// Tag the listeners that were bound before the programs on the cgroup were attached, and write all targets. UDP's hooks
+    /// are attached before the first target of UDP, and detached where there is none.
+    TagSockets {
+        /// The policies of owners.
+        owners: BTreeMap<Owner, OwnerPolicy>,
+        /// Whether Linux' own clients are connected to containers. If not, UDP's hooks are detached in any case.
+        linux_clients: Switch,
+    },
     /// Attach the program: a new tcx link, first on ingress and last on egress, pinned.
     AttachLink(InterfaceAttachment),
     /// Replace the program in the pinned link, in one stroke.
@@ -111,12 +125,14 @@ impl fmt::Display for Step {
                 write!(f, "load the program with the pinned maps {}", reused.join(", "))
             }
             Self::UsePinned => f.write_str("go on with the pinned program and its maps"),
-            Self::ChangeRouting(change) => change.fmt(f),
+            Self::ChangeRouting(change) | Self::ChangeLocalRules(change) => change.fmt(f),
+            Self::ClearLoMark(_) => f.write_str("write SETTINGS: no connection is kept on lo any more"),
             Self::WritePolicies(changes) => write!(f, "write {} ports to PORT_POLICY", changes.len()),
             Self::WriteOwners(changes) => write!(f, "write {} owners to OWNERS", changes.len()),
             Self::WriteSettings { new, .. } => write!(
                 f,
-                "write SETTINGS: alias {}, source alias {}, carrying {}, mark {:#x}, default {}, path {}",
+                "write SETTINGS: alias {}, source alias {}, carrying {}, mark {:#x}, default {}, path {}, linux clients {}, \
+                 lo mark {:#x}",
                 Ipv4Addr::from(new.alias),
                 Ipv4Addr::from(new.source_alias),
                 match Carrying::from_number(new.carrying) {
@@ -125,7 +141,12 @@ impl fmt::Display for Step {
                 },
                 new.mark,
                 Policy::from_byte(u8::try_from(new.default_policy).unwrap_or_default()).name(),
-                Path::from_byte(u8::try_from(new.path).unwrap_or_default()).name()
+                Path::from_byte(u8::try_from(new.path).unwrap_or_default()).name(),
+                match LinuxClients::from_number(new.linux_clients) {
+                    LinuxClients::Translated => "translated",
+                    LinuxClients::Off => "off",
+                },
+                new.lo_mark
             ),
             Self::PinMap(name) => write!(f, "pin the map {name}"),
             Self::PinProgram(on) => {
@@ -134,8 +155,14 @@ impl fmt::Display for Step {
             Self::AttachToCgroup(on) => {
                 write!(f, "attach {} to the cgroup, and pin the link as {}", on.program, on.link_pin)
             }
-            Self::TagSockets(_) => f.write_str(
-                "tag the sockets that serve by the processes that hold them, and write the containers behind them",
+            Self::PinUdpProgram(udp) => write!(f, "pin {} as {}", udp.on.program, udp.program_pin),
+            Self::TagSockets { linux_clients, .. } => write!(
+                f,
+                "tag the sockets that serve by the processes that hold them{}, and write the containers behind them",
+                match linux_clients {
+                    Switch::Auto => ", attach UDP's hooks if a UDP port has a container",
+                    Switch::Off => "",
+                }
             ),
             Self::AttachLink(on) => write!(
                 f,
@@ -171,6 +198,7 @@ impl Step {
             self,
             Self::LoadProgram { .. }
                 | Self::ChangeRouting(_)
+                | Self::ChangeLocalRules(Change::AddRule(_))
                 | Self::AttachLink(_)
                 | Self::AddClsact
                 | Self::AddFilter(_)

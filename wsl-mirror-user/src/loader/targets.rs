@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use wsl_mirror_core::abi::{EngineWay, Owner, Protocol, Service, Target};
 
 use crate::host::docker_proxy::{self, Publication};
-use crate::host::firewall::Publications;
+use crate::host::firewall::{Access, LinuxAccess, Publications, Translated};
+use crate::host::interface;
 use crate::host::routes::Way;
 use crate::host::sockets::{Holder, Served};
 
@@ -94,8 +95,27 @@ pub fn engine_way(publications: &Publications, protocol: Protocol, port: u16) ->
     if publications.is_dropped(protocol, port) { EngineWay::Dropped } else { EngineWay::Open }
 }
 
+/// What rules let Linux' own clients do with the port of a listener, and with the container behind it.
+///
+/// Where the way's interface has just gone, nothing is known of rules on it: the next look tells.
+pub fn access(rules: &LinuxAccess, socket: &Served, container: (Ipv4Addr, u16), way: Way) -> Access {
+    let Some(bridge) = interface::name(way.ifindex) else { return Access::Closed };
+    let translated = Translated { container, source: way.source, bridge: &bridge };
+    rules.to(socket.protocol, socket.port, &translated)
+}
+
 /// The target of a listener, new.
-pub fn target(role: &Role, (address, port): (Ipv4Addr, u16), way: Way, engine_way: EngineWay) -> Target {
+pub fn target(
+    role: &Role,
+    (address, port): (Ipv4Addr, u16),
+    way: Way,
+    engine_way: EngineWay,
+    access: Access,
+) -> Target {
+    let closed = match access {
+        Access::Open => 0,
+        Access::Closed => Target::CLOSED_TO_LINUX,
+    };
     Target {
         unanswered_at: 0,
         address: address.octets(),
@@ -103,7 +123,7 @@ pub fn target(role: &Role, (address, port): (Ipv4Addr, u16), way: Way, engine_wa
         ifindex: way.ifindex,
         port,
         service: role.service() as u8,
-        engine_way: engine_way as u8,
+        flags: engine_way as u8 | closed,
     }
 }
 
@@ -132,7 +152,7 @@ pub fn change(there: Option<Target>, new: Option<Target>) -> Change {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::firewall::parse_iptables;
+    use crate::host::firewall::{Firewall, parse_iptables};
 
     const RULES: &str = "\
 *nat
@@ -168,7 +188,7 @@ COMMIT
     fn some() -> Target {
         let way = Way { source: Ipv4Addr::new(172, 17, 0, 1), ifindex: 3 };
         let container = (Ipv4Addr::new(172, 17, 0, 2), 80);
-        target(&Role::Proxy(None), container, way, EngineWay::Open)
+        target(&Role::Proxy(None), container, way, EngineWay::Open, Access::Open)
     }
 
     #[test]
@@ -213,6 +233,32 @@ COMMIT
     }
 
     #[test]
+    fn a_target_carries_what_rules_do_to_each_side() {
+        let way = Way { source: Ipv4Addr::new(172, 17, 0, 1), ifindex: 3 };
+        for (engine_way, access) in [
+            (EngineWay::Open, Access::Open),
+            (EngineWay::Open, Access::Closed),
+            (EngineWay::Dropped, Access::Open),
+            (EngineWay::Dropped, Access::Closed),
+        ] {
+            let target = target(&Role::Holder, (Ipv4Addr::new(172, 17, 0, 2), 80), way, engine_way, access);
+            assert_eq!(target.engine_way(), engine_way);
+            assert_eq!(target.is_open_to_linux(), access == Access::Open);
+        }
+    }
+
+    #[test]
+    fn an_interface_that_is_gone_closes_the_port() {
+        let rules = Firewall::default().linux_access();
+        let to = |ifindex| {
+            let way = Way { source: Ipv4Addr::LOCALHOST, ifindex };
+            access(&rules, &served("0.0.0.0"), (Ipv4Addr::new(172, 17, 0, 2), 80), way)
+        };
+        // `lo` has the first index in every network namespace.
+        assert_eq!([to(1), to(u32::MAX >> 1)], [Access::Open, Access::Closed]);
+    }
+
+    #[test]
     fn a_target_is_written_only_where_it_differs() {
         assert_eq!(change(None, None), Change::None);
         assert_eq!(change(None, Some(some())), Change::Write(some()));
@@ -224,7 +270,7 @@ COMMIT
     fn an_unanswered_target_stays_so_on_the_same_way() {
         let noted = Target { unanswered_at: 7, ..some() };
         assert_eq!(change(Some(noted), Some(some())), Change::None);
-        let dropped = Target { engine_way: EngineWay::Dropped as u8, ..some() };
+        let dropped = Target { flags: EngineWay::Dropped as u8, ..some() };
         let kept = Target { unanswered_at: 7, ..dropped };
         assert_eq!(change(Some(noted), Some(dropped)), Change::Write(kept));
         for other in [

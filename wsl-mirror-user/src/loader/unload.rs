@@ -11,6 +11,7 @@ use super::flows::Flows;
 use super::instances::{self, Instance};
 use super::pins::{self, MAPS, Pins, bpffs};
 use super::state::{Attachment, attachment, others, our_programs};
+use super::stop_keeping::stop_keeping;
 use super::{cgroup, clsact, maps, source_alias, tcx};
 use crate::errors::Errors;
 use crate::exit::Exit;
@@ -35,6 +36,7 @@ pub struct Unloaded {
 pub fn unload() -> Result<Unloaded> {
     let pins = Pins::read()?;
     let mut errors = Errors::default();
+    let had_local_rules = errors.keep(stop_keeping()).unwrap_or_default();
     if pins.is_empty() {
         // A load that was killed early left only the mount. A terminated distribution left the rest.
         let orphans = errors.keep(remove_orphans()).unwrap_or_default();
@@ -42,7 +44,10 @@ pub fn unload() -> Result<Unloaded> {
         let routing = errors.keep(others).unwrap_or_default();
         let mounted = errors.keep(bpffs::unmount_ours()).unwrap_or_default();
         errors.into_failure(Exit::Kernel, FAILED)?;
-        return Ok(Unloaded { found: orphans || routing || mounted, ..Unloaded::default() });
+        return Ok(Unloaded {
+            found: orphans || routing || had_local_rules || mounted,
+            ..Unloaded::default()
+        });
     }
     let mut unloaded = Unloaded { found: true, ..Unloaded::default() };
     let has_settings = pins.has("SETTINGS");
@@ -71,7 +76,8 @@ pub fn unload() -> Result<Unloaded> {
         errors.keep(source_alias::remove(&others));
     }
     errors.keep(detach_from_cgroup(&pins));
-    let programs = attachments::on_interface().map(|on| on.program_pin);
+    let of_udp = attachments::of_udp().map(|udp| udp.program_pin);
+    let programs = attachments::on_interface().map(|on| on.program_pin).chain(of_udp);
     let rest = MAPS.into_iter().chain(programs).filter(|name| pins.has(name));
     for name in rest.chain(pins.leftovers.iter().map(String::as_str)) {
         errors.keep(pins::remove(name));
@@ -138,7 +144,8 @@ fn remove_link(pins: &Pins, on: InterfaceAttachment) -> Result<()> {
 fn detach_from_cgroup(pins: &Pins) -> Result<()> {
     let mut links = HashSet::new();
     let mut errors = Errors::default();
-    for name in attachments::on_cgroup().map(|on| on.link_pin).filter(|name| pins.has(name)) {
+    let all = attachments::on_cgroup().chain(attachments::of_udp().map(|udp| udp.on));
+    for name in all.rev().map(|on| on.link_pin).filter(|name| pins.has(name)) {
         links.extend(pins::link_id(name).ok());
         errors.keep(pins::remove(name));
     }

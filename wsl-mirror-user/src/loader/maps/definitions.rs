@@ -6,7 +6,8 @@ use anyhow::Result;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, SkStorage};
 use rustix::mm::ProtFlags;
 use wsl_mirror_core::abi::{
-    Owner, OwnerPolicy, PortKey, PortPackets, PortPolicy, PortStats, Settings, Target, Verdicts,
+    ClientCounts, LocalAddresses, Owner, OwnerPolicy, PortKey, PortPackets, PortPolicy, PortStats, Settings,
+    Target, Verdicts,
 };
 
 use super::mapped::{Element, Mapped};
@@ -29,6 +30,11 @@ pub const OWNERS: Definition<Typed<HashMap<MapData, Owner, OwnerPolicy>>> = Defi
 pub const SOCKET_OWNER: Definition<SocketOwners> = Definition::new("SOCKET_OWNER");
 /// The targets of sockets.
 pub const SOCKET_TARGET: Definition<SocketTargets> = Definition::new("SOCKET_TARGET");
+/// Counters of Linux' own clients by outcome.
+pub const CLIENTS: Definition<Typed<PerCpuArray<MapData, ClientCounts>>> = Definition::new("CLIENTS");
+/// This machine's addresses whose clients are translated.
+pub const LOCAL_ADDRESSES: Definition<Typed<Array<MapData, LocalAddresses>>> =
+    Definition::new("LOCAL_ADDRESSES");
 /// Counters by reason.
 pub const VERDICTS: Definition<Typed<PerCpuArray<MapData, Verdicts>>> = Definition::new("VERDICTS");
 /// Counters by port.

@@ -6,7 +6,8 @@ mod traffic;
 mod typed;
 
 pub use self::definitions::{
-    OWNERS, PORT_POLICY, PolicyMap, SETTINGS, SOCKET_OWNER, SOCKET_TARGET, SocketOwners, SocketTargets,
+    LOCAL_ADDRESSES, OWNERS, PORT_POLICY, PolicyMap, SETTINGS, SOCKET_OWNER, SOCKET_TARGET, SocketOwners,
+    SocketTargets,
 };
-pub use self::traffic::{PortTraffic, port_traffic, verdicts};
+pub use self::traffic::{PortTraffic, clients, port_traffic, verdicts};
 pub use self::typed::{Access, Definition};

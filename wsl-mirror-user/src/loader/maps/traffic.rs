@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
-use wsl_mirror_core::abi::{PORTS, PortKey, PortPackets, Reason, Verdicts};
+use wsl_mirror_core::abi::{ClientOutcome, PORTS, PortKey, PortPackets, Reason, Verdicts};
 
-use super::definitions::{PORT_PACKETS, PORT_STATS, VERDICTS};
+use super::definitions::{CLIENTS, PORT_PACKETS, PORT_STATS, VERDICTS};
 use super::mapped::Mapped;
 
 /// Packets by reason.
@@ -19,6 +19,13 @@ pub fn verdicts() -> Result<Verdicts> {
         }
     }
     Ok(sum)
+}
+
+/// Connects and unconnected datagrams of Linux' own clients by outcome.
+pub fn clients() -> Result<BTreeMap<ClientOutcome, u64>> {
+    let values = CLIENTS.pinned()?.get()?;
+    let sum = |outcome| values.iter().map(|counts| counts.get(outcome)).sum();
+    Ok(ClientOutcome::ALL.iter().map(|outcome| (*outcome, sum(*outcome))).collect())
 }
 
 /// What happened on a port.

@@ -15,11 +15,12 @@ use std::{io, mem};
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{ProgramInfo, SchedClassifier};
+use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 
 pub use self::content::Pins;
 pub use self::paths::{MAPS, directories, directory, path, path_of_new};
+use super::attachments::UdpAttachment;
 use crate::exit::{Exit, OrExit as _};
 
 /// Opens a pinned object of any kind. aya opens links too, but keeps their descriptors to itself.
@@ -118,6 +119,17 @@ pub fn pin_new_program(program: &mut SchedClassifier, name: &str) -> Result<()> 
     program.pin(&path).or_exit(Exit::Kernel, || format!("cannot pin at {}", path.display()))
 }
 
+/// Pins a program of UDP's hooks in the place of the one that is pinned, in one stroke. Gives that one.
+pub fn replace_program(program: &mut CgroupSockAddr, udp: UdpAttachment) -> Result<Option<CgroupSockAddr>> {
+    let name = udp.program_pin;
+    let (pinned, new) = (path(name), path_of_new(name));
+    let old =
+        if pinned.exists() { CgroupSockAddr::from_pin(&pinned, udp.hook.attach_type()).ok() } else { None };
+    program.pin(&new).or_exit(Exit::Kernel, || format!("cannot pin at {}", new.display()))?;
+    take_place(name)?;
+    Ok(old)
+}
+
 /// Pins a new link under this name, in one stroke where one is pinned already. Gives the link that was.
 pub fn pin_link(link: FdLink, name: &str) -> Result<Option<FdLink>> {
     let pinned = path(name);
@@ -126,13 +138,16 @@ pub fn pin_link(link: FdLink, name: &str) -> Result<Option<FdLink>> {
     }
     let old = open_link(name)?;
     pin_link_at(link, &path_of_new(name))?;
-    if let Err(error) = replace_by_new(name) {
-        return Err(match remove_new(name) {
-            Ok(()) => error,
-            Err(also) => error.context(format!("and then could not unpin the new {name}: {also:#}")),
-        });
-    }
+    take_place(name)?;
     Ok(Some(old))
+}
+
+/// Renames a successor's pin to this one's name, or removes the successor's.
+fn take_place(name: &str) -> Result<()> {
+    replace_by_new(name).map_err(|error| match remove_new(name) {
+        Ok(()) => error,
+        Err(also) => error.context(format!("and then could not unpin the new {name}: {also:#}")),
+    })
 }
 
 /// Takes back a [`pin_link`].

@@ -11,15 +11,18 @@ pub const DIRECTORY: &str = PINS;
 pub(super) const NEW: &str = "_new";
 
 /// The maps that are pinned, each under its own name.
-pub const MAPS: [&str; 12] = [
+pub const MAPS: [&str; 15] = [
     "SETTINGS",
     "PORT_POLICY",
     "OWNERS",
     "SOCKET_OWNER",
     "SOCKET_TARGET",
+    "SOCKET_TRANSLATIONS",
     "SOCKET_EVENTS",
     "FRAGMENTS",
     "DIRECT_FLOWS",
+    "LOCAL_ADDRESSES",
+    "CLIENTS",
     "VERDICTS",
     "PORT_STATS",
     "PORT_PACKETS",

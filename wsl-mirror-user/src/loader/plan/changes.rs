@@ -16,8 +16,8 @@ pub fn policy_changes(
         .into_iter()
         .filter_map(|key| {
             let old = there.get(&key).copied().unwrap_or_default();
-            let PortPolicy { config, path, .. } = file.get(&key).copied().unwrap_or_default();
-            let new = PortPolicy { config, path, ..old };
+            let PortPolicy { config, path, flags, .. } = file.get(&key).copied().unwrap_or_default();
+            let new = PortPolicy { config, path, flags, ..old };
             (new != old).then_some(PolicyChange { key, old, new })
         })
         .collect()

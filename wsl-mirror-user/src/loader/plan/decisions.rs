@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use wsl_mirror_core::abi::{Carrying, Hook, LAYOUT, Path, Policy, Settings};
+use wsl_mirror_core::abi::{Carrying, Hook, LAYOUT, LinuxClients, Path, Policy, Settings};
 
 use super::changes::{owner_changes, policy_changes};
 use crate::config::{Config, HookChoice};
@@ -79,8 +79,12 @@ impl Decisions {
         if !changes.is_empty() {
             steps.push(Step::WriteOwners(changes));
         }
-        if state.settings != Some(self.settings) {
-            steps.push(Step::WriteSettings { old: state.settings, new: self.settings });
+        let clears_mark = !state.local_rules.changes().is_empty();
+        let before = state
+            .settings
+            .map(|settings| Settings { lo_mark: if clears_mark { 0 } else { settings.lo_mark }, ..settings });
+        if before != Some(self.settings) {
+            steps.push(Step::WriteSettings { old: before, new: self.settings });
         }
         steps
     }
@@ -218,5 +222,8 @@ pub fn settings(state: &State, config: &Config, hook: Hook, clsact: ClsactChange
         carrying: if state.obstacles(config.alias).is_empty() { Carrying::On } else { Carrying::Off } as u32,
         source_alias: config.source_alias.octets(),
         path: Path::from(config.path) as u32,
+        linux_clients: LinuxClients::from(config.linux_clients) as u32,
+        lo_mark: state.local_rules.lo_mark(state.settings.map_or(0, |settings| settings.lo_mark)),
+        netns_cookie: state.netns_cookie,
     }
 }

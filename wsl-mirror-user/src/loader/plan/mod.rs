@@ -11,6 +11,7 @@ use wsl_mirror_core::abi::{Hook, LAYOUT};
 use self::decisions::{ClsactChange, Decisions};
 use super::attachments;
 use super::pins::MAPS;
+use super::source_alias::Change;
 use super::state::State;
 use super::step::Step;
 use crate::config::Config;
@@ -40,12 +41,14 @@ fn load_all(state: &State, config: &Config, decisions: &Decisions) -> Vec<Step> 
     steps.push(Step::LoadProgram { reused, log: config.log });
     // Before the programs know the source alias.
     steps.extend(routing(state));
+    steps.extend(local_rules(state));
     steps.extend(decisions.writes(state, config));
     steps.extend(fresh.into_iter().map(Step::PinMap));
     // In this order no listener is missed: programs on the cgroup tag new listeners, then the loader tags the older ones,
     // and then the program on the interface asks for tags.
     steps.extend(attachments::on_cgroup().map(Step::AttachToCgroup));
-    steps.push(Step::TagSockets(config.owner_policies()));
+    steps.extend(attachments::of_udp().map(Step::PinUdpProgram));
+    steps.push(Step::TagSockets { owners: config.owner_policies(), linux_clients: config.linux_clients });
     steps.extend(attachments::on_interface().map(Step::PinProgram));
     if decisions.clsact == ClsactChange::Make {
         steps.push(Step::AddClsact);
@@ -71,7 +74,7 @@ pub fn difference(state: &State, config: &Config) -> Result<Vec<Step>> {
     if !is_complete(state) {
         return Ok(load_all(state, config, &decisions));
     }
-    let mut steps: Vec<Step> = routing(state).collect();
+    let mut steps: Vec<Step> = routing(state).chain(local_rules(state)).collect();
     steps.extend(decisions.writes(state, config));
     if decisions.clsact == ClsactChange::Make {
         steps.push(Step::AddClsact);
@@ -98,13 +101,28 @@ fn routing(state: &State) -> impl Iterator<Item = Step> {
     state.source_alias.changes().into_iter().map(Step::ChangeRouting)
 }
 
-/// The steps of a [`difference`] that are no repairs: what is written of ports and owners. `SETTINGS` has to match the
-/// machine, and waits for the repairs.
+/// What has to change of the rules that keep connections on `lo`. Meanwhile no socket is marked.
+fn local_rules(state: &State) -> impl Iterator<Item = Step> {
+    let changes = state.local_rules.changes();
+    let marking = state.settings.filter(|settings| settings.lo_mark != 0 && !changes.is_empty());
+    marking.map(Step::ClearLoMark).into_iter().chain(changes.into_iter().map(Step::ChangeLocalRules))
+}
+
+/// The steps of a [`difference`] that are no repairs: what is written of ports and owners, and the removal of rules that keep
+/// connections on `lo`. `SETTINGS` has to match the machine, and waits for the repairs.
 pub fn without_repairs(steps: Vec<Step>) -> Vec<Step> {
     if !steps.iter().any(Step::is_repair) {
         return steps;
     }
-    let is_written = |step: &Step| matches!(step, Step::WritePolicies(_) | Step::WriteOwners(_));
+    let is_written = |step: &Step| {
+        matches!(
+            step,
+            Step::WritePolicies(_)
+                | Step::WriteOwners(_)
+                | Step::ClearLoMark(_)
+                | Step::ChangeLocalRules(Change::RemoveRule(_))
+        )
+    };
     let uses_pinned = steps.first() == Some(&Step::UsePinned);
     let mut written: Vec<Step> = steps.into_iter().filter(|step| uses_pinned && is_written(step)).collect();
     if !written.is_empty() {
@@ -113,9 +131,11 @@ pub fn without_repairs(steps: Vec<Step>) -> Vec<Step> {
     written
 }
 
-/// Whether every pin of a load is there and in use. A tcx link needs an interface, so it does not count.
+/// Whether every pin of a load is there and in use. A tcx link needs an interface, and links of UDP's hooks need a target, so
+/// they do not count.
 fn is_complete(state: &State) -> bool {
-    let mut programs = attachments::on_interface().map(|on| on.program_pin);
+    let of_udp = attachments::of_udp().map(|udp| udp.program_pin);
+    let mut programs = attachments::on_interface().map(|on| on.program_pin).chain(of_udp);
     let mut links = attachments::on_cgroup().map(|on| on.link_pin);
     state.has_bpffs
         && state.pins.leftovers.is_empty()

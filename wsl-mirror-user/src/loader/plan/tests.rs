@@ -1,3 +1,5 @@
+mod clients;
+mod keeping;
 mod routing;
 
 use std::collections::BTreeMap;
@@ -9,7 +11,7 @@ use wsl_mirror_core::abi::{Carrying, Owner, OwnerPolicy, Policy, PortKey, PortPo
 use super::changes::policy_changes;
 use super::decisions::settings;
 use super::*;
-use crate::config::{HookChoice, LogLevel};
+use crate::config::{HookChoice, LogLevel, Switch};
 use crate::exit::{Exit, exit_of};
 use crate::host::firewall::Hooks;
 use crate::loader::attachments::{CgroupAttachment, Direction, InterfaceAttachment};
@@ -67,6 +69,7 @@ fn loaded() -> State {
         leftovers: Vec::new(),
     };
     state.owners = config.owner_policies();
+    state.policies = config.port_policies();
     state.linked_programs = both();
     state.pinned_programs = both();
     state.interface.tcx_programs = Some(tcx(&[42, 99], &[98, 43]));
@@ -184,8 +187,9 @@ fn a_second_load_keeps_the_maps_and_replaces_the_program_in_the_link() {
     let steps = plan(&loaded(), &Config::default()).unwrap();
     let mut expected = vec![Step::LoadProgram { reused: MAPS.to_vec(), log: LogLevel::Off }];
     expected.extend(attachments::on_cgroup().map(Step::AttachToCgroup));
+    expected.extend(attachments::of_udp().map(Step::PinUdpProgram));
     expected.extend([
-        Step::TagSockets(Config::default().owner_policies()),
+        Step::TagSockets { owners: Config::default().owner_policies(), linux_clients: Switch::Auto },
         Step::PinProgram(egress()),
         Step::PinProgram(ingress()),
         Step::ReplaceInLink { on: egress(), old: 43 },
@@ -201,8 +205,8 @@ fn sockets_are_tagged_after_the_hooks_are_there_and_before_anybody_asks() {
     for state in [fresh(), loaded()] {
         let steps = plan(&state, &Config::default()).unwrap();
         let at = |wanted: &dyn Fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
-        let last_hook = at(&|step| *step == Step::AttachToCgroup(on_cgroup("wsl_mirror_gs6")));
-        let tagged = at(&|step| matches!(step, Step::TagSockets(_)));
+        let last_hook = at(&|step| *step == Step::AttachToCgroup(on_cgroup("wsl_mirror_co6")));
+        let tagged = at(&|step| matches!(step, Step::TagSockets { .. }));
         let asked = at(&|step| matches!(step, Step::AttachLink(_) | Step::ReplaceInLink { .. }));
         assert!(last_hook < tagged && tagged < asked, "{steps:?}");
     }
@@ -375,7 +379,7 @@ fn without_repairs_only_what_is_written_of_ports_and_owners_is_done() {
 #[test]
 fn the_file_changes_its_own_fields_only() {
     let key = |port| PortKey::new(Protocol::Tcp, port);
-    let policy = |cli, config, path| PortPolicy { cli, config, path, zero: 0 };
+    let policy = |cli, config, path| PortPolicy { cli, config, path, flags: u8::from(path != 0) };
     let there = BTreeMap::from([
         (key(1), policy(1, 0, 0)),
         (key(2), policy(1, 1, 2)),

@@ -13,7 +13,6 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 
-use self::objects::PROTOCOL;
 use super::instances::Instance;
 use crate::errors::Errors;
 use crate::exit::Exit;
@@ -21,6 +20,7 @@ use crate::host::interface;
 use crate::host::routing::{self, Route, Routing, Rule};
 
 pub use self::change::Change;
+pub use self::objects::{PROTOCOL, TABLE, leads_to_windows};
 
 /// The prefix length of half a default route, of which VPNs make two (`redirect-gateway def1`).
 const HALF_A_DEFAULT: u8 = 1;
@@ -52,9 +52,15 @@ impl Default for SourceAlias {
 }
 
 impl SourceAlias {
-    /// Reads what there is of it. `others` are the programs of other distributions.
-    pub fn read(address: Ipv4Addr, interface: &str, ifindex: u32, others: &[Instance]) -> Result<Self> {
-        Ok(Self::of(&routing::read()?, address, interface, ifindex, &interfaces_of(others)))
+    /// Finds what there is of it. `others` are the programs of other distributions.
+    pub fn find(
+        routing: &Routing,
+        address: Ipv4Addr,
+        interface: &str,
+        ifindex: u32,
+        others: &[Instance],
+    ) -> Self {
+        Self::of(routing, address, interface, ifindex, &interfaces_of(others))
     }
 
     fn of(
@@ -107,8 +113,7 @@ impl SourceAlias {
         }
         self.gateway.is_none().then(|| {
             format!(
-                "table {} has no route to 127.0.0.1 by {interface} (the link is down, or WSL is not in mirrored mode)",
-                objects::TABLE
+                "table {TABLE} has no route to 127.0.0.1 by {interface} (the link is down, or WSL is not in mirrored mode)"
             )
         })
     }
@@ -198,9 +203,12 @@ fn removal(rules: &[Rule], routes: &[Route]) -> Vec<Change> {
     routes.chain(rules.iter().rev().cloned().map(Change::RemoveRule)).collect()
 }
 
-/// The rules and routes with our protocol number.
+/// The rules and routes with our protocol number. Rules for packets to 127.0.0.1 are those of `local_rules`.
 fn ours(routing: &Routing) -> (Vec<Rule>, Vec<Route>) {
-    let rules = routing.rules.iter().filter(|rule| rule.protocol() == Some(PROTOCOL));
+    let rules = routing
+        .rules
+        .iter()
+        .filter(|rule| rule.protocol() == Some(PROTOCOL) && rule.delivers_to() != Some(Ipv4Addr::LOCALHOST));
     let routes = routing.routes.iter().filter(|route| route.protocol() == PROTOCOL);
     (rules.cloned().collect(), routes.cloned().collect())
 }
@@ -224,7 +232,7 @@ fn used_by(routing: &Routing, address: Ipv4Addr, gateway: Option<Ipv4Addr>) -> O
         return Some(format!("it is an address of {name}"));
     }
     if gateway == Some(address) {
-        return Some(format!("it is the gateway of table {}", objects::TABLE));
+        return Some(format!("it is the gateway of table {TABLE}"));
     }
     let route = routing.routes.iter().find(|route| {
         route.protocol() != PROTOCOL && route.covers(address) && route.destination().1 > HALF_A_DEFAULT

@@ -70,11 +70,13 @@ pub fn is_same(found: &Route, wanted: &Route) -> bool {
 
 /// The gateway of Windows' 127.0.0.1 on the interface.
 pub fn gateway(routes: &[Route], ifindex: u32) -> Option<Ipv4Addr> {
-    let is_windows = |route: &&Route| {
-        route.table() == TABLE
-            && route.destination() == (Ipv4Addr::LOCALHOST, 32)
-            && route.0.header.kind == RouteType::Unicast
-            && route.interface() == Some(ifindex)
-    };
-    routes.iter().find(is_windows)?.gateway()
+    let is_here = |route: &&Route| leads_to_windows(route) && route.interface() == Some(ifindex);
+    routes.iter().find(is_here)?.gateway()
+}
+
+/// Whether a route leads to Windows' 127.0.0.1.
+pub fn leads_to_windows(route: &Route) -> bool {
+    route.table() == TABLE
+        && route.destination() == (Ipv4Addr::LOCALHOST, 32)
+        && route.0.header.kind == RouteType::Unicast
 }
