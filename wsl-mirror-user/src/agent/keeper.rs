@@ -7,17 +7,21 @@ use anyhow::Result;
 
 use super::changes::{Changes, Repair, Repairs};
 use super::events::Told;
+use super::newest::Newest;
 use super::standing::{Neighbour, Standing};
-use crate::config::Config;
 use crate::config::options::LoadOptions;
-use crate::host::firewall::{self, Firewall, Publications};
+use crate::config::{Config, Switch};
+use crate::host::firewall::{self, Firewall};
 use crate::host::lock::Lock;
 use crate::loader::apply::{self, Target, VerifierLog};
-use crate::loader::listeners::{Listeners, Look, Maps, Surroundings};
+use crate::loader::listeners::{Listeners, Maps, Surroundings};
+use crate::loader::local_rules::{Filters, Obstacle};
+use crate::loader::look::Look;
 use crate::loader::maps;
 use crate::loader::state::State;
 use crate::loader::step::Step;
-use crate::loader::{object, plan, state};
+use crate::loader::udp_hooks::UdpHooks;
+use crate::loader::{local_addresses, object, plan, state};
 use crate::notes::Notes;
 
 /// What the agent knows between two rounds. All of it can be read again.
@@ -37,12 +41,16 @@ pub struct Keeper {
     firewall: Option<Arc<Firewall>>,
     /// The newest reading, of rules that may be half written.
     newest: Newest,
+    /// What the last round knew of the leased ports and of others' marks.
+    filters: Filters,
     /// Why a part of the packet filters could not be read the last time.
     unread: Vec<String>,
     /// The sockets that serve and carry a tag.
     listeners: Listeners,
     /// Why sockets that serve carry no tag or no target.
     unwritten: Vec<String>,
+    /// Why this machine's addresses could not be written the last time.
+    unwritten_addresses: Option<String>,
     turn: Turn,
     /// What the last round has to tell.
     pub notes: Notes,
@@ -92,9 +100,11 @@ impl Keeper {
             is_active: false,
             firewall: None,
             newest: Newest::default(),
+            filters: Filters::default(),
             unread: Vec::new(),
             listeners: Listeners::default(),
             unwritten: Vec::new(),
+            unwritten_addresses: None,
             turn: Turn::Ours,
             notes,
         })
@@ -162,9 +172,12 @@ impl Keeper {
     }
 
     /// Takes packet filters that were read between two rounds. Only the containers behind listeners follow them at once:
-    /// rules may be half written.
-    pub fn take_rules(&mut self, read: Firewall) {
+    /// rules may be half written. Says whether the rules that keep connections on `lo` have to follow: for another block of
+    /// ports they are poison.
+    #[must_use]
+    pub fn take_rules(&mut self, read: Firewall) -> bool {
         self.take_newest(read);
+        self.newest.filters() != self.filters
     }
 
     /// Tags listeners, and writes their targets. Gives notes on what failed.
@@ -174,21 +187,42 @@ impl Keeper {
         let surroundings = Surroundings {
             owners: &owners,
             publications: &self.newest.publications,
+            linux_access: &self.newest.linux_access,
             interface: &self.config.interface,
         };
-        Ok(self.listeners.look(look, &mut maps, &surroundings))
+        let cgroup = || self.options.open_cgroup();
+        let mut udp_hooks = UdpHooks::pinned(&cgroup, self.config.linux_clients);
+        Ok(self.listeners.look(look, &mut maps, &mut udp_hooks, &surroundings))
+    }
+
+    /// Renews this machine's addresses whose clients are translated. Gives a note if that has failed.
+    fn write_addresses(&self) -> Option<String> {
+        let written = match self.config.linux_clients {
+            Switch::Auto => local_addresses::write(),
+            Switch::Off => local_addresses::clear(),
+        };
+        let error = written.err()?;
+        Some(format!("Linux' connects to this machine's LAN addresses may be left alone: {error:#}"))
     }
 
     /// Reads everything else.
-    fn read_state(&self) -> Result<State> {
+    fn read_state(&mut self) -> Result<State> {
         let firewall = self.firewall.clone().unwrap_or_default();
-        state::read_with(&self.config, firewall)
+        self.filters = self.newest.filters();
+        state::read_with(&self.config, firewall, self.filters.clone())
     }
 
     fn put_right(&mut self, state: &State, changes: Changes, repairs: Repairs) -> Result<Round> {
         let interface = self.config.interface.clone();
         if let Some(neighbour) = self.neighbour(state) {
             self.is_active = false;
+            // The rules are the other one's now.
+            let marking =
+                state.settings.filter(|settings| settings.lo_mark != 0 && state.local_rules.are_anothers());
+            if let Some(settings) = marking {
+                self.carry_out(&[Step::UsePinned, Step::ClearLoMark(settings)], state)?;
+            }
+            local_addresses::clear()?;
             // What is pinned here is of no use now, and is taken up again when it is.
             return Ok(Round {
                 standing: Standing::Aside { interface, neighbour },
@@ -211,23 +245,11 @@ impl Keeper {
                 }
             }
         }
-        if !steps.is_empty() {
-            let loads = steps.iter().any(|step| matches!(step, Step::LoadProgram { .. }));
-            let object = if loads { object::for_this_kernel()? } else { object::Fitted::default() };
-            let target = Target {
-                interface: &interface,
-                firewall: &state.firewall,
-                object: &object,
-                cgroup: self.options.open_cgroup()?,
-                verifier_log: VerifierLog::End,
-            };
-            let (notes, done) = apply::apply(&steps, target);
-            self.notes.extend(notes);
-            done?;
-        }
+        self.carry_out(&steps, state)?;
         if changes.unwatched {
             self.unwritten = self.follow(Look::Everything)?;
         }
+        self.unwritten_addresses = self.write_addresses();
         self.is_active = true;
         let had_loaded = std::mem::replace(&mut self.has_loaded, true);
         self.is_loaded = true;
@@ -242,13 +264,36 @@ impl Keeper {
         })
     }
 
+    fn carry_out(&mut self, steps: &[Step], state: &State) -> Result<()> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let loads = steps.iter().any(|step| matches!(step, Step::LoadProgram { .. }));
+        let object = if loads { object::for_this_kernel()? } else { object::Fitted::default() };
+        let target = Target {
+            interface: &self.config.interface,
+            firewall: &state.firewall,
+            object: &object,
+            cgroup: self.options.open_cgroup()?,
+            verifier_log: VerifierLog::End,
+        };
+        let (notes, done) = apply::apply(steps, target);
+        self.notes.extend(notes);
+        done
+    }
+
     fn warnings(&self, state: &State) -> Vec<String> {
         let obstacles = state.obstacles(self.config.alias).into_iter();
         let obstacles = obstacles.map(|obstacle| format!("no flow can be carried: {obstacle}"));
-        let mut warnings: Vec<String> = obstacles.chain(self.unwritten.clone()).collect();
+        let unwritten = self.unwritten.iter().chain(&self.unwritten_addresses).cloned();
+        let mut warnings: Vec<String> = obstacles.chain(unwritten).collect();
         if state.interface.index != 0 {
             let obstacle = state.source_alias.obstacle();
             warnings.extend(obstacle.map(|obstacle| format!("no flow goes direct: {obstacle}")));
+            let obstacle = state.local_rules.obstacle();
+            // The source alias' obstacle names table 127 already.
+            let obstacle = obstacle.filter(|one| matches!(one, Obstacle::NoBlock | Obstacle::NoBit));
+            warnings.extend(obstacle.map(|obstacle| format!("no connection is kept on lo: {obstacle}")));
         }
         if !self.unread.is_empty() {
             let known = if state.firewall.has_gaps { "say is not known" } else { "said before counts" };
@@ -280,27 +325,6 @@ impl Keeper {
         let read = self.options.effective_config();
         self.config_error = read.as_ref().err().map(|error| format!("{error:#}"));
         read.ok().filter(|config| *config != self.config)
-    }
-}
-
-/// The newest reading of the packet filters.
-struct Newest {
-    firewall: Option<Arc<Firewall>>,
-    publications: Publications,
-}
-
-impl Default for Newest {
-    fn default() -> Self {
-        Self { firewall: None, publications: Firewall::default().publications() }
-    }
-}
-
-impl Newest {
-    fn take(&mut self, read: Firewall) {
-        if self.firewall.as_ref().is_none_or(|known| read.supersedes(known)) {
-            self.publications = read.publications();
-            self.firewall = Some(Arc::new(read));
-        }
     }
 }
 

@@ -8,6 +8,7 @@ mod events;
 mod keeper;
 pub mod lock;
 mod log;
+mod newest;
 mod reading;
 mod repair_limit;
 pub mod report;
@@ -34,10 +35,14 @@ use crate::config::options::LoadOptions;
 use crate::exit::exit_of;
 use crate::host::firewall::{self, Firewall};
 use crate::host::lock::Lock;
+use crate::loader::local_addresses;
+use crate::loader::stop_keeping::stop_keeping;
 use crate::notes::Notes;
 
 /// How long the agent waits for another wsl-mirror before it repeats the round later. systemd waits 10 s for READY.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
+/// The same for an agent that ends.
+const END_LIMIT: Duration = Duration::from_millis(500);
 
 /// Takes each sentence of the agent at the moment at which the agent has it.
 pub type Log = fn(&str);
@@ -97,7 +102,7 @@ impl Agent {
                 match done {
                     // A permanent failure of the first round ends the agent; any other round is repeated.
                     Err(error) if is_first && !exit_of(&error).is_retryable() => {
-                        self.lock.release();
+                        self.end().await;
                         return Err(error);
                     }
                     done => self.report(&done, &mut schedule),
@@ -117,15 +122,16 @@ impl Agent {
                 event = events.next() => if self.note(event?, &mut schedule).is_break() { break },
                 read = &mut self.reading => {
                     schedule.reading_ends(Instant::now());
-                    self.take_rules(read?, &mut events).await?;
+                    if self.take_rules(read?, &mut events).await? {
+                        schedule.note_leased_ports(Instant::now());
+                    }
                 }
                 () = tokio::time::sleep_until(wait.into()) => {}
             }
             self.systemd.sign_of_life();
             changes = schedule.take(Instant::now());
         }
-        systemd::stopping();
-        self.lock.release();
+        self.end().await;
         Ok(())
     }
 
@@ -171,14 +177,38 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes packet filters that were read beside everything else.
-    async fn take_rules(&mut self, read: Firewall, events: &mut Events) -> Result<()> {
+    /// Takes packet filters that were read beside everything else. Says whether a round has to follow at once.
+    async fn take_rules(&mut self, read: Firewall, events: &mut Events) -> Result<bool> {
         let told = events.take_sockets();
         let taken = self.with_keeper(move |keeper| {
-            keeper.take_rules(read);
+            let needs_round = keeper.take_rules(read);
             keeper.glance(&told);
+            needs_round
         });
         taken.await
+    }
+
+    /// The agent ends. systemd's unit knows a restart from a stop (`wsl-mirror stopped`); without it, nobody would remove the
+    /// rules that keep connections on `lo`.
+    async fn end(self) {
+        systemd::stopping();
+        if let Err(error) = local_addresses::clear() {
+            (self.log)(&format!("this machine's LAN addresses count for two more minutes: {error:#}"));
+        }
+        if !systemd::is_there() {
+            let lock = Lock::take_async(END_LIMIT, self.log).await;
+            let stopped = tokio::task::spawn_blocking(|| {
+                let _lock = lock?;
+                stop_keeping()
+            });
+            if let Ok(Err(error)) = stopped.await {
+                (self.log)(&format!(
+                    "the policy route rules that keep connections on lo are left; `wsl-mirror unload` removes them: \
+                     {error:#}"
+                ));
+            }
+        }
+        self.lock.release();
     }
 
     /// Has the keeper do something on the rounds' thread.

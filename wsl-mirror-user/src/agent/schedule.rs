@@ -107,6 +107,11 @@ impl Schedule {
         }
     }
 
+    /// A glance has read something else of the leased ports: the rules that keep connections on `lo` follow at once.
+    pub fn note_leased_ports(&mut self, now: Instant) {
+        self.machine = self.machine.or(Some(now));
+    }
+
     /// What to glance at now.
     pub fn take_glance(&mut self, now: Instant) -> Glance {
         self.glances.take(now)

@@ -32,6 +32,11 @@ fn send(states: &[NotifyState<'_>]) {
     let _ = notify(false, states);
 }
 
+/// Whether systemd has started us.
+pub fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// The first round is done.
 pub fn ready() {
     send(&[NotifyState::Ready]);

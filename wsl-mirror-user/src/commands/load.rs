@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
+use crate::agent;
 use crate::config::options::LoadOptions;
 use crate::exit::Exit;
 use crate::host::{
@@ -10,6 +11,7 @@ use crate::host::{
     require_root,
 };
 use crate::loader::apply::{self, Target, VerifierLog};
+use crate::loader::local_rules::Follower;
 use crate::loader::{object, plan, state};
 use crate::output::{self, Output};
 
@@ -34,7 +36,7 @@ impl Load {
         let cgroup = self.options.open_cgroup()?;
         output::notes(&self.options.notes(&cgroup));
         let _lock = Lock::take(Access::Exclusive, output::note)?;
-        let state = state::read(&config)?;
+        let state = state::read(&config, follower())?;
         let steps = plan::plan(&state, &config)?;
         let object = object::for_this_kernel()?;
         if self.dry_run {
@@ -61,4 +63,9 @@ impl Load {
         }
         Ok(Exit::Success)
     }
+}
+
+/// Only an agent keeps connections on `lo`. One that is at work goes on with it.
+fn follower() -> Follower {
+    if agent::lock::holder().is_some() { Follower::AgentBesideUs } else { Follower::Nobody }
 }

@@ -9,6 +9,7 @@ mod mode;
 mod policy;
 mod run;
 mod status;
+mod stopped;
 mod unload;
 
 use anyhow::Result;
@@ -45,6 +46,9 @@ pub enum Command {
     Mode(mode::Mode),
     /// Show what the program logs, until Ctrl-C (needs `log = "debug"` when it was loaded)
     Log(log::Log),
+    /// Tidy up behind an agent that has ended (`ExecStopPost=` of the unit)
+    #[command(hide = true)]
+    Stopped(stopped::Stopped),
 }
 
 impl Command {
@@ -62,6 +66,7 @@ impl Command {
             Self::Uninstall(uninstall) => uninstall.exec(&mut output),
             Self::Mode(mode) => mode.exec(&mut output),
             Self::Log(log) => log.exec(output),
+            Self::Stopped(stopped) => stopped.exec(),
         }
     }
 }

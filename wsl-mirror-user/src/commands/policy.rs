@@ -13,7 +13,7 @@ use crate::host::{
 use crate::loader::maps::{self, PolicyMap};
 use crate::loader::pins::Pins;
 use crate::output::{self, Output};
-use crate::policy::{PortRange, PortSpec, ranges};
+use crate::policy::{PortRange, PortSpec, ranges, without_flags};
 
 /// What to do with policies of ports. A policy lasts until `unset` or `unload`, and is stronger than the configuration
 /// file, which `load` writes beside it.
@@ -161,7 +161,7 @@ impl Entry {
 }
 
 fn list(json: bool, output: &mut Output) -> Result<Exit> {
-    let ranges = written(|policy| *policy != PortPolicy::default())?;
+    let ranges = written(|_| true)?;
     if json {
         output.json(&ranges.iter().map(Entry::with_path).collect::<Vec<_>>())?;
     } else if !ranges.is_empty() {
@@ -180,7 +180,7 @@ fn list(json: bool, output: &mut Output) -> Result<Exit> {
 /// time.
 pub(super) fn written(shown: impl Fn(&PortPolicy) -> bool) -> Result<Vec<PortRange<PortPolicy>>> {
     let _lock = Lock::take(Access::Shared, output::note)?;
-    Ok(ranges(open()?.all()?.into_iter().filter(|(_, policy)| shown(policy))))
+    Ok(ranges(without_flags(open()?.all()?).into_iter().filter(|(_, policy)| shown(policy))))
 }
 
 #[cfg(test)]
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn json_keeps_its_shape() {
-        let written = PortPolicy { cli: 3, config: 1, path: Path::Proxy as u8, zero: 0 };
+        let written = PortPolicy { cli: 3, config: 1, path: Path::Proxy as u8, flags: 0 };
         let key = |port| (PortKey::new(Protocol::Tcp, port), written);
         let entries: Vec<Entry> = ranges([key(22), key(23)]).iter().map(Entry::with_path).collect();
         let expected = serde_json::json!([{

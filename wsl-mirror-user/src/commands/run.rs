@@ -11,6 +11,7 @@ use crate::host::{
     lock::{Access, Lock},
     require_root,
 };
+use crate::loader::local_rules::Filters;
 use crate::loader::{object, plan, state};
 use crate::output::{self, Output};
 
@@ -44,7 +45,9 @@ impl Run {
         let cgroup = self.options.open_cgroup()?;
         output::notes(&self.options.notes(&cgroup));
         let _lock = Lock::take(Access::Exclusive, output::note)?;
-        let state = state::read_with(&config, firewall::read().into())?;
+        let firewall = firewall::read();
+        let filters = Filters::from(&firewall);
+        let state = state::read_with(&config, firewall.into(), filters)?;
         let name = &config.interface;
         if state.steered_by_others.is_some() {
             return Ok(vec![format!(

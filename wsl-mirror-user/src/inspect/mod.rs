@@ -1,4 +1,5 @@
 //! What the machine looks like, read once.
 
+pub mod keeping;
 pub mod listeners;
 pub mod snapshot;

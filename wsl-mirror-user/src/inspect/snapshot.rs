@@ -5,8 +5,12 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use aya::programs::{ProgramInfo, loaded_programs};
-use wsl_mirror_core::abi::{Carrying, Hook, Owner, OwnerPolicy, Path, Policy, PortKey, PortPolicy, Verdicts};
+use wsl_mirror_core::abi::{
+    Carrying, ClientOutcome, Hook, LinuxClients, Owner, OwnerPolicy, Path, Policy, PortKey, PortPolicy,
+    Verdicts,
+};
 
+use super::keeping::Keeping;
 use super::listeners::Listener;
 use crate::agent::lock;
 use crate::agent::report::Report;
@@ -14,12 +18,15 @@ use crate::host::firewall::{self, Obstacle};
 use crate::host::interface;
 use crate::host::lock::{Access, Lock};
 use crate::host::networking::NetworkingMode;
+use crate::host::routing;
 use crate::loader::attachments::Direction;
 use crate::loader::instances::Instance;
 use crate::loader::maps::{self, PortTraffic};
 use crate::loader::pins::Pins;
 use crate::loader::source_alias::SourceAlias;
 use crate::loader::state::{self, Attachment};
+use crate::loader::udp_hooks;
+use crate::policy;
 
 /// The machine at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,10 +71,18 @@ pub struct Loaded {
     pub alias: Ipv4Addr,
     /// The address from which direct flows come inside Linux, and what there is of its route and rules.
     pub source_alias: SourceAlias,
+    /// Whether connections within Linux stay on `lo`.
+    pub keeping: Keeping,
     /// Which way flows take to ports whose container is known, unless the port has a path of its own.
     pub path: Path,
     /// Whether flows are carried, as the program was told.
     pub carrying: Carrying,
+    /// Whether Linux' own clients are connected to containers, as the programs were told.
+    pub linux_clients: LinuxClients,
+    /// Whether UDP's hooks are on the cgroup.
+    pub has_udp_hooks: bool,
+    /// What Linux' own clients got.
+    pub clients: BTreeMap<ClientOutcome, u64>,
     /// What keeps flows from being carried now.
     pub obstacles: Vec<Obstacle>,
     /// What of the machine's packet filters could not be read.
@@ -78,7 +93,7 @@ pub struct Loaded {
     pub default_policy: Policy,
     /// What ports get by their owner.
     pub owners: BTreeMap<Owner, OwnerPolicy>,
-    /// What is written about ports.
+    /// What is written about ports, without flags.
     pub policies: BTreeMap<PortKey, PortPolicy>,
     /// The packets of each reason.
     pub verdicts: Verdicts,
@@ -128,6 +143,7 @@ impl Loaded {
         let settings = maps::SETTINGS.pinned()?.get()?;
         let attachment = state::attachment(&settings, pins)?;
         let firewall = firewall::read();
+        let routing = routing::read()?;
         let counts_ports = pins.has("PORT_STATS") && pins.has("PORT_PACKETS");
         Ok(Self {
             interface: settings.interface_name().to_owned(),
@@ -142,14 +158,19 @@ impl Loaded {
                 _ => None,
             },
             alias: settings.alias.into(),
-            source_alias: SourceAlias::read(
+            keeping: Keeping::find(&settings, &routing, &firewall, others),
+            source_alias: SourceAlias::find(
+                &routing,
                 settings.source_alias.into(),
                 settings.interface_name(),
                 settings.ifindex,
                 others,
-            )?,
+            ),
             path: Path::from_byte(u8::try_from(settings.path).unwrap_or_default()),
             carrying: Carrying::from_number(settings.carrying),
+            linux_clients: LinuxClients::from_number(settings.linux_clients),
+            has_udp_hooks: udp_hooks::are_attached(),
+            clients: if pins.has("CLIENTS") { maps::clients()? } else { BTreeMap::new() },
             obstacles: firewall.obstacles(settings.interface_name(), settings.alias),
             unread: firewall.unread,
             mark: settings.mark,
@@ -157,7 +178,7 @@ impl Loaded {
             // A load that was killed may have left some of the maps unpinned.
             owners: if pins.has("OWNERS") { maps::OWNERS.pinned()?.all()? } else { BTreeMap::new() },
             policies: if pins.has("PORT_POLICY") {
-                maps::PORT_POLICY.pinned()?.all()?
+                policy::without_flags(maps::PORT_POLICY.pinned()?.all()?)
             } else {
                 BTreeMap::new()
             },
@@ -209,6 +230,7 @@ pub mod tests {
     use wsl_mirror_core::abi::{Protocol, Reason};
 
     use super::*;
+    use crate::loader::local_rules::Kept;
     use crate::loader::source_alias;
 
     /// What a load on `loopback0` comes to, after three flows to port 8080.
@@ -236,8 +258,12 @@ pub mod tests {
             program: Some(Program { id: 42, name: "wsl_mirror".into(), tag: 0xff }),
             alias: Ipv4Addr::new(127, 119, 0, 1),
             source_alias: source_alias::tests::complete(),
+            keeping: Keeping::OnLo(Kept { ports: 44620..=48715, bit: 0x40 }),
             path: Path::Auto,
             carrying: Carrying::On,
+            linux_clients: LinuxClients::Translated,
+            has_udp_hooks: false,
+            clients: BTreeMap::from([(ClientOutcome::Translated, 5), (ClientOutcome::Closed, 0)]),
             obstacles: Vec::new(),
             unread: Vec::new(),
             mark: 0x80,

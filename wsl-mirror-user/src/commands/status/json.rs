@@ -3,8 +3,9 @@
 use std::net::Ipv4Addr;
 
 use serde::Serialize;
-use wsl_mirror_core::abi::{Carrying, Hook, Owner, OwnerPolicy, PortKey, Protocol, Reason};
+use wsl_mirror_core::abi::{Carrying, Hook, LinuxClients, Owner, OwnerPolicy, PortKey, Protocol, Reason};
 
+use super::keeping::KeepOnLo;
 use super::targets;
 use crate::agent::report::Report as Agent;
 use crate::host::networking::NetworkingMode;
@@ -55,6 +56,8 @@ struct Details<'a> {
     alias: Ipv4Addr,
     source_alias: SourceAliasState,
     carrying: CarryingState<'a>,
+    keep_on_lo: KeepOnLo,
+    linux_clients: LinuxClientsState,
     /// The bits that carried packets get.
     mark: u32,
     /// `steer` or `pass`.
@@ -85,6 +88,24 @@ struct CarryingState<'a> {
     obstacles: Vec<String>,
     /// What of the machine's packet filters could not be read.
     unread: &'a [String],
+}
+
+/// Linux' own clients of published ports.
+#[derive(Debug, Serialize)]
+struct LinuxClientsState {
+    /// `translated` or `off`: whether they are connected straight to containers, as the programs were told.
+    state: &'static str,
+    /// Whether UDP's hooks are attached. They are only while a UDP port has a container.
+    udp_hooks: bool,
+    /// Every outcome, in the order of its counter.
+    outcomes: Vec<Outcome>,
+}
+
+/// What connects and unconnected datagrams to an address of this machine got.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    outcome: &'static str,
+    count: u64,
 }
 
 /// The address from which direct flows come inside Linux.
@@ -178,6 +199,7 @@ impl<'a> From<&'a Loaded> for Details<'a> {
                 rules: loaded.source_alias.has_rules(),
                 obstacle: loaded.source_alias.obstacle(),
             },
+            keep_on_lo: KeepOnLo::from(&loaded.keeping),
             carrying: CarryingState {
                 state: match loaded.carrying {
                     Carrying::On => "on",
@@ -185,6 +207,18 @@ impl<'a> From<&'a Loaded> for Details<'a> {
                 },
                 obstacles: loaded.obstacles.iter().map(ToString::to_string).collect(),
                 unread: &loaded.unread,
+            },
+            linux_clients: LinuxClientsState {
+                state: match loaded.linux_clients {
+                    LinuxClients::Translated => "translated",
+                    LinuxClients::Off => "off",
+                },
+                udp_hooks: loaded.has_udp_hooks,
+                outcomes: loaded
+                    .clients
+                    .iter()
+                    .map(|(outcome, count)| Outcome { outcome: outcome.name(), count: *count })
+                    .collect(),
             },
             mark: loaded.mark,
             default_policy: loaded.default_policy.name(),
@@ -255,7 +289,11 @@ mod tests {
             "loaded": true, "steering": true, "attachment": "alive", "interface": "loopback0", "ifindex": 7,
             "hook": "tcx", "program": {"id": 42, "name": "wsl_mirror", "tag": "00000000000000ff"}, "alias": "127.119.0.1",
             "source_alias": {"address": "192.0.0.8", "route": true, "rules": true, "obstacle": null},
-            "carrying": {"state": "on", "obstacles": [], "unread": []}, "mark": 128,
+            "carrying": {"state": "on", "obstacles": [], "unread": []},
+            "keep_on_lo": {"kept": true, "leased": [44620, 48715], "bit": 64, "obstacle": null},
+            "mark": 128,
+            "linux_clients": {"state": "translated", "udp_hooks": false,
+                              "outcomes": [{"outcome": "translated", "count": 5}, {"outcome": "closed", "count": 0}]},
             "default_policy": "steer",
             "path": "auto",
             "exempt_ports": 2,
@@ -308,6 +346,8 @@ mod tests {
             "alias",
             "source_alias",
             "carrying",
+            "keep_on_lo",
+            "linux_clients",
             "mark",
             "default_policy",
             "path",

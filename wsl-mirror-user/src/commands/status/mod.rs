@@ -1,6 +1,7 @@
 //! `wsl-mirror status`
 
 mod json;
+mod keeping;
 mod targets;
 mod text;
 

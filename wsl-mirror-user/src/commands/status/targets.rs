@@ -25,6 +25,8 @@ pub struct Row {
     service: &'static str,
     /// What the engine's own rules do: `open` or `dropped`.
     engine_way: &'static str,
+    /// What firewall rules do to Linux' own clients: `open` or `closed`.
+    linux: &'static str,
     /// For how many seconds direct flows are avoided from now on, since one was unanswered; 0: they are not.
     avoided: u64,
 }
@@ -57,6 +59,7 @@ fn row(listener: &Listener, target: &Target) -> Option<Row> {
             EngineWay::Open => "open",
             EngineWay::Dropped => "dropped",
         },
+        linux: if target.is_open_to_linux() { "open" } else { "closed" },
         avoided: listener.avoided.map_or(0, |left| left.as_secs() + 1),
     })
 }
@@ -94,14 +97,14 @@ pub fn text(loaded: &Loaded) -> Vec<String> {
     }
     let rows: Vec<_> = rows(loaded).iter().map(cells).collect();
     if !rows.is_empty() {
-        let headings = ["listener", "container", "sees", "held by", "engine's way", "direct"];
+        let headings = ["listener", "container", "sees", "held by", "engine's way", "Linux", "direct"];
         text.push(format!("\n{HEADING}containers{HEADING:#}"));
         text.push(output::table(headings, &[], rows));
     }
     text
 }
 
-fn cells(row: &Row) -> [String; 6] {
+fn cells(row: &Row) -> [String; 7] {
     let listener = match row.listener {
         IpAddr::V4(address) => format!("{address}:{}/{}", row.port, row.protocol),
         IpAddr::V6(address) => format!("[{address}]:{}/{}", row.port, row.protocol),
@@ -120,6 +123,7 @@ fn cells(row: &Row) -> [String; 6] {
         row.source.to_string(),
         row.service.to_owned(),
         row.engine_way.to_owned(),
+        row.linux.to_owned(),
         direct,
     ]
 }
@@ -165,8 +169,8 @@ mod tests {
         let holder = Listener { avoided: steered.avoided, ..listener("::", 8081, Service::Holder) };
         let mut dropped =
             Listener { avoided: steered.avoided, ..listener("127.0.0.1", 8082, Service::Holder) };
-        dropped.target =
-            dropped.target.map(|target| Target { engine_way: EngineWay::Dropped as u8, ..target });
+        let flags = Target::DROPPED | Target::CLOSED_TO_LINUX;
+        dropped.target = dropped.target.map(|target| Target { flags, ..target });
         let text = plain(&with(&[steered, holder, dropped, listener("0.0.0.0", 9000, Service::Proxy)], &[]));
         let line = |start: &str| {
             let line = text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{text}"));
@@ -175,17 +179,17 @@ mod tests {
         let rest = "172.17.0.2:80 172.17.0.1";
         assert_eq!(
             line("0.0.0.0:8080"),
-            format!("0.0.0.0:8080/tcp {rest} proxy open unanswered, steered for another 42 s")
+            format!("0.0.0.0:8080/tcp {rest} proxy open open unanswered, steered for another 42 s")
         );
         assert_eq!(
             line("[::]:8081"),
-            format!("[::]:8081/tcp {rest} holder open unanswered, passed for another 42 s")
+            format!("[::]:8081/tcp {rest} holder open open unanswered, passed for another 42 s")
         );
         assert_eq!(
             line("127.0.0.1:8082"),
-            format!("127.0.0.1:8082/tcp {rest} holder dropped unanswered 19 s ago")
+            format!("127.0.0.1:8082/tcp {rest} holder dropped closed unanswered 19 s ago")
         );
-        assert_eq!(line("0.0.0.0:9000"), format!("0.0.0.0:9000/tcp {rest} proxy open possible"));
+        assert_eq!(line("0.0.0.0:9000"), format!("0.0.0.0:9000/tcp {rest} proxy open open possible"));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `wsl-mirror status` for people.
 
-use wsl_mirror_core::abi::{Carrying, Hook, Owner, Path, Policy, Protocol, Reason};
+use wsl_mirror_core::abi::{Carrying, Hook, LinuxClients, Owner, Path, Policy, Protocol, Reason};
 
-use super::targets;
+use super::{keeping, targets};
 use crate::agent::report::Report as Agent;
 use crate::host::networking::NetworkingMode;
 use crate::inspect::snapshot::{Elsewhere, Loaded, Snapshot};
@@ -47,6 +47,7 @@ fn loaded(loaded: &Loaded) -> String {
     text.extend(carrying(loaded));
     text.push(format!("alias    {}", loaded.alias));
     text.extend(source_alias(loaded));
+    text.push(keeping::text(&loaded.keeping));
     text.push(format!("mark     {:#x}", loaded.mark));
     text.push(format!("default  {}", loaded.default_policy.name()));
     text.push(format!("path     {}", loaded.path.name()));
@@ -57,9 +58,11 @@ fn loaded(loaded: &Loaded) -> String {
     }
     text.push(format!("exempt   {} (`wsl-mirror exempt list`)", count(loaded.exempt_ports(), "port")));
     text.extend(policies(loaded));
+    text.push(format!("clients  {}", clients(loaded)));
     text.extend(targets::text(loaded));
     text.extend(verdicts(loaded));
     text.extend(ports(loaded));
+    text.extend(outcomes(loaded));
     text.join("\n")
 }
 
@@ -106,6 +109,34 @@ fn attachment(loaded: &Loaded) -> String {
         Attachment::Detached => format!("the program is not on {interface} any more"),
     };
     format!("{BAD}not steering{BAD:#}: {why}; `wsl-mirror load` attaches the program again")
+}
+
+/// What becomes of Linux' own clients.
+const fn clients(loaded: &Loaded) -> &'static str {
+    match (loaded.linux_clients, loaded.has_udp_hooks) {
+        (LinuxClients::Off, _) => "of Linux are left alone",
+        (LinuxClients::Translated, true) => {
+            "of Linux are connected straight to containers; UDP's hooks are attached"
+        }
+        (LinuxClients::Translated, false) => {
+            "of Linux are connected straight to containers; UDP's hooks wait for a UDP port with a container"
+        }
+    }
+}
+
+/// What Linux' own clients got so far.
+fn outcomes(loaded: &Loaded) -> Vec<String> {
+    let seen = loaded.clients.iter().filter(|(_, count)| **count != 0);
+    let rows: Vec<_> = seen
+        .map(|(outcome, count)| [outcome.name(), &count.to_string(), outcome.describe()].map(str::to_owned))
+        .collect();
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    vec![
+        format!("\n{HEADING}connects of Linux' own clients so far, and unconnected datagrams{HEADING:#}"),
+        output::table(["outcome", "count", "meaning"], &[1], rows),
+    ]
 }
 
 /// The reasons that occurred.
@@ -188,6 +219,7 @@ mod tests {
     use super::*;
     use crate::agent::report::State;
     use crate::host::firewall::Obstacle;
+    use crate::inspect::keeping::Keeping;
     use crate::inspect::snapshot::tests::loaded as loaded_snapshot;
     use crate::loader::source_alias::{self, SourceAlias};
 
@@ -210,12 +242,14 @@ program  wsl_mirror id 42 tag 00000000000000ff
 carrying on
 alias    127.119.0.1
 source   192.0.0.8
+lo       connections within Linux stay on lo (ports 44620-48715, mark 0x40)
 mark     0x80
 default  steer
 path     auto
 owner    docker-proxy (user 0): steer
 exempt   2 ports (`wsl-mirror exempt list`)
 policies steer: 1 port (`wsl-mirror policy list`)
+clients  of Linux are connected straight to containers; UDP's hooks wait for a UDP port with a container
 
 packets so far
 reason     packets  meaning
@@ -224,6 +258,22 @@ reason     packets  meaning
         assert!(text.starts_with(expected), "{text}");
         assert!(text.contains("steer_new") && text.contains("8080/tcp"), "{text}");
         assert!(!text.contains("pass_vlan"), "{text}");
+    }
+
+    #[test]
+    fn people_see_what_becomes_of_clients_of_linux() {
+        let text = plain(&with(|loaded| loaded.has_udp_hooks = true));
+        assert!(text.contains(
+            "\nclients  of Linux are connected straight to containers; UDP's hooks are attached\n"
+        ));
+        let table = "and unconnected datagrams\noutcome     count  meaning\ntranslated      5  translated: the socket";
+        assert!(text.contains(table), "{text}");
+        assert!(!text.contains("a firewall rule closes"), "that has not occurred: {text}");
+        let off = plain(&with(|loaded| {
+            loaded.linux_clients = LinuxClients::Off;
+            loaded.clients.clear();
+        }));
+        assert!(off.contains("\nclients  of Linux are left alone\n") && !off.contains("outcome"), "{off}");
     }
 
     #[test]
@@ -273,7 +323,7 @@ reason     packets  meaning
         let lines = |source_alias: SourceAlias| {
             let text = plain(&with(|loaded| loaded.source_alias = source_alias));
             let from = text.lines().skip_while(|line| !line.starts_with("source"));
-            from.take_while(|line| !line.starts_with("mark")).map(str::to_owned).collect::<Vec<_>>()
+            from.take_while(|line| !line.starts_with("lo ")).map(str::to_owned).collect::<Vec<_>>()
         };
         let without_route = source_alias::tests::without_route();
         assert_eq!(
@@ -291,6 +341,15 @@ reason     packets  meaning
         assert!(
             nothing[1].starts_with("         table 127 has no route to 127.0.0.1 by loopback0"),
             "{nothing:?}"
+        );
+    }
+
+    #[test]
+    fn people_read_why_connections_go_by_windows() {
+        let text = plain(&with(|loaded| loaded.keeping = Keeping::ByWindows("no agent".into())));
+        assert!(
+            text.contains("\nlo       connections within Linux go by Windows:\n         no agent\nmark "),
+            "{text}"
         );
     }
 
