@@ -11,7 +11,9 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::{
-    Lab, Namespace, SCRATCH, loopback, pins,
+    Lab, Maker, Namespace, SCRATCH,
+    clients::Clients,
+    loopback, pins,
     process::{COMMAND_LIMIT, Finished, run, wait_for},
     tcp, udp,
 };
@@ -136,8 +138,9 @@ pub fn has_tcx(lab: &Lab) -> bool {
 /// and its route; `unload` removes them.
 #[track_caller]
 pub fn network(namespace: &Namespace) -> String {
-    let script = "ip -4 rule; ip -4 route show table all; ip link show dev lo; cd /proc/sys/net/ipv4/conf; \
-                  grep . lo/route_localnet lo/accept_local lo/rp_filter all/route_localnet all/accept_local";
+    // The kernel notices a new link's carrier up to a second later (`linkwatch`).
+    let script = "ip -4 rule; ip -4 route show table all | sed 's/ linkdown//'; ip link show dev lo; \
+                  cd /proc/sys/net/ipv4/conf; grep . lo/route_localnet lo/accept_local lo/rp_filter all/route_localnet all/accept_local";
     namespace.run("sh", ["-ec", script]).or_panic().stdout
 }
 
@@ -161,6 +164,20 @@ pub fn windows(lab: &Lab, port: u16) -> tcp::Client {
 /// A UDP client on Windows, to this port of 127.0.0.1.
 pub fn windows_udp(lab: &Lab, port: u16) -> udp::Client {
     udp::Client::new(lab.windows(), loopback(port))
+}
+
+/// A TCP client in Linux, to this port of 127.0.0.1. Its sockets are in the lab's cgroup, where the hooks of a `load` see them.
+#[track_caller]
+pub fn linux(lab: &Lab, port: u16) -> tcp::Client {
+    let clients = Clients::new(lab).or_panic();
+    tcp::Client::new(lab.guest(), loopback(port)).made_by(Maker::new(move || clients.tcp()))
+}
+
+/// A UDP client in Linux, likewise.
+#[track_caller]
+pub fn linux_udp(lab: &Lab, port: u16) -> udp::Client {
+    let clients = Clients::new(lab).or_panic();
+    udp::Client::new(lab.guest(), loopback(port)).made_by(Maker::new(move || clients.udp()))
 }
 
 /// Raises a flag when it is dropped, a panic included: threads that watch the flag end, and their scope with them.

@@ -20,6 +20,7 @@
 
 mod cgroups;
 pub mod checks;
+pub mod clients;
 mod docker;
 mod engine;
 mod mirrored;
@@ -32,6 +33,7 @@ pub mod pins;
 mod podman;
 mod pool;
 pub mod process;
+pub mod published;
 pub mod services;
 mod snapshot;
 pub mod sockets;
@@ -51,7 +53,7 @@ pub use pid_namespace::PidNamespace;
 pub use podman::{NetworkBackend, Podman, PodmanOptions};
 pub use pool::SharedLab;
 pub use sockets::Sockets;
-pub use traffic::{checksums, delivered::Delivered, raw, servers, tcp, udp};
+pub use traffic::{checksums, delivered::Delivered, maker::Maker, raw, servers, tcp, udp};
 pub use windows::{Dropped, Garbled, Transport};
 
 /// `lab-helper`, statically linked (`build.rs`).

@@ -37,8 +37,8 @@ pub(crate) struct Network {
 
 impl Network {
     /// A lab's first network.
-    pub(crate) fn first(gateway: Ipv4Addr) -> Self {
-        Self { gateway, lan: LAN_ADDRESS, leased: GUEST_EPHEMERAL }
+    pub(crate) fn first(gateway: Ipv4Addr, leased: RangeInclusive<u16>) -> Self {
+        Self { gateway, lan: LAN_ADDRESS, leased }
     }
 
     /// A network that shares no address and no leased port with this one.
@@ -46,12 +46,14 @@ impl Network {
         let [a, b, c, host] = self.gateway.octets();
         // From 1 to 254.
         let gateway = Ipv4Addr::new(a, b, c, host % 254 + 1);
-        let (lan, leased) = if self.lan == LAN_ADDRESS {
-            (Ipv4Addr::new(192, 168, 60, 20), 36_000..=40_095)
-        } else {
-            (LAN_ADDRESS, GUEST_EPHEMERAL)
-        };
-        Self { gateway, lan, leased }
+        let lan = if self.lan == LAN_ADDRESS { Ipv4Addr::new(192, 168, 60, 20) } else { LAN_ADDRESS };
+        Self { gateway, lan, ..self.with_another_block() }
+    }
+
+    /// The same network with a block of ports that shares none with this one's.
+    pub(super) fn with_another_block(&self) -> Self {
+        let leased = if self.leased == GUEST_EPHEMERAL { 36_000..=40_095 } else { GUEST_EPHEMERAL };
+        Self { leased, ..self.clone() }
     }
 
     /// The router of the LAN.
@@ -77,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_network_made_anew_shares_nothing_with_the_old_one() {
-        let mut network = Network::first(Ipv4Addr::new(169, 254, 73, 249));
+        let mut network = Network::first(Ipv4Addr::new(169, 254, 73, 249), GUEST_EPHEMERAL);
         for _ in 0..10 {
             let next = network.another();
             assert_ne!(next.gateway, network.gateway);
@@ -90,7 +92,7 @@ mod tests {
 
     #[test]
     fn the_router_has_the_first_address_of_the_lan() {
-        let network = Network::first(Ipv4Addr::LOCALHOST);
+        let network = Network::first(Ipv4Addr::LOCALHOST, GUEST_EPHEMERAL);
         assert_eq!(network.router(), Ipv4Addr::new(192, 168, 50, 1));
         assert_eq!(network.subnet(), "192.168.50.0/24");
     }

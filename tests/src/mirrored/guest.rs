@@ -114,7 +114,7 @@ impl Lab {
 }
 
 /// `WSLOUTPUT` overwrites any mark that a local process's packet carries.
-fn wsl_output_rules() -> String {
+pub(super) fn wsl_output_rules() -> String {
     ["ip", "ip6"]
         .map(|family| {
             format!(
@@ -129,7 +129,7 @@ fn wsl_output_rules() -> String {
 }
 
 /// Forwarded traffic leaves by `eth0` from one of the guest's own ports, or Windows would not send replies.
-fn wsl_postrouting_rules(network: &Network) -> String {
+pub(super) fn wsl_postrouting_rules(network: &Network) -> String {
     let (low, high) = (network.leased.start(), network.leased.end());
     [("ip", "udp"), ("ip", "tcp"), ("ip6", "udp"), ("ip6", "tcp")]
         .map(|(family, protocol)| {

@@ -6,6 +6,7 @@ mod guest;
 mod half_made;
 mod neighbour;
 mod network;
+mod plain;
 mod windows;
 
 use std::{
@@ -61,6 +62,7 @@ pub struct LabBuilder {
     host_address_loopback: bool,
     half_made: Option<HalfMade>,
     configuration: Option<String>,
+    leased: RangeInclusive<u16>,
 }
 
 impl LabBuilder {
@@ -122,6 +124,14 @@ impl LabBuilder {
         self
     }
 
+    /// Whether Windows drops segments of a TCP flow of whose handshake it has seen only the SYN or only the SYN+ACK; no unless
+    /// told. That Windows does so is a guess.
+    #[must_use]
+    pub fn watches_handshakes(mut self, on: bool) -> Self {
+        self.windows.watches_handshakes = on;
+        self
+    }
+
     /// Whether the guest has a bpffs on /sys/fs/bpf; yes unless told.
     #[must_use]
     pub fn bpffs(mut self, mounted: bool) -> Self {
@@ -158,6 +168,14 @@ impl LabBuilder {
         self
     }
 
+    /// The block of ports that Windows leases to the guest at first; [`GUEST_EPHEMERAL`] unless told. For benchmarks, which
+    /// open more connections a second than 4096 ports allow.
+    #[must_use]
+    pub fn leases(mut self, block: RangeInclusive<u16>) -> Self {
+        self.leased = block;
+        self
+    }
+
     /// What is in the guest's /etc/wsl-mirror.toml; no such file unless told.
     #[must_use]
     pub fn configuration(mut self, text: &str) -> Self {
@@ -170,7 +188,7 @@ impl LabBuilder {
         let cgroup = Arc::new(LabCgroup::new());
         let windows = Namespace::new("windows", None)?;
         let guest = Namespace::new("guest", Some(self.mounts))?;
-        let network = Network::first(self.gateway.address());
+        let network = Network::first(self.gateway.address(), self.leased.clone());
         let windows_side =
             Windows::start(&self.windows, network, &guest, &windows).context("starting Windows")?;
         let lab = Lab { options: self, guest, windows, windows_side, cgroup };
@@ -208,6 +226,7 @@ impl Lab {
             host_address_loopback: false,
             half_made: None,
             configuration: None,
+            leased: GUEST_EPHEMERAL,
         }
     }
 

@@ -53,6 +53,12 @@ impl Lab {
         make().context("making the network anew")
     }
 
+    /// Windows leases another block of ports to the guest, and nothing else changes.
+    pub fn lease_another_block(&self) -> Result<()> {
+        self.windows_side().set_network(self.network().with_another_block())?;
+        self.lease_block_anew().context("leasing another block of ports")
+    }
+
     /// Takes a part of the network away.
     pub fn half_make_network(&self, missing: HalfMade) -> Result<()> {
         let lines = match missing {

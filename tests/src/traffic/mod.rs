@@ -2,6 +2,7 @@
 
 pub mod checksums;
 pub mod delivered;
+pub mod maker;
 pub mod raw;
 pub mod servers;
 pub mod tcp;

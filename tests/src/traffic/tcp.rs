@@ -12,8 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::maker::Maker;
 use crate::{Namespace, pace, services::Pattern};
 
 /// Long enough that a retransmission (the first is due after a second) fits in, a thousand times what an
@@ -120,6 +122,7 @@ pub struct Client {
     from: Option<SocketAddrV4>,
     limit: Duration,
     reset_on_close: bool,
+    maker: Option<Maker>,
 }
 
 impl Client {
@@ -131,7 +134,15 @@ impl Client {
             from: None,
             limit: limit(),
             reset_on_close: false,
+            maker: None,
         }
+    }
+
+    /// Has somebody else make the sockets.
+    #[must_use]
+    pub fn made_by(mut self, maker: Maker) -> Self {
+        self.maker = Some(maker);
+        self
     }
 
     /// From this port of 127.0.0.1, even if it was in use a moment ago (`SO_REUSEADDR`).
@@ -186,7 +197,17 @@ impl Client {
     }
 
     fn open(&self) -> Result<Socket, Failure> {
-        self.namespace.enter(|| self.socket()).map_err(|error| Failure::Other(error.to_string()))
+        let make = || -> Result<Socket> {
+            let socket = match &self.maker {
+                Some(maker) => maker.make()?,
+                None => {
+                    self.namespace.enter(|| Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)))?
+                }
+            };
+            self.bind(&socket)?;
+            Ok(socket)
+        };
+        make().map_err(|error| Failure::Other(format!("{error:#}")))
     }
 
     fn set_up(&self, socket: Socket) -> Result<TcpStream, Failure> {
@@ -200,8 +221,8 @@ impl Client {
         Ok(stream)
     }
 
-    fn socket(&self) -> io::Result<Socket> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    /// A socket stays in its network namespace wherever it is bound from.
+    fn bind(&self, socket: &Socket) -> io::Result<()> {
         if let Some(from) = self.from {
             socket.set_reuse_address(true)?;
             socket.bind(&SockAddr::from(SocketAddr::V4(from)))?;
@@ -209,7 +230,7 @@ impl Client {
         if self.reset_on_close {
             socket.set_linger(Some(Duration::ZERO))?;
         }
-        Ok(socket)
+        Ok(())
     }
 
     /// How long the handshake takes, of a connection over which one short request to an echo service is answered.

@@ -7,9 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::tcp::Destination;
+use super::{maker::Maker, tcp::Destination};
 
 pub use super::tcp::limit;
 use crate::Namespace;
@@ -48,12 +49,20 @@ pub struct Client {
     to: SocketAddrV4,
     from: Option<SocketAddrV4>,
     limit: Duration,
+    maker: Option<Maker>,
 }
 
 impl Client {
     /// A client in `namespace`.
     pub fn new(namespace: &Namespace, to: impl Destination) -> Self {
-        Self { namespace: namespace.clone(), to: to.address(), from: None, limit: limit() }
+        Self { namespace: namespace.clone(), to: to.address(), from: None, limit: limit(), maker: None }
+    }
+
+    /// Has somebody else make the sockets.
+    #[must_use]
+    pub fn made_by(mut self, maker: Maker) -> Self {
+        self.maker = Some(maker);
+        self
     }
 
     /// From this port of 127.0.0.1.
@@ -78,8 +87,13 @@ impl Client {
 
     /// The socket, connected.
     pub fn connect(&self) -> Result<UdpSocket, Failure> {
-        let connect = || {
-            let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        let connect = || -> Result<UdpSocket> {
+            let socket = match &self.maker {
+                Some(maker) => maker.make()?,
+                None => {
+                    self.namespace.enter(|| Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)))?
+                }
+            };
             if let Some(from) = self.from {
                 socket.set_reuse_address(true)?;
                 socket.bind(&SockAddr::from(from))?;
@@ -88,7 +102,7 @@ impl Client {
             socket.set_read_timeout(Some(self.limit))?;
             Ok(UdpSocket::from(socket))
         };
-        self.namespace.enter(connect).map_err(|error: std::io::Error| Failure::Other(error.to_string()))
+        connect().map_err(|error| Failure::Other(format!("{error:#}")))
     }
 
     /// Sends one datagram and gives the reply, which is right.

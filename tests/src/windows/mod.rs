@@ -132,6 +132,7 @@ impl Windows {
             guest: self.cookie,
             lan: network.lan.to_bits(),
             leased: [*network.leased.start(), *network.leased.end()],
+            watches_handshakes: self.options.watches_handshakes.into(),
             ..Settings::default()
         })?;
         self.refuse_binds(&self.options.refused)?;

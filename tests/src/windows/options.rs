@@ -19,6 +19,8 @@ pub(crate) struct WindowsOptions {
     pub(crate) ghosts: bool,
     /// Whether what Windows' programs send to `::1` on a port of the guest's is lost.
     pub(crate) silent_ipv6: bool,
+    /// Whether Windows drops segments of a TCP flow whose handshake it has seen only half.
+    pub(crate) watches_handshakes: bool,
     /// Which destination ports Windows garbles.
     pub(crate) garbling: Garbling,
 }
@@ -32,6 +34,7 @@ impl Default for WindowsOptions {
             give_up: GIVE_UP,
             ghosts: true,
             silent_ipv6: true,
+            watches_handshakes: false,
             garbling: Garbling::NONE,
         }
     }

@@ -33,8 +33,8 @@ pub struct Settings {
     pub leased: [u16; 2],
     /// The port whose bind tells the guest's network namespace.
     pub probe: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1: Windows drops segments of a TCP flow whose handshake it has seen only half.
+    pub watches_handshakes: u32,
     /// Ranges, first and last port, in which Windows refuses binds; 0 to 0 is none.
     pub refused: [[u16; 2]; REFUSED],
 }
@@ -90,6 +90,14 @@ pub struct FlowKey {
     pub lan: u8,
     /// Zero.
     pub pad: u16,
+}
+
+/// Bits of a value of the map `FLOWS`: what Windows has seen of a TCP flow's handshake.
+pub mod handshake {
+    /// The SYN.
+    pub const SYN: u8 = 1;
+    /// The SYN+ACK.
+    pub const SYN_ACK: u8 = 1 << 1;
 }
 
 /// A key of the map `FRAGMENTS`: a datagram that travels in fragments.
