@@ -191,7 +191,7 @@ pub const fn target(service: Service, engine_way: EngineWay, unanswered_at: u64)
         ifindex: 7,
         port: FLOW.port,
         service: service as u8,
-        engine_way: engine_way as u8,
+        flags: engine_way as u8,
     }
 }
 
@@ -225,7 +225,7 @@ impl World {
                 cli: BYTES[choose(BYTES.len())],
                 config: BYTES[choose(BYTES.len())],
                 path: BYTES[choose(BYTES.len())],
-                zero: 0,
+                flags: 0,
             },
             path: PATHS[choose(PATHS.len())],
             default: POLICIES[choose(POLICIES.len())],

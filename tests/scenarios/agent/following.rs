@@ -21,7 +21,8 @@ fn it_waits_for_the_interface_and_steers_when_it_comes() {
     proxy.serve("0.0.0.0:8081").unwrap();
     lab.add_loopback0().unwrap();
     agent.says("steering loopback0");
-    assert!(answers(&lab, 8080) && answers(&lab, 8081));
+    let both = [8080, 8081].map(|port| answers(&lab, port));
+    assert_eq!(both, [true; 2], "{}\n{}", agent.0.output(), status(&lab).0);
     let (report, code) = status(&lab);
     assert_eq!((report["agent"]["state"].as_str(), code), (Some("steering"), 0));
 }

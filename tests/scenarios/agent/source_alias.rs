@@ -10,10 +10,13 @@ use wsl_mirror_lab::{
 
 use crate::guest::{Agent, answers, proxied, soon};
 
-/// The rules and routes with our protocol number, in the kernel's order.
+/// The rules and routes with our protocol number, in the kernel's order, but for those that keep connections on `lo`.
 #[track_caller]
 fn ours(lab: &Lab) -> String {
-    sh(lab, "{ ip -4 rule; ip -4 route show table all; } | grep 'proto 119' || true")
+    sh(
+        lab,
+        "{ ip -4 rule; ip -4 route show table all; } | grep 'proto 119' | grep -v ' to 127.0.0.1 ' || true",
+    )
 }
 
 /// Whether route and rules are there.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr, time::Duration};
 
+use wsl_mirror_lab::{Lab, checks, tcp, udp};
+
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Client {
@@ -11,6 +13,24 @@ pub enum Client {
 
 impl Client {
     pub const ALL: [Self; 2] = [Self::Windows, Self::Linux];
+
+    /// A TCP client of this port of 127.0.0.1.
+    #[track_caller]
+    pub fn tcp(self, lab: &Lab, port: u16) -> tcp::Client {
+        match self {
+            Self::Windows => checks::windows(lab, port),
+            Self::Linux => checks::linux(lab, port),
+        }
+    }
+
+    /// A UDP client of this port of 127.0.0.1.
+    #[track_caller]
+    pub fn udp(self, lab: &Lab, port: u16) -> udp::Client {
+        match self {
+            Self::Windows => checks::windows_udp(lab, port),
+            Self::Linux => checks::linux_udp(lab, port),
+        }
+    }
 }
 
 impl fmt::Display for Client {
@@ -108,14 +128,6 @@ impl Cell {
         both.chain([(Client::Linux, Server::Windows)]).flat_map(|(client, server)| {
             [Protocol::Tcp, Protocol::Udp].map(|protocol| Self { client, protocol, server })
         })
-    }
-
-    /// The address that the port is published on, if the server is a container.
-    pub fn published(self) -> Option<Bound> {
-        match self.server {
-            Server::Container(bound) => Some(bound),
-            Server::Host(_) | Server::Windows => None,
-        }
     }
 }
 

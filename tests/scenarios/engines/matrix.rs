@@ -1,7 +1,5 @@
 //! One test for each row of the matrix. What the default run leaves out runs with `cargo xtask test engines --all`.
 
-mod ways_out;
-
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use anyhow::Context as _;
@@ -10,13 +8,13 @@ use wsl_mirror_lab::{
     Container, Docker, DockerOptions, Lab,
     NetworkBackend::{Cni, Netavark},
     Podman, PodmanOptions, Running as Published, Service,
-    checks::{self, HELLO, OrPanic as _, load, load_with, unload, wait_until},
+    checks::{HELLO, OrPanic as _, load, load_with, unload, wait_until},
     pace,
     process::{Background, COMMAND_LIMIT},
 };
 
 use super::{
-    cells::{Bound, Columns, Phase, Server},
+    cells::{Bound, Client, Columns, Phase, Server},
     configuration::{
         Configuration, DOCKER_20_10, DOCKER_26_1, DOCKER_28_5, Engine,
         Loopback0::{AfterDockerd, BeforeDockerd},
@@ -137,15 +135,22 @@ fn check_row(test: &str, configuration: &Configuration) {
     let (lab, mut running) = Running::start(configuration, &installed);
     let _services = Services::start(&lab);
     let without = measure::column(&lab);
-    let loaded = during(&lab, Phase::Load, || measure::column(&lab));
+    let loaded = during(&lab, Phase::Load, || {
+        let column = measure::column(&lab);
+        assert_clients_were_translated(&lab);
+        column
+    });
     let run = during(&lab, Phase::Run, || {
         running.start_container_again();
         wait_for_answer(&lab);
-        measure::column(&lab)
+        let column = measure::column(&lab);
+        assert_clients_were_translated(&lab);
+        column
     });
     let direct = during(&lab, Phase::Direct, || {
         let column = measure::column(&lab);
         assert_flows_went_direct(&lab);
+        assert_clients_were_translated(&lab);
         column
     });
     let after = measure::column(&lab);
@@ -199,15 +204,20 @@ fn during<T>(lab: &Lab, phase: Phase, work: impl FnOnce() -> T) -> T {
 }
 
 /// Waits for what the agent learns of a container that has just started. Other tests say how long that may take.
+///
+/// Each attempt opens new sockets: the hooks decide when a socket connects or sends.
 #[track_caller]
 fn wait_for_answer(lab: &Lab) {
+    let limit = pace::limit(HANG);
     for port in Bound::ALL.map(|bound| Server::Container(bound).port()) {
-        wait_until(&format!("port {port} to answer Windows"), COMMAND_LIMIT, || {
-            checks::windows(lab, port).limit(pace::limit(HANG)).echo(HELLO).is_ok()
-        });
-        wait_until(&format!("UDP port {port} to answer Windows"), COMMAND_LIMIT, || {
-            checks::windows_udp(lab, port).limit(pace::limit(HANG)).request(HELLO).is_ok()
-        });
+        for client in Client::ALL {
+            wait_until(&format!("port {port} to answer {client}"), COMMAND_LIMIT, || {
+                client.tcp(lab, port).limit(limit).echo(HELLO).is_ok()
+            });
+            wait_until(&format!("UDP port {port} to answer {client}"), COMMAND_LIMIT, || {
+                client.udp(lab, port).limit(limit).request(HELLO).is_ok()
+            });
+        }
     }
 }
 
@@ -223,6 +233,16 @@ fn assert_flows_went_direct(lab: &Lab) {
             assert!(flows > 0, "no direct flow to {port}/{protocol}: {status:#}");
         }
     }
+}
+
+/// That Linux' clients of published ports went straight to the container: through docker-proxy most would be answered too.
+#[track_caller]
+fn assert_clients_were_translated(lab: &Lab) {
+    let status = lab.status().or_panic();
+    let outcomes = status["linux_clients"]["outcomes"].as_array().into_iter().flatten();
+    let translated = outcomes.filter(|outcome| outcome["outcome"] == "translated");
+    let count: u64 = translated.filter_map(|outcome| outcome["count"].as_u64()).sum();
+    assert!(count >= measure::LINUX_REQUESTS, "{count} translated: {:#}", status["linux_clients"]);
 }
 
 /// An engine with a container whose ports are published in all four ways; it goes when this does.

@@ -6,15 +6,17 @@ use anyhow::Result;
 use wsl_mirror_lab::{
     Lab,
     checks::{HELLO, OrPanic as _},
-    loopback, nat, pace, servers, tcp, udp,
+    loopback, nat, pace, servers,
 };
 
-use super::cells::{Bound, Cell, Client, Column, Outcome, Protocol, Server};
+use super::cells::{Bound, Cell, Column, Outcome, Protocol, Server};
 
 /// How long is waited for what may never come; an answer takes less than a hundredth of it.
 const HANG: Duration = Duration::from_millis(700);
 /// How often each cell is asked at first, at once: one that answers now and then shall not pass for either.
 const ATTEMPTS: usize = 3;
+/// So many requests of Linux' clients at least go to published ports in each column: four cells, [`ATTEMPTS`] each.
+pub const LINUX_REQUESTS: u64 = 12;
 /// How often a cell that answers is asked to find out how fast it is.
 const ROUNDS: usize = 25;
 
@@ -97,19 +99,16 @@ fn outcome(answers: Vec<Result<Duration, String>>) -> Outcome {
 
 /// One request over a new flow, and how long it took to be connected, or over UDP to be answered.
 fn ask(lab: &Lab, cell: Cell) -> Result<Duration, String> {
-    let client = match cell.client {
-        Client::Windows => lab.windows(),
-        Client::Linux => lab.guest(),
-    };
-    let to = loopback(cell.server.port());
+    let port = cell.server.port();
     let limit = pace::limit(HANG);
     match cell.protocol {
-        Protocol::Tcp => tcp::Client::new(client, to)
-            .limit(limit)
-            .connect_time(HELLO)
-            .map_err(|failure| failure.to_string()),
+        Protocol::Tcp => {
+            let client = cell.client.tcp(lab, port).limit(limit);
+            client.connect_time(HELLO).map_err(|failure| failure.to_string())
+        }
         Protocol::Udp => {
-            udp::Client::new(client, to).limit(limit).round_trip(HELLO).map_err(|failure| failure.to_string())
+            let client = cell.client.udp(lab, port).limit(limit);
+            client.round_trip(HELLO).map_err(|failure| failure.to_string())
         }
     }
 }

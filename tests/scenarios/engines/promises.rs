@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use super::{
-    cells::{Cell, Client, Column, Columns, Outcome, Phase},
+    cells::{Cell, Column, Columns, Outcome, Phase},
     configuration::Configuration,
     known,
 };
@@ -17,12 +17,8 @@ pub enum Promise {
     NothingBreaks,
     /// And connects as fast, but for [`SLOWER`].
     NothingIsSlower,
-    /// Every published port answers a client on Windows.
-    WindowsReachesEveryPort,
-    /// Every port that docker-proxy serves answers a client in Linux, unless `known` explains why not.
-    LinuxReachesDockerProxy,
-    /// What is broken with us and without us is known, with its cause and a way out.
-    WhatStaysBrokenIsExplained,
+    /// With us every cell answers, clients on Windows and in Linux alike.
+    EveryCellAnswers,
     /// Unloaded, everything is as before.
     UnloadLeavesNothing,
     /// Without us the lab shows what is known of the engine, or nothing that it shows means anything.
@@ -34,11 +30,7 @@ impl fmt::Display for Promise {
         f.write_str(match self {
             Self::NothingBreaks => "no cell that answers without us fails with us",
             Self::NothingIsSlower => "no cell is slower to connect by more than 2 ms at the median",
-            Self::WindowsReachesEveryPort => "every Windows cell answers",
-            Self::LinuxReachesDockerProxy => {
-                "every Linux cell of Docker with its proxy answers, but under its raw drop"
-            }
-            Self::WhatStaysBrokenIsExplained => "what stays broken has a known cause and a way out",
+            Self::EveryCellAnswers => "every cell answers, Windows or Linux",
             Self::UnloadLeavesNothing => "after `unload` every cell is as it was without us",
             Self::TheLabIsRight => "without us every cell is as it was measured before",
         })
@@ -82,7 +74,7 @@ pub fn slower(without: &Column, with: &Column) -> Vec<Cell> {
 pub fn violations(configuration: &Configuration, columns: &Columns, leniency: Leniency) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (phase, with) in columns.with_us() {
-        with_us(&mut violations, configuration, columns, (phase, with), leniency);
+        with_us(&mut violations, &columns.without, (phase, with), leniency);
     }
     for (cell, without) in &columns.without {
         let mut violated = |promise, seen| violations.push(Violation { promise, cell: *cell, seen });
@@ -103,33 +95,24 @@ pub fn violations(configuration: &Configuration, columns: &Columns, leniency: Le
 /// Of the phases in which we are there.
 fn with_us(
     violations: &mut Vec<Violation>,
-    configuration: &Configuration,
-    columns: &Columns,
+    without: &Column,
     (phase, column): (Phase, &Column),
     leniency: Leniency,
 ) {
-    let slower = slower(&columns.without, column);
-    for (cell, without) in &columns.without {
+    let slower = slower(without, column);
+    for (cell, without) in without {
         let mut violated = |promise, seen: String| {
             violations.push(Violation { promise, cell: *cell, seen: format!("{phase}: {seen}") });
         };
         let with = &column[cell];
-        if without.answers() && !with.answers() {
-            violated(Promise::NothingBreaks, shown(with));
+        match (without.answers(), with.answers()) {
+            (true, false) => violated(Promise::NothingBreaks, shown(with)),
+            (false, false) => violated(Promise::EveryCellAnswers, shown(with)),
+            (_, true) => {}
         }
         if slower.contains(cell) && !leniency.times {
             let [before, now] = [without, with].map(|outcome| outcome.median().unwrap_or_default());
             violated(Promise::NothingIsSlower, format!("{now:.1?} instead of {before:.1?}"));
-        }
-        if !with.answers() && known::explanation(configuration, *cell).is_none() {
-            match (cell.published(), cell.client) {
-                (Some(_), Client::Windows) => violated(Promise::WindowsReachesEveryPort, shown(with)),
-                (Some(_), Client::Linux) if configuration.is_served_by_docker_proxy() => {
-                    violated(Promise::LinuxReachesDockerProxy, shown(with));
-                }
-                _ if !without.answers() => violated(Promise::WhatStaysBrokenIsExplained, shown(with)),
-                _ => {}
-            }
         }
     }
 }
@@ -148,7 +131,7 @@ mod tests {
 
     use super::{
         super::{
-            cells::{Bound, Protocol, Server},
+            cells::{Bound, Client, Protocol, Server},
             configuration::*,
         },
         *,
@@ -175,8 +158,7 @@ mod tests {
     /// Without us as it is known to be, and with us as it has to be.
     fn as_promised(configuration: &Configuration) -> Columns {
         let without = column(|cell| known::answers_without_us(configuration, cell));
-        let with =
-            column(|cell| known::answers_without_us(configuration, cell) || cell.client == Client::Windows);
+        let with = column(|_| true);
         Columns { after: without.clone(), without, load: with.clone(), direct: with.clone(), run: with }
     }
 
@@ -208,8 +190,7 @@ mod tests {
         let broken = cell(Client::Windows, Protocol::Udp, PUBLISHED);
         let mut columns = as_promised(&netavark());
         columns.run.insert(broken, Outcome::Sometimes("no reply".to_owned()));
-        let expected = [(Promise::NothingBreaks, broken), (Promise::WindowsReachesEveryPort, broken)];
-        assert_eq!(promises(&netavark(), &columns), expected);
+        assert_eq!(promises(&netavark(), &columns), [(Promise::NothingBreaks, broken)]);
     }
 
     #[test]
@@ -225,42 +206,34 @@ mod tests {
     }
 
     #[test]
-    fn docker_answers_windows_under_its_raw_drop() {
+    fn a_phase_as_without_us_is_one_by_every_silent_cell() {
         let raw_drop =
             |proxy| Configuration::docker(DOCKER_28_5, proxy, Wslinfo::Absent, Loopback0::BeforeDockerd);
-        for (proxy, cells) in [(Proxy::On, 4), (Proxy::Off, 2)] {
-            let docker = raw_drop(proxy);
-            let mut columns = as_promised(&docker);
+        for (configuration, windows, linux) in [
+            (raw_drop(Proxy::On), 4, 2),
+            (raw_drop(Proxy::Off), 2, 4),
+            (proxy_on(DOCKER_20_10, Wslinfo::Absent), 4, 0),
+            (netavark(), 0, 4),
+        ] {
+            let mut columns = as_promised(&configuration);
             columns.load = columns.without.clone();
-            let found = promises(&docker, &columns);
-            assert_eq!(found.len(), cells, "{found:?}");
-            assert!(
-                found.iter().all(|(promise, _)| *promise == Promise::WindowsReachesEveryPort),
-                "{found:?}"
-            );
+            let found = promises(&configuration, &columns);
+            let count = |client| found.iter().filter(|(_, cell)| cell.client == client).count();
+            assert_eq!((count(Client::Windows), count(Client::Linux)), (windows, linux), "{found:?}");
+            assert!(found.iter().all(|(promise, _)| *promise == Promise::EveryCellAnswers), "{found:?}");
         }
     }
 
     #[test]
-    fn docker_with_its_proxy_answers_linux_without_a_raw_drop() {
-        let docker = proxy_on(DOCKER_20_10, Wslinfo::Absent);
-        let silent = cell(Client::Linux, Protocol::Tcp, PUBLISHED);
-        let mut columns = as_promised(&docker);
-        columns.run.insert(silent, Outcome::Never("no answer".to_owned()));
-        let expected = [(Promise::NothingBreaks, silent), (Promise::LinuxReachesDockerProxy, silent)];
-        assert_eq!(promises(&docker, &columns), expected);
-    }
-
-    #[test]
-    fn what_is_broken_for_no_known_reason_is_one() {
+    fn a_program_of_the_host_that_never_answers_is_one() {
         let silent = cell(Client::Linux, Protocol::Tcp, Server::Windows);
         let mut columns = as_promised(&netavark());
         let Columns { without, load, run, direct, after } = &mut columns;
         for column in [without, load, run, direct, after] {
             column.insert(silent, Outcome::Never("refused".to_owned()));
         }
-        let unexplained = (Promise::WhatStaysBrokenIsExplained, silent);
-        let expected = [unexplained, unexplained, unexplained, (Promise::TheLabIsRight, silent)];
+        let fails = (Promise::EveryCellAnswers, silent);
+        let expected = [fails, fails, fails, (Promise::TheLabIsRight, silent)];
         assert_eq!(promises(&netavark(), &columns), expected);
         let lenient = violations(&netavark(), &columns, Leniency { old_kernel: true, ..STRICT });
         assert_eq!(lenient.len(), 3, "{lenient:?}");

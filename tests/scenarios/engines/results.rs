@@ -1,13 +1,12 @@
 //! What was found, as lines that `cargo xtask test` makes its table of (`xtask/src/engines/results.rs`).
 
-use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::PathBuf};
+use std::{env, fmt::Write as _, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 
 use super::{
     cells::{Cell, Columns, Outcome},
     configuration::Configuration,
-    known,
 };
 use wsl_mirror_lab::checks::OrPanic as _;
 
@@ -32,7 +31,6 @@ pub fn write(
             let release = configuration.release;
             writeln!(text, "installed\t{}\t{} {version}", release.suite, release.package).or_panic();
             cells(&mut text, columns);
-            explanations(&mut text, configuration, columns);
             for note in notes {
                 writeln!(text, "note\t{}", line(note)).or_panic();
             }
@@ -56,20 +54,6 @@ fn cells(text: &mut String, columns: &Columns) {
             writeln!(text, "cell\t{client}\t{protocol}\t{server}\t{phase}\t{answer}\t{median}\t{failure}")
                 .or_panic();
         }
-    }
-}
-
-/// For all that stays broken: what, why, and what one can do.
-#[track_caller]
-fn explanations(text: &mut String, configuration: &Configuration, columns: &Columns) {
-    let mut broken: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
-    for (cell, _) in columns.run.iter().filter(|(_, outcome)| !outcome.answers()) {
-        if let Some(explanation) = known::explanation(configuration, *cell) {
-            broken.entry((explanation.cause, explanation.way_out)).or_default().push(cell.to_string());
-        }
-    }
-    for ((cause, way_out), cells) in broken {
-        writeln!(text, "broken\t{}\t{cause}\t{way_out}", cells.join("; ")).or_panic();
     }
 }
 

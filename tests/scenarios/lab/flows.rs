@@ -56,6 +56,26 @@ fn a_syn_ack_between_linux_ports_is_reflected_without_its_syn() {
     assert_eq!(lab.dropped(Dropped::UnknownFlow).unwrap(), 0);
 }
 
+/// That Windows watches handshakes is a guess.
+#[test]
+fn a_watchful_windows_drops_flows_of_which_it_saw_half() {
+    let lab = Lab::builder().watches_handshakes(true).build().unwrap();
+    let _servers = [
+        servers::tcp_echo(lab.guest(), loopback(8100)).unwrap(),
+        servers::tcp_echo(lab.windows(), loopback(9100)).unwrap(),
+    ];
+    for (is_windows, port) in [(true, 8100), (false, 8100), (false, 9100), (true, 9100)] {
+        for _ in 0..2 {
+            assert_eq!(tcp_echo(&lab, is_windows, port), Ok(HELLO.to_vec()), "{is_windows} {port}");
+        }
+    }
+    assert_eq!(lab.dropped(Dropped::UnknownFlow).unwrap(), 0);
+    // The SYN stays in Linux, the SYN+ACK goes by Windows.
+    sh(&lab, "ip rule add pref 0 ipproto tcp dport 8100 lookup local");
+    assert!(tcp_echo(&lab, false, 8100).is_err());
+    assert!(lab.dropped(Dropped::UnknownFlow).unwrap() > 0);
+}
+
 fn is_from(frame: &Frame, port: u16) -> bool {
     frame.ports().is_some_and(|(_, source, _)| source == port)
 }

@@ -11,6 +11,7 @@ mod ipv6;
 mod lan_address;
 mod neighbour;
 mod never_sent;
+mod plain;
 mod ports;
 mod refusals;
 

@@ -1,5 +1,8 @@
 //! Carrying: what stops it, what a status says of that, and what packets get meanwhile.
 
+use std::mem::offset_of;
+
+use wsl_mirror_core::abi::Settings;
 use wsl_mirror_lab::{
     Lab,
     checks::{HELLO, OrPanic as _, STEER, config, load_with, nft, ok, refused, sh, status, windows},
@@ -25,9 +28,8 @@ fn carry_all_the_same(lab: &Lab) {
     let dump: serde_json::Value = serde_json::from_str(&dump).or_panic();
     let bytes = dump[0]["value"].as_array().cloned().unwrap_or_default();
     let mut bytes: Vec<_> = bytes.iter().map(|byte| byte.as_str().unwrap_or_default().to_owned()).collect();
-    // Little endian, in front of `source_alias` and `path`.
-    let at = bytes.len() - 12;
-    "0x01".clone_into(&mut bytes[at]);
+    // Little endian.
+    "0x01".clone_into(&mut bytes[offset_of!(Settings, carrying)]);
     sh(lab, &format!("bpftool map update pinned {map} key 0 0 0 0 value {}", bytes.join(" ")));
 }
 

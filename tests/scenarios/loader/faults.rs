@@ -15,7 +15,7 @@ use crate::guest::{everything, is_steered, ours, published, unchanged};
 
 /// Runs a command and lets its call number `when` of `call` go wrong; whether it makes that many.
 #[track_caller]
-fn injected(lab: &Lab, call: &str, what: &str, when: usize, arguments: &[&str]) -> (Finished, bool) {
+pub fn injected(lab: &Lab, call: &str, what: &str, when: usize, arguments: &[&str]) -> (Finished, bool) {
     let trace = format!("{SCRATCH}/trace");
     let filter = format!("trace={call}");
     let inject = format!("inject={call}:{what}:when={when}");

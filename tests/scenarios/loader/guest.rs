@@ -109,7 +109,8 @@ pub fn everything(lab: &Lab) -> String {
     text += &network(guest);
     // Of packets, which go on meanwhile, not a word.
     let status = lab.wsl_mirror(&["status"]).or_panic();
-    let without_counters = status.stdout.split("\npackets so far").next().unwrap_or_default();
+    let without_packets = status.stdout.split("\npackets so far").next().unwrap_or_default();
+    let without_counters = without_packets.split("\nconnects of Linux").next().unwrap_or_default();
     writeln!(text, "{without_counters}\n{}", status.status).or_panic();
     text += &lab.wsl_mirror(&["exempt", "list"]).or_panic().stdout;
     text

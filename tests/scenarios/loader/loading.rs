@@ -65,8 +65,10 @@ fn nobody_but_root_can_open_anything_below_our_directory() {
         names.sort();
         let mut all = vec![
             "AYA_LOGS",
+            "CLIENTS",
             "DIRECT_FLOWS",
             "FRAGMENTS",
+            "LOCAL_ADDRESSES",
             "OWNERS",
             "PORT_PACKETS",
             "PORT_POLICY",
@@ -75,15 +77,23 @@ fn nobody_but_root_can_open_anything_below_our_directory() {
             "SOCKET_EVENTS",
             "SOCKET_OWNER",
             "SOCKET_TARGET",
+            "SOCKET_TRANSLATIONS",
             "VERDICTS",
             "link",
+            "link_connect4",
+            "link_connect6",
             "link_egress",
+            "link_getpeername4",
+            "link_getpeername6",
             "link_getsockname4",
             "link_getsockname6",
             "link_post_bind4",
             "link_post_bind6",
             "program",
             "program_egress",
+            "program_recvmsg4",
+            "program_recvmsg6",
+            "program_sendmsg4",
         ];
         all.retain(|name| !["link", "link_egress"].contains(name) || has_tcx);
         assert_eq!(names, all);
@@ -256,7 +266,17 @@ fn a_dry_run_prints_the_plan_and_changes_nothing() {
     } else {
         ("as a cls_bpf filter", "replace the program in our cls_bpf filter")
     };
-    for step in ["mount bpffs", "load the program", "write SETTINGS", "pin the map PORT_POLICY", attach] {
+    let steps = [
+        "mount bpffs",
+        "load the program",
+        "write SETTINGS",
+        "pin the map PORT_POLICY",
+        "attach wsl_mirror_co4 to the cgroup",
+        "pin wsl_mirror_sm4 as program_sendmsg4",
+        "attach UDP's hooks if a UDP port has a container",
+        attach,
+    ];
+    for step in steps {
         let found = plan[at..].find(step);
         at += found.with_context(|| format!("no '{step}' after byte {at} of:\n{plan}")).unwrap();
     }

@@ -3,6 +3,7 @@
 mod bpf;
 mod bpftool;
 mod carrying;
+mod clients;
 mod cls_bpf;
 mod ending;
 mod faults;

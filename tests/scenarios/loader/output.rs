@@ -49,6 +49,8 @@ fn json_has_the_documented_shape() {
         "alias",
         "source_alias",
         "carrying",
+        "keep_on_lo",
+        "linux_clients",
         "mark",
         "default_policy",
         "path",
@@ -69,6 +71,9 @@ fn json_has_the_documented_shape() {
     let source = serde_json::json!({"address": "192.0.0.8", "route": true, "rules": true, "obstacle": null});
     assert_eq!((&status["source_alias"], &status["path"]), (&source, &"auto".into()));
     assert_eq!(status["carrying"], serde_json::json!({"state": "on", "obstacles": [], "unread": []}));
+    let clients = &status["linux_clients"];
+    assert_eq!((&clients["state"], &clients["udp_hooks"]), (&"translated".into(), &false.into()));
+    assert_eq!(clients["outcomes"][0], serde_json::json!({"outcome": "translated", "count": 0}));
     let verdicts: BTreeSet<_> =
         status["verdicts"].as_array().unwrap().iter().filter_map(|entry| entry["verdict"].as_str()).collect();
     assert_eq!(verdicts, BTreeSet::from(["direct", "drop", "failed", "pass", "steer"]));

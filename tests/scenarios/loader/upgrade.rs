@@ -139,8 +139,8 @@ fn is_whole(lab: &Lab) {
                 "program {program} runs, pinned is {pinned}"
             );
             let pins = names(lab, &pins::directory());
-            // 12 maps, two programs with their links, four hooks.
-            assert!(pins.len() == 18 + 2 * usize::from(has_tcx), "{pins:?}");
+            // 15 maps, two programs with their links, eight hooks, the programs of UDP's hooks.
+            assert!(pins.len() == 28 + 2 * usize::from(has_tcx), "{pins:?}");
         }
         3 => {
             assert!(on_hook == 0, "unloaded, but {on_hook} programs on the hook");

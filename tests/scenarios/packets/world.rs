@@ -56,7 +56,7 @@ fn targets(ifindex: u32) -> [((Protocol, u16), Target); 4] {
         ifindex,
         port,
         service: service as u8,
-        engine_way: engine_way as u8,
+        flags: engine_way as u8,
     };
     let [held, served] = CONTAINERS;
     [

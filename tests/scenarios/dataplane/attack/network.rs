@@ -163,7 +163,7 @@ impl Network {
                     ifindex: ifindex(self.lab.guest(), BRIDGE),
                     port: IN_CONTAINER,
                     service: Service::Proxy as u8,
-                    engine_way: EngineWay::Open as u8,
+                    flags: EngineWay::Open as u8,
                 };
                 for server in &self.servers[..2] {
                     targets::write(self.lab.guest(), server, target).or_panic();

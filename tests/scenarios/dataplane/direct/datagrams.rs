@@ -227,7 +227,7 @@ fn linux_clients_over_the_hairpin_are_untouched() {
     assert_eq!(silent.packets("direct_new"), 0);
     // Its rule drops what is not direct; the same client of Windows is.
     raw_drop(lab, "udp", PORT);
-    silent.write(Target { engine_way: EngineWay::Dropped as u8, ..silent.target(FIRST) });
+    silent.write(Target { flags: EngineWay::Dropped as u8, ..silent.target(FIRST) });
     assert!(who_udp(&windows_udp(lab, PORT)).is_ok());
     let answer = who(&windows(lab, PORT).reset_on_close());
     assert!(answer.as_ref().is_ok_and(|who| Machine::is_from(FIRST, who)), "{answer:?}");

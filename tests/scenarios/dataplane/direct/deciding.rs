@@ -158,7 +158,7 @@ fn a_holders_port_passes_until_the_engines_way_is_dropped() {
     for protocol in ["tcp", "udp"] {
         raw_drop(lab, protocol, PORT);
     }
-    let dropped = Target { engine_way: EngineWay::Dropped as u8, ..machine.target(FIRST) };
+    let dropped = Target { flags: EngineWay::Dropped as u8, ..machine.target(FIRST) };
     load_with(lab, "");
     machine.aim(FIRST);
     assert_next(&machine, Gets::Engine, "pass_holder", "under a raw drop that nobody has noticed");

@@ -152,7 +152,7 @@ fn a_holder_under_a_raw_drop_is_tried_all_the_same() {
     let machine = Machine::direct(Service::Holder);
     let lab = &machine.lab;
     raw_drop(lab, "tcp", PORT);
-    machine.write(Target { engine_way: EngineWay::Dropped as u8, ..machine.target(FIRST) });
+    machine.write(Target { flags: EngineWay::Dropped as u8, ..machine.target(FIRST) });
     forbid(&machine, "drop");
     let answer = who(&windows(lab, PORT).from_port(40_000).limit(pace::limit(HANG * 3)).reset_on_close());
     assert_eq!(answer, Err(tcp::Failure::ConnectTimedOut));

@@ -12,8 +12,9 @@ mod flush;
 mod fragments;
 mod inside;
 mod life;
-pub mod machine;
 mod many;
 mod reached;
 mod reuse;
-mod who;
+
+pub(crate) use wsl_mirror_lab::published::machine;
+use wsl_mirror_lab::published::who;
