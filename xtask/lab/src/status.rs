@@ -27,6 +27,14 @@ impl Status {
         self.list("ports").iter().find(same).and_then(|entry| entry[counter].as_u64()).unwrap_or(0)
     }
 
+    /// How many connects and unconnected datagrams of Linux' own clients had this outcome; an error if there is no such one.
+    pub(crate) fn clients(&self, outcome: &str) -> Result<u64> {
+        let outcomes = self.0["linux_clients"]["outcomes"].as_array().map_or(&[][..], Vec::as_slice);
+        let entry = outcomes.iter().find(|entry| entry["outcome"] == outcome);
+        let count = entry.and_then(|entry| entry["count"].as_u64());
+        count.with_context(|| format!("`wsl-mirror status --json` has no outcome {outcome}"))
+    }
+
     /// How and where it is attached: `loopback0 by tcx`.
     pub(crate) fn attachment(&self) -> String {
         let text = |name: &str| self.0[name].as_str().unwrap_or("?");
@@ -47,10 +55,13 @@ mod tests {
         let status = Status(serde_json::json!({
             "interface": "loopback0", "hook": "tcx",
             "verdicts": [{"reason": "steer_new", "packets": 3}],
+            "linux_clients": {"outcomes": [{"outcome": "translated", "count": 7}]},
             "ports": [{"port": 8080, "protocol": "tcp", "steered_flows": 2}],
         }));
         assert_eq!(status.packets("steer_new").ok(), Some(3));
         assert!(status.packets("of_no_such_name").is_err());
+        assert_eq!(status.clients("translated").ok(), Some(7));
+        assert!(status.clients("of_no_such_name").is_err());
         assert_eq!(status.port(8080, "tcp", "steered_flows"), 2);
         assert_eq!(status.port(8080, "udp", "steered_flows"), 0);
         assert_eq!(status.attachment(), "loopback0 by tcx");

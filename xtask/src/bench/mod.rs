@@ -14,18 +14,26 @@ pub(crate) use demo::Demo;
 /// Measure what wsl-mirror costs, and compare with the limits
 ///
 /// Per packet against an empty program; traffic by the nft remedy, through docker-proxy and straight to the container; and
-/// few flows and ports against many. Needs root and some fifteen minutes on a machine that has nothing else to do.
+/// few flows and ports against many. Needs root and some fifteen minutes on a machine that has nothing else to do. Linux'
+/// own clients take --linux and some fifteen minutes more.
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own on the command line")]
 pub(crate) struct Bench {
     /// A few short runs, to see that it works: no measurement, and not judged
     #[arg(long)]
     quick: bool,
     /// Only single packets: no traffic, and no comparison of few and many flows
-    #[arg(long, conflicts_with_all = ["traffic", "chart"])]
+    #[arg(long, conflicts_with_all = ["traffic", "linux", "connects", "chart"])]
     packets: bool,
     /// Only traffic: the nft remedy, steered, and direct
     #[arg(long)]
     traffic: bool,
+    /// Linux' own clients: through docker-proxy and translated; by Windows, kept on lo and on a plain lo
+    #[arg(long)]
+    linux: bool,
+    /// What the hooks for Linux' own clients cost all other programs
+    #[arg(long)]
+    connects: bool,
     /// Draw the comparison of traffic as SVG, into docs/traffic.svg or a file of yours
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[expect(clippy::option_option, reason = "clap's form of an option with an optional value")]
@@ -34,7 +42,13 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn exec(self) -> Result<ExitCode> {
-        let options = [(self.quick, "--quick"), (self.packets, "--packets"), (self.traffic, "--traffic")];
+        let options = [
+            (self.quick, "--quick"),
+            (self.packets, "--packets"),
+            (self.traffic, "--traffic"),
+            (self.linux, "--linux"),
+            (self.connects, "--connects"),
+        ];
         let mut arguments: Vec<&str> =
             options.into_iter().filter_map(|(given, name)| given.then_some(name)).collect();
         let chart =

@@ -67,20 +67,20 @@ fn markdown(text: &mut String, rows: &[Row]) {
     }
 }
 
-/// By cause: what stays broken, where, and what one can do.
+/// The cells that do not answer with us, and the rows that have them.
 fn broken(text: &mut String, rows: &[Row]) {
-    let mut causes: BTreeMap<[&str; 2], BTreeMap<&str, Vec<&Row>>> = BTreeMap::new();
+    let mut cells: BTreeMap<String, Vec<&Row>> = BTreeMap::new();
     for row in rows {
-        for [cells, cause, way_out] in &row.broken {
-            causes.entry([cause, way_out]).or_default().entry(cells).or_default().push(row);
+        for cell in row.silent_with_us() {
+            cells.entry(cell).or_default().push(row);
         }
     }
-    text.push_str("\n## What stays broken\nWith us as without us.\n");
-    for ([cause, way_out], cells) in causes {
-        let _ = write!(text, "\n**{cause}**\n\nWay out: {way_out}\n\n");
-        for (cells, affected) in cells {
-            let _ = writeln!(text, "- {cells}: {}", names(&affected, rows).join("; "));
-        }
+    text.push_str("\n## What stays broken\n");
+    if cells.is_empty() {
+        text.push_str("Nothing: with us every cell answers.\n");
+    }
+    for (cell, affected) in cells {
+        let _ = writeln!(text, "- {cell}: {}", names(&affected, rows).join("; "));
     }
 }
 
@@ -134,15 +134,22 @@ mod tests {
     }
 
     #[test]
-    fn it_names_versions_what_is_broken_its_cause_and_the_way_out() {
+    fn the_matrix_names_versions_and_what_stays_broken() {
         let text = generated(&[row(FILE), row(FILE)], "6.18");
         assert_eq!(text.matches("- sid: docker.io 28.5.2+dfsg4-5\n").count(), 1, "{text}");
-        assert!(text.contains("**a rule**\n\nWay out: another port\n"), "{text}");
         assert!(
-            text.contains("- Windows to container on 127.0.0.1, UDP: Docker 28.5, proxy off\n"),
+            text.contains("- Linux to container on 127.0.0.1, UDP, run: Docker 28.5, proxy off\n"),
             "{text}"
         );
+        assert!(!text.contains("without: Docker"), "only what is broken with us: {text}");
         assert!(text.contains("- a promise: not so in 2 cells"), "{text}");
+    }
+
+    #[test]
+    fn a_matrix_whose_cells_answer_with_us_says_so() {
+        let whole = FILE.replace("sometimes", "always").replace("note\ta promise\n", "");
+        let text = generated(&[row(&whole)], "6.18");
+        assert!(text.ends_with("## What stays broken\nNothing: with us every cell answers.\n"), "{text}");
     }
 
     #[test]
@@ -150,7 +157,7 @@ mod tests {
         let other = row("configuration\tDocker 28.5\tproxy off\twslinfo\tbefore dockerd\n");
         let text = generated(&[row(FILE), other], "6.18");
         assert!(
-            text.contains(", UDP: Docker 28.5, proxy off, no wslinfo, loopback0 before dockerd\n"),
+            text.contains(", UDP, run: Docker 28.5, proxy off, no wslinfo, loopback0 before dockerd\n"),
             "{text}"
         );
     }

@@ -16,8 +16,6 @@ pub(crate) struct Row {
     /// Why it was not run.
     skipped: Option<String>,
     cells: Vec<Cell>,
-    /// What stays broken: cells, cause, way out.
-    pub(super) broken: Vec<[String; 3]>,
     /// Promises that were not kept, in words.
     pub(super) notes: Vec<String>,
 }
@@ -84,9 +82,6 @@ fn parse(text: &str) -> Result<Row> {
                 answer: answer.clone(),
                 median: median.parse().ok().map(Duration::from_micros),
             }),
-            ("broken", [cells, cause, way_out]) => {
-                row.broken.push([cells, cause, way_out].map(Clone::clone));
-            }
             ("note", [note]) => row.notes.push(note.clone()),
             _ => bail!("not understood: {line}"),
         }
@@ -111,6 +106,16 @@ impl Row {
                 .collect()
         };
         format!("W{} L{}", marks("Windows"), marks("Linux"))
+    }
+
+    /// Every cell that does not answer with us: client, server, protocol and phase in words.
+    pub(super) fn silent_with_us(&self) -> impl Iterator<Item = String> {
+        let with_us = |cell: &&Cell| ["load", "run", "direct"].contains(&cell.phase.as_str());
+        self.cells
+            .iter()
+            .filter(with_us)
+            .filter(|cell| cell.mark() != '✓')
+            .map(|cell| format!("{} to {}, {}, {}", cell.client, cell.server, cell.protocol, cell.phase))
     }
 
     /// How many of the others answer, in all phases.
@@ -209,9 +214,9 @@ pub(super) mod tests {
         cell\tWindows\tTCP\tcontainer on 0.0.0.0\trun\talways\t240\t-\n\
         cell\tWindows\tUDP\tcontainer on 127.0.0.1\twithout\tnever\t-\tno reply\n\
         cell\tLinux\tUDP\tcontainer on 0.0.0.0\twithout\tsometimes\t-\tno reply\n\
+        cell\tLinux\tUDP\tcontainer on 127.0.0.1\trun\tsometimes\t-\tno reply\n\
         cell\tLinux\tTCP\tWindows\twithout\talways\t90\t-\n\
         cell\tLinux\tTCP\tWindows\tload\talways\t80\t-\n\
-        broken\tWindows to container on 127.0.0.1, UDP\ta rule\tanother port\n\
         note\ta promise\n";
 
     pub(in super::super) fn row(text: &str) -> Row {

@@ -37,7 +37,7 @@ pub(super) struct Differing {
 
 /// The tests that face the kernel. Those of the usual run take some minutes in emulation. The tests in no row mostly ask
 /// engines and our own code, which every kernel runs alike; `cargo xtask vm` runs them too.
-pub(super) const DIFFERING: [Differing; 22] = [
+pub(super) const DIFFERING: [Differing; 25] = [
     usual("packets", Some("datagrams"), "kfuncs, and what becomes of datagrams behind the program"),
     full("packets", None, "each frame's verdict by BPF_PROG_TEST_RUN"),
     usual("verifier", None, "how many instructions the verifier processes of each program"),
@@ -48,6 +48,9 @@ pub(super) const DIFFERING: [Differing; 22] = [
     usual("owners", Some("hooks"), "the cgroup hooks, and the socket storage that they write"),
     full("owners", None, "sockets of each kind, and their tags"),
     usual("dataplane", Some("steering"), "conntrack's entries behind the rules of a real Docker"),
+    usual("linux", Some("connecting"), "connects of Linux' clients: each way to make one, and their names"),
+    usual("linux", Some("datagrams"), "datagrams of Linux' clients, and the names of their answers"),
+    full("linux", Some("families"), "IPv6 sockets that talk IPv4"),
     usual(
         "dataplane",
         Some("border"),
@@ -142,6 +145,8 @@ mod tests {
         );
         assert_eq!(usual("packets"), Some(vec!["datagrams::".to_owned()]));
         assert_eq!(filters_of(Choice::FaceTheKernel, "packets"), Some(Vec::new()));
+        assert_eq!(usual("linux"), Some(vec!["connecting::".to_owned(), "datagrams::".to_owned()]));
+        assert_eq!(filters_of(Choice::FaceTheKernel, "linux").map(|filters| filters.len()), Some(3));
         assert_eq!(usual("leftovers"), None);
         assert_eq!(filters_of(Choice::FaceTheKernel, "dataplane").map(|filters| filters.len()), Some(13));
         assert_eq!(filters_of(Choice::FaceTheKernel, "owners"), Some(Vec::new()));

@@ -13,9 +13,10 @@ use plotters::{
 };
 
 use super::{
+    comparison::Quantity,
     machine::Machine,
     statistics::Summary,
-    traffic::{Measured, Quantity, Road},
+    traffic::{Measured, Road},
 };
 
 /// In pixels.
@@ -125,7 +126,7 @@ impl Picture<'_> {
         self.text(quantity.name(), HEADING, (left, 62))?;
         let better = match quantity {
             Quantity::Rate(_) => "more",
-            Quantity::Cpu => "less",
+            Quantity::Cpu | Quantity::ConnectTime => "less",
         };
         self.text(&format!("{}, {better} is better", quantity.unit()), NOTE, (left, 80))?;
         let highest = bars.iter().map(|(_, summary)| top(*summary)).fold(0.0, f64::max);
@@ -185,7 +186,10 @@ fn for_both_backgrounds(svg: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::load::Load, *};
+    use super::{
+        super::{load::Load, traffic::QUANTITIES},
+        *,
+    };
 
     fn picture() -> String {
         let summary = |median: f64| Summary {
@@ -199,7 +203,7 @@ mod tests {
             bars: Road::ALL.map(|road| (road, summary(1e-9 * f64::from(road as u8 + 1)))),
             ratio: 1.5,
         };
-        let panels = Quantity::ALL.map(panel);
+        let panels = QUANTITIES.map(panel);
         draw(&panels, &["A CPU <fast> & quiet, 2026-11-28"]).unwrap_or_else(|error| panic!("{error:#}"))
     }
 

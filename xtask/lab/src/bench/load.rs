@@ -1,4 +1,4 @@
-//! Traffic: plain blocking threads in Windows' namespace, entered once and not per connection, so that what is
+//! Traffic: plain blocking threads in the client's namespace, entered once and not per connection, so that what is
 //! measured is the road and not the client.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use wsl_mirror_lab::{Namespace, loopback};
 
-use super::cpu;
+use super::{cpu, statistics::median};
 
 /// Threads of the two kinds that count requests.
 const CONNECTIONS: usize = 4;
@@ -63,6 +63,27 @@ impl Load {
         })
         .with_context(|| format!("measuring {}", self.name()))
     }
+}
+
+/// Connects one after the other for `time`, and gives the median of how long connect(2) took, in seconds.
+pub(super) fn connect_time(from: &Namespace, ports: Ports, time: Duration) -> Result<f64> {
+    let times = from.enter(|| {
+        let start = Instant::now();
+        let mut times = Vec::new();
+        while start.elapsed() < time {
+            let before = Instant::now();
+            let stream = connect_plainly(ports.echo)?;
+            times.push(before.elapsed().as_secs_f64());
+            drop(stream);
+        }
+        anyhow::Ok(times)
+    });
+    Ok(median(&times.context("measuring connects")?))
+}
+
+/// Without the system calls around connect(2) that [`connect`] makes for its time limits.
+fn connect_plainly(port: u16) -> Result<TcpStream> {
+    TcpStream::connect(SocketAddr::V4(loopback(port))).context("connecting")
 }
 
 /// Since when is counted.

@@ -1,8 +1,12 @@
-//! `cargo xtask bench`: what wsl-mirror costs, per packet, against the nft remedy, and direct against steer.
+//! `cargo xtask bench`: what wsl-mirror costs, per packet, against the nft remedy, direct against steer, and Linux' own
+//! clients.
 
 mod bpf;
 mod chart;
+mod comparison;
+mod connects;
 mod cpu;
+mod linux;
 mod live;
 mod load;
 mod machine;
@@ -19,6 +23,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use comparison::Comparison;
 use load::Ports;
 use machine::Machine;
 pub(crate) use scale::Listen;
@@ -33,16 +38,23 @@ use crate::output::print;
 
 /// Measure what wsl-mirror costs, and compare with the limits
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own on the command line")]
 pub(crate) struct Bench {
     /// A few short runs, to see that it works: no measurement, and not judged
     #[arg(long)]
     quick: bool,
     /// Only single packets: no traffic, and no comparison of few and many flows
-    #[arg(long, conflicts_with_all = ["traffic", "chart"])]
+    #[arg(long, conflicts_with_all = ["traffic", "linux", "connects", "chart"])]
     packets: bool,
     /// Only traffic: the nft remedy, steered, and direct
     #[arg(long)]
     traffic: bool,
+    /// Linux' own clients: to a container, and to a program on Linux. With --traffic, both
+    #[arg(long)]
+    linux: bool,
+    /// What the hooks for Linux' own clients cost all other programs
+    #[arg(long)]
+    connects: bool,
     /// Draw the comparison of traffic into this file, as SVG
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
@@ -59,14 +71,21 @@ impl Bench {
         let scene = step("build a model of WSL's mirrored mode, and start Docker in it", |_| Scene::set())?;
         let lab = &scene.lab;
 
+        let all = !self.packets && !self.traffic && !self.linux && !self.connects && self.chart.is_none();
         let mut verdicts = Vec::new();
-        if !self.traffic {
+        if all || self.packets {
             verdicts.extend(self.single_packets(lab, effort)?);
         }
-        if !self.packets {
+        if all || self.traffic || self.chart.is_some() {
             verdicts.extend(self.traffic(&scene, effort.traffic, &machine)?);
         }
-        if !self.packets && !self.traffic {
+        if self.linux {
+            verdicts.extend(self.linux(lab, effort.traffic)?);
+        }
+        if self.connects {
+            verdicts.extend(self.connects(&scene, effort.connects)?);
+        }
+        if all {
             verdicts.extend(self.scale(lab, effort.scale)?);
         }
 
@@ -134,8 +153,8 @@ impl Bench {
              \n{HEADING}The same traffic straight to the container{HEADING:#}, in the same rounds\n{}",
             effort.rounds,
             effort.time.as_secs_f32(),
-            self.judging().traffic(Road::Steer, Road::Remedy, &steer),
-            self.judging().traffic(Road::Direct, Road::Steer, &direct)
+            self.judging().roads(Road::Steer.name(), Road::Remedy.name(), &steer),
+            self.judging().roads(Road::Direct.name(), Road::Steer.name(), &direct)
         ))?;
         if let Some(path) = &self.chart {
             let note = if self.quick {
@@ -149,7 +168,48 @@ impl Bench {
             chart::write(path, &measured, machine, &note)?;
             print(&format!("Drawn: {}\n", path.display()))?;
         }
-        Ok(steer.iter().chain(&direct).map(traffic::Comparison::verdict).collect())
+        Ok(steer.iter().chain(&direct).filter_map(Comparison::verdict).collect())
+    }
+
+    fn linux(&self, lab: &Lab, effort: traffic::Effort) -> Result<Vec<Verdict>> {
+        let measured = step("Linux' own clients, of a container and of a program on Linux", |progress| {
+            let scene = linux::Scene::set(lab, PORTS)?;
+            linux::measure(&scene, effort, progress)
+        })?;
+        let [proxy, translated, hairpin, kept, plain] = {
+            use linux::Road::{Hairpin, KeptOnLo, PlainLo, Proxy, Translated};
+            [Proxy, Translated, Hairpin, KeptOnLo, PlainLo].map(linux::Road::name)
+        };
+        let to_container = measured.translated_against_proxy();
+        let to_program = measured.kept_against_plain();
+        print(&format!(
+            "\n{HEADING}A Linux client of a container{HEADING:#}, without wsl-mirror and after load, {} rounds in turns \
+             of {:.1} s each; others had {:.0} % of the CPUs meanwhile\n{}\
+             \n{HEADING}A Linux client of a program on Linux{HEADING:#}, on a machine without WSL's routing and under \
+             run\n{}\
+             \n{HEADING}The same client{HEADING:#}, without wsl-mirror and under run, in the same rounds\n{}",
+            effort.rounds,
+            effort.time.as_secs_f32(),
+            measured.others * 100.0,
+            self.judging().roads(translated, proxy, &to_container),
+            self.judging().roads(kept, plain, &to_program),
+            self.judging().roads(kept, hairpin, &measured.kept_against_hairpin())
+        ))?;
+        Ok(to_container.iter().chain(&to_program).filter_map(Comparison::verdict).collect())
+    }
+
+    fn connects(&self, scene: &Scene, effort: connects::Effort) -> Result<Vec<Verdict>> {
+        let costs = step("system calls of other programs, without wsl-mirror and with it", |progress| {
+            connects::measure(&scene.lab, &scene.docker, effort, progress)
+        })?;
+        print(&format!(
+            "\n{HEADING}Nanoseconds per system call of other programs{HEADING:#}, without wsl-mirror and after load, \
+             {} rounds in turns of {} calls\n{}",
+            effort.rounds,
+            effort.calls,
+            self.judging().connects(&costs)
+        ))?;
+        Ok(costs.iter().filter_map(connects::Cost::verdict).collect())
     }
 
     fn scale(&self, lab: &Lab, effort: scale::Effort) -> Result<Vec<Verdict>> {
@@ -174,6 +234,7 @@ struct Effort {
     live: (u32, Duration),
     traffic: traffic::Effort,
     scale: scale::Effort,
+    connects: connects::Effort,
 }
 
 impl Effort {
@@ -182,6 +243,7 @@ impl Effort {
         live: (2, Duration::from_millis(200)),
         traffic: traffic::Effort { rounds: 2, time: Duration::from_millis(300) },
         scale: scale::Effort { pairs: 2, packets: 20_000 },
+        connects: connects::Effort { rounds: 2, calls: 20_000 },
     };
     /// Many short rounds rather than few long ones: what disturbs a machine mostly lasts longer than these do, so that it
     /// meets all parts of a round.
@@ -190,6 +252,7 @@ impl Effort {
         live: (31, Duration::from_millis(400)),
         traffic: traffic::Effort { rounds: 41, time: Duration::from_millis(600) },
         scale: scale::Effort { pairs: 15, packets: 200_000 },
+        connects: connects::Effort { rounds: 31, calls: 200_000 },
     };
 }
 
@@ -197,21 +260,21 @@ struct Scene {
     lab: Lab,
     /// Its name and version.
     engine: String,
-    _docker: Docker,
+    docker: Docker,
 }
 
 impl Scene {
     fn set() -> Result<Self> {
         // Without wslinfo: a Docker that helps itself would be measured instead of either remedy.
-        let lab = Lab::builder().wslinfo(false).build()?;
+        //
+        // docker-proxy opens a connection to the container for each of the client's, from a few thousand
+        // ports that are each blocked for a minute afterwards: thousands of connections a second take more
+        // ports, and their reuse. Windows leases them all, or it would not send Linux' own clients their replies.
+        let lab = Lab::builder().wslinfo(false).leases(20_000..=48_715).build()?;
         lab.guest()
             .enter(|| std::fs::write("/etc/wsl-mirror.toml", ""))
             .context("clearing the configuration")?;
-        // docker-proxy opens a connection to the container for each of the client's, from a few thousand
-        // ports that are each blocked for a minute afterwards: thousands of connections a second take more
-        // ports, and their reuse. Nothing here calls Windows, which would mind the other ports.
-        lab.guest()
-            .set_sysctls([("net/ipv4/ip_local_port_range", "20000 48715"), ("net/ipv4/tcp_tw_reuse", "1")])?;
+        lab.guest().set_sysctls([("net/ipv4/tcp_tw_reuse", "1")])?;
         lab.windows().set_sysctls([("net/ipv4/tcp_tw_reuse", "1")])?;
         let docker = Docker::start(&lab, &DockerOptions::default())?;
         docker.run(
@@ -222,6 +285,6 @@ impl Scene {
                 .publish(&format!("{}:9", PORTS.sink)),
         )?;
         let version = docker.cli(&["version", "--format", "{{.Server.Version}}"])?.stdout;
-        Ok(Self { lab, engine: format!("Docker {}", version.trim()), _docker: docker })
+        Ok(Self { lab, engine: format!("Docker {}", version.trim()), docker })
     }
 }

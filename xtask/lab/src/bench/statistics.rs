@@ -88,6 +88,11 @@ pub(super) fn median_interval(values: &[f64]) -> Option<(f64, f64)> {
     Some((sorted[low], sorted[sorted.len() - 1 - low]))
 }
 
+/// The median alone, of any number of values. [`median_interval`] is for hundreds: of thousands its first probability is 0.
+pub(super) fn median(values: &[f64]) -> f64 {
+    median_of_sorted(&sorted(values))
+}
+
 fn sorted(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -147,6 +152,11 @@ mod tests {
         }
         let few = Summary::of(&[1.0, 2.0, 3.0]);
         assert_eq!(Limit::AtMost(1.9).verdict(few), Verdict::Missed, "without an interval the median counts");
+    }
+
+    #[test]
+    fn the_median_alone_is_of_any_number_of_values() {
+        assert!((median(&up_to(100_000)) - 50_000.5).abs() < 1e-9);
     }
 
     #[test]

@@ -4,9 +4,9 @@ use xtask::table::{self, Cell, GOOD, WRONG};
 
 use super::{
     bpf::Direction,
-    live, packets, scale,
+    comparison::Comparison,
+    connects, live, packets, scale,
     statistics::{Summary, Verdict},
-    traffic::{Comparison, Road},
 };
 
 /// Whether limits are judged.
@@ -66,7 +66,8 @@ impl Judging {
         table::styled(["program", "empty", "wsl-mirror", "more than empty", "interval", "limit", ""], &rows)
     }
 
-    pub(super) fn traffic(self, road: Road, other: Road, comparisons: &[Comparison]) -> String {
+    /// One road against another, both by name.
+    pub(super) fn roads(self, road: &str, other: &str, comparisons: &[Comparison]) -> String {
         let rows: Vec<_> = comparisons
             .iter()
             .map(|comparison| {
@@ -79,15 +80,31 @@ impl Judging {
                     format!("{:.3}", comparison.ratio.median).into(),
                     interval(comparison.ratio, 3).into(),
                     format!("{:.2} to {:.2}", comparison.ratio.min, comparison.ratio.max).into(),
-                    comparison.limit.to_string().into(),
-                    self.verdict(comparison.verdict()),
+                    comparison.limit.map_or_else(String::new, |limit| limit.to_string()).into(),
+                    comparison.verdict().map_or_else(|| "".into(), |verdict| self.verdict(verdict)),
                 ]
             })
             .collect();
-        table::styled(
-            ["traffic", other.name(), road.name(), "ratio", "interval", "min to max", "limit", ""],
-            &rows,
-        )
+        table::styled(["traffic", other, road, "ratio", "interval", "min to max", "limit", ""], &rows)
+    }
+
+    pub(super) fn connects(self, costs: &[connects::Cost]) -> String {
+        let rows: Vec<_> = costs
+            .iter()
+            .map(|cost| {
+                [
+                    cost.what.into(),
+                    format!("{:.0}", cost.without.median).into(),
+                    format!("{:.0}", cost.with.median).into(),
+                    format!("{:.0}", cost.over.median).into(),
+                    interval(cost.over, 0).into(),
+                    format!("{:.3}", cost.ratio.median).into(),
+                    cost.limit.map_or_else(String::new, |limit| limit.to_string()).into(),
+                    cost.verdict().map_or_else(|| "".into(), |verdict| self.verdict(verdict)),
+                ]
+            })
+            .collect();
+        table::styled(["call", "without", "with", "more", "interval", "ratio", "limit of more", ""], &rows)
     }
 
     pub(super) fn scale(self, comparisons: &[scale::Comparison]) -> String {

@@ -7,9 +7,10 @@ use wsl_mirror_lab::{Lab, nat};
 use xtask::progress::Step;
 
 use super::{
+    comparison::{Comparison, Quantity},
     cpu::Others,
     load::{Load, Ports, Rate},
-    statistics::{Limit, Summary, Verdict},
+    statistics::{Limit, Summary},
 };
 use crate::status::Status;
 
@@ -97,90 +98,38 @@ impl Road {
     }
 }
 
-/// What a comparison is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Quantity {
-    /// Of a load, per second.
-    Rate(Load),
-    /// CPU seconds for a byte of [`Load::Throughput`]: of client, container, everything between them, and the kernel.
-    Cpu,
-}
+/// What the roads from Windows are compared by.
+pub(super) const QUANTITIES: [Quantity; 4] = [
+    Quantity::Rate(Load::Throughput),
+    Quantity::Rate(Load::KeepAlive),
+    Quantity::Rate(Load::Connections),
+    Quantity::Cpu,
+];
 
-impl Quantity {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Rate(Load::Throughput), Self::Rate(Load::KeepAlive), Self::Rate(Load::Connections), Self::Cpu];
-
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Rate(load) => load.name(),
-            Self::Cpu => "CPU seconds per GB",
-        }
-    }
-
-    pub(super) const fn unit(self) -> &'static str {
-        match self {
-            Self::Rate(Load::Throughput) => "GB/s",
-            Self::Rate(Load::KeepAlive | Load::Connections) => "k/s",
-            Self::Cpu => "s",
-        }
-    }
-
-    /// For people, in its unit.
-    pub(super) fn number(self, value: f64) -> String {
-        match self {
-            Self::Rate(Load::Throughput) => format!("{:.2}", value / 1e9),
-            Self::Rate(Load::KeepAlive | Load::Connections) => format!("{:.1}", value / 1e3),
-            Self::Cpu => format!("{:.2}", value * 1e9),
-        }
-    }
-
-    fn of(self, rate: Rate) -> f64 {
-        match self {
-            Self::Rate(_) => rate.per_second,
-            Self::Cpu => rate.cpu,
-        }
-    }
-
-    const fn load(self) -> Load {
-        match self {
-            Self::Rate(load) => load,
-            Self::Cpu => Load::Throughput,
-        }
-    }
-
-    /// What `direct` shall be of `steer`.
-    const fn direct_limit(self) -> Limit {
-        match self {
-            Self::Rate(Load::Throughput) => Limit::AtLeast(1.45),
-            Self::Rate(Load::KeepAlive) => Limit::AtLeast(2.3),
-            Self::Rate(Load::Connections) => Limit::AtLeast(1.6),
-            Self::Cpu => Limit::AtMost(0.6),
-        }
-    }
-
-    /// What `steer` shall be of the remedy.
-    const fn steer_limit(self) -> Limit {
-        match self {
-            Self::Rate(_) => Limit::AtLeast(0.98),
-            Self::Cpu => Limit::AtMost(1.02),
-        }
+/// The load by which a quantity is measured.
+const fn load(quantity: Quantity) -> Load {
+    match quantity {
+        Quantity::Rate(load) => load,
+        Quantity::Cpu | Quantity::ConnectTime => Load::Throughput,
     }
 }
 
-/// One road against another.
-#[derive(Debug)]
-pub(super) struct Comparison {
-    pub(super) quantity: Quantity,
-    pub(super) road: Summary,
-    pub(super) other: Summary,
-    /// Of the road to the other, round by round.
-    pub(super) ratio: Summary,
-    pub(super) limit: Limit,
+/// What `direct` shall be of `steer`.
+const fn direct_limit(quantity: Quantity) -> Option<Limit> {
+    match quantity {
+        Quantity::Rate(Load::Throughput) => Some(Limit::AtLeast(1.45)),
+        Quantity::Rate(Load::KeepAlive) => Some(Limit::AtLeast(2.3)),
+        Quantity::Rate(Load::Connections) => Some(Limit::AtLeast(1.6)),
+        Quantity::Cpu => Some(Limit::AtMost(0.6)),
+        Quantity::ConnectTime => None,
+    }
 }
 
-impl Comparison {
-    pub(super) fn verdict(&self) -> Verdict {
-        self.limit.verdict(self.ratio)
+/// What `steer` shall be of the remedy.
+const fn steer_limit(quantity: Quantity) -> Option<Limit> {
+    match quantity {
+        Quantity::Rate(_) => Some(Limit::AtLeast(0.98)),
+        Quantity::Cpu | Quantity::ConnectTime => None,
     }
 }
 
@@ -197,9 +146,17 @@ pub(super) struct Measured {
 impl Measured {
     /// A quantity's values on one road, round by round.
     fn values(&self, quantity: Quantity, road: Road) -> Vec<f64> {
-        let rounds =
-            self.rounds.iter().filter(|(load, _)| *load == quantity.load()).flat_map(|(_, rounds)| rounds);
-        rounds.map(|round| quantity.of(round[road as usize])).collect()
+        let rounds = self
+            .rounds
+            .iter()
+            .filter(|(measured, _)| *measured == load(quantity))
+            .flat_map(|(_, rounds)| rounds);
+        rounds
+            .map(|round| match quantity {
+                Quantity::Cpu => round[road as usize].cpu,
+                Quantity::Rate(_) | Quantity::ConnectTime => round[road as usize].per_second,
+            })
+            .collect()
     }
 
     /// A quantity on one road.
@@ -207,30 +164,22 @@ impl Measured {
         Summary::of(&self.values(quantity, road))
     }
 
-    fn compare(&self, quantity: Quantity, road: Road, other: Road, limit: Limit) -> Comparison {
-        let (values, others) = (self.values(quantity, road), self.values(quantity, other));
-        let ratios: Vec<_> = values.iter().zip(&others).map(|(value, other)| value / other).collect();
-        Comparison {
-            quantity,
-            road: Summary::of(&values),
-            other: Summary::of(&others),
-            ratio: Summary::of(&ratios),
-            limit,
-        }
+    fn compare(&self, quantity: Quantity, road: Road, other: Road, limit: Option<Limit>) -> Comparison {
+        Comparison::of(quantity, &self.values(quantity, road), &self.values(quantity, other), limit)
     }
 
     /// `steer` against the nft remedy.
     pub(super) fn steer_against_remedy(&self) -> Vec<Comparison> {
         let compare =
-            |quantity: Quantity| self.compare(quantity, Road::Steer, Road::Remedy, quantity.steer_limit());
-        Quantity::ALL.into_iter().filter(|quantity| *quantity != Quantity::Cpu).map(compare).collect()
+            |quantity: Quantity| self.compare(quantity, Road::Steer, Road::Remedy, steer_limit(quantity));
+        QUANTITIES.into_iter().filter(|quantity| *quantity != Quantity::Cpu).map(compare).collect()
     }
 
     /// `direct` against `steer`.
     pub(super) fn direct_against_steer(&self) -> Vec<Comparison> {
         let compare =
-            |quantity: Quantity| self.compare(quantity, Road::Direct, Road::Steer, quantity.direct_limit());
-        Quantity::ALL.into_iter().map(compare).collect()
+            |quantity: Quantity| self.compare(quantity, Road::Direct, Road::Steer, direct_limit(quantity));
+        QUANTITIES.into_iter().map(compare).collect()
     }
 }
 
@@ -264,7 +213,7 @@ pub(super) fn measure(lab: &Lab, ports: Ports, effort: Effort, progress: &Step) 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::statistics::Verdict, *};
 
     /// The machine becomes twice as fast; the ratios stay.
     fn measured(steer: f64, direct: f64) -> Measured {
@@ -285,23 +234,23 @@ mod tests {
         let comparison = of(&comparisons, Quantity::Rate(Load::KeepAlive));
         assert!((comparison.ratio.median - 0.98).abs() < 1e-9);
         assert!(comparison.ratio.interval.is_some_and(|(low, high)| high - low < 1e-9));
-        assert_eq!(comparison.verdict(), Verdict::Holds);
+        assert_eq!(comparison.verdict(), Some(Verdict::Holds));
         let slower = measured(0.95, 1.9).steer_against_remedy();
-        assert!(slower.iter().all(|one| one.verdict() == Verdict::Missed), "{slower:?}");
+        assert!(slower.iter().all(|one| one.verdict() == Some(Verdict::Missed)), "{slower:?}");
     }
 
     #[test]
     fn direct_is_compared_with_steer() {
         let comparisons = measured(0.5, 1.0).direct_against_steer();
-        for quantity in Quantity::ALL {
+        for quantity in QUANTITIES {
             let comparison = of(&comparisons, quantity);
             let (ratio, verdict) = match quantity {
                 Quantity::Rate(Load::KeepAlive) => (2.0, Verdict::Missed),
                 Quantity::Rate(_) => (2.0, Verdict::Holds),
-                Quantity::Cpu => (0.5, Verdict::Holds),
+                Quantity::Cpu | Quantity::ConnectTime => (0.5, Verdict::Holds),
             };
             assert!((comparison.ratio.median - ratio).abs() < 1e-9, "{comparison:?}");
-            assert_eq!(comparison.verdict(), verdict, "{comparison:?}");
+            assert_eq!(comparison.verdict(), Some(verdict), "{comparison:?}");
         }
     }
 }

@@ -4,19 +4,16 @@
 mod outcome;
 mod probe;
 mod promise;
+mod scene;
 
-use std::{net::Ipv4Addr, time::Instant};
+use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use outcome::Outcome;
 use probe::call_all;
-use promise::{CALLS, Call, Caller, Promised, Stage, Target};
-use wsl_mirror_lab::{
-    Container, Docker, DockerOptions, Lab, Service, loopback,
-    servers::{self, Server},
-};
-
+use promise::{CALLS, Call, Caller, Machine, Promised, Stage, Target};
+use scene::Scene;
 use xtask::{
     ExitCode,
     progress::step,
@@ -33,84 +30,40 @@ impl Demo {
     pub(crate) fn exec(self) -> Result<ExitCode> {
         let Self {} = self;
         let started = Instant::now();
-        let scene = step("build a model of WSL's mirrored mode, and start Docker in it", |_| Scene::set())?;
-        let lab = &scene.lab;
-        let wsl_mirror = |arguments: &[&str]| lab.wsl_mirror(arguments)?.success();
+        let scene =
+            step("build two models of WSL's mirrored mode, and start Docker in them", |_| Scene::set())?;
 
-        let without = step("call everything without wsl-mirror", |_| Ok(call_all(lab)))?;
+        let without = step("call everything without wsl-mirror", |_| Ok(call_all(&scene)))?;
         let with = step("wsl-mirror load, and call everything", |_| {
-            wsl_mirror(&["load"])?;
-            Ok(call_all(lab))
+            scene.wsl_mirror(&["load"])?;
+            Ok(call_all(&scene))
         })?;
         let direct = step("path = \"direct\" in /etc/wsl-mirror.toml, and call everything", |_| {
-            configure(lab, "path = \"direct\"\n")?;
-            wsl_mirror(&["load"])?;
-            Ok(call_all(lab))
+            scene.configure("path = \"direct\"\n")?;
+            scene.wsl_mirror(&["load"])?;
+            Ok(call_all(&scene))
         })?;
-        let exempt = step("wsl-mirror exempt add 8080/tcp, and call everything", |_| {
-            wsl_mirror(&["exempt", "add", "8080/tcp"])?;
-            Ok(call_all(lab))
+        let exempt = step("wsl-mirror exempt add 8080/tcp 8082/tcp, and call everything", |_| {
+            scene.wsl_mirror(&["exempt", "add", "8080/tcp", "8082/tcp"])?;
+            Ok(call_all(&scene))
         })?;
-        let status = Status::read(lab)?;
-        for target in PUBLISHED {
-            let (port, protocol) = (target.port(), target.protocol());
-            let flows = status.port(port, protocol, "direct_flows");
-            ensure!(flows > 0, "no flow to {port}/{protocol} went straight to the container");
-        }
+        let account = Account::read(&scene)?;
         let unloaded = step("wsl-mirror unload, and call everything", |_| {
-            wsl_mirror(&["unload"])?;
-            Ok(call_all(lab))
+            scene.wsl_mirror(&["unload"])?;
+            Ok(call_all(&scene))
         })?;
 
         let outcomes = [without, with, direct, exempt, unloaded];
         let broken = broken_promises(&outcomes);
         print(&format!(
-            "\nCalls to 127.0.0.1: without wsl-mirror, with it loaded, straight to the container, with a port exempt, and \
-             unloaded again.\n\n{}",
+            "\nCalls to 127.0.0.1, in ms: without wsl-mirror, with it loaded, straight to the\n\
+             container, with 8080 and 8082 exempt, and unloaded again.\n\n{}",
             show(&outcomes)
         ))?;
-        print(&account(&status))?;
+        print(&account.text())?;
         print(&closing(&broken, &scene.engine, started))?;
         Ok(if broken.is_empty() { ExitCode::Success } else { ExitCode::TestsFailed })
     }
-}
-
-/// Everything that is called.
-struct Scene {
-    lab: Lab,
-    engine: String,
-    _docker: Docker,
-    _services: [Server; 2],
-}
-
-impl Scene {
-    fn set() -> Result<Self> {
-        // Docker 27.3 and later asks wslinfo, once, at its start, and then may help itself. The case to be
-        // shown is the one in which it does not: an older Docker, or a loopback0 that came later.
-        let lab = Lab::builder().wslinfo(false).build()?;
-        // The machine's own configuration shines through the guest's /etc, and is not meant for this.
-        configure(&lab, "")?;
-        let docker = Docker::start(&lab, &DockerOptions::default())?;
-        let mut container = Container::new("demo")
-            .serve(Service::Http { port: 80 })
-            .serve(Service::UdpEcho { port: Target::Udp.port() });
-        for target in PUBLISHED {
-            if let Some(port) = target.publish() {
-                container = container.publish(port);
-            }
-        }
-        docker.run(container)?;
-        let version = docker.cli(&["version", "--format", "{{.Server.Version}}"])?.stdout;
-        let services = [
-            servers::tcp_echo(lab.guest(), (Ipv4Addr::UNSPECIFIED, Target::LinuxService.port()))?,
-            servers::tcp_echo(lab.windows(), loopback(Target::WindowsService.port()))?,
-        ];
-        Ok(Self { lab, engine: format!("Docker {}", version.trim()), _docker: docker, _services: services })
-    }
-}
-
-fn configure(lab: &Lab, text: &str) -> Result<()> {
-    lab.guest().enter(|| std::fs::write("/etc/wsl-mirror.toml", text)).context("writing the configuration")
 }
 
 /// What happened, by stage and call.
@@ -161,36 +114,74 @@ fn show(outcomes: &Outcomes) -> String {
 
 fn cell(outcome: &Outcome, promised: Promised) -> Cell {
     let (text, style) = match outcome {
-        Outcome::Answered(took) => (format!("✓ {:.1} ms", took.as_secs_f64() * 1e3), GOOD),
+        Outcome::Answered(took) => (format!("✓ {:.1}", took.as_secs_f64() * 1e3), GOOD),
         Outcome::Hung => ("hangs".to_owned(), BAD),
+        Outcome::Reset => ("reset".to_owned(), BAD),
         Outcome::Refused => ("refused".to_owned(), BAD),
         Outcome::Other(_) => ("fails".to_owned(), BAD),
     };
     if promised.is(outcome) { Cell::new(text, style) } else { Cell::new(format!("{text} (!)"), WRONG) }
 }
 
-/// What the container serves, and with that what is carried.
-const PUBLISHED: [Target; 3] = [Target::Web, Target::WebOnLoopback, Target::Udp];
-
 /// The product's own account, taken before it was unloaded.
-fn account(status: &Status) -> String {
-    let ports = PUBLISHED.map(|target| {
-        let (port, protocol) = (target.port(), target.protocol());
-        let [steered, direct] =
-            ["steered_flows", "direct_flows"].map(|counter| status.port(port, protocol, counter));
-        format!("{port}/{protocol} {steered} steered, {direct} direct")
-    });
-    format!("wsl-mirror status ({}), flows: {}", status.attachment(), ports.join(" · "))
+struct Account {
+    attachment: String,
+    /// Of each published port: where it is, and how many flows from Windows were steered and went direct.
+    flows: Vec<(Target, [u64; 2])>,
+    /// How many connects and datagrams of Linux' own clients were translated.
+    translated: u64,
+}
+
+impl Account {
+    /// Also checks that each published port had a direct flow, and that Linux' own clients were translated: where
+    /// docker-proxy serves, every way answers.
+    fn read(scene: &Scene) -> Result<Self> {
+        let with_proxy = Status::read(scene.lab(Machine::WithProxy))?;
+        let without_proxy = Status::read(scene.lab(Machine::WithoutProxy))?;
+        let published = Target::ALL.into_iter().filter(|target| target.publish().is_some());
+        let flows = published.map(|target| {
+            let (port, protocol) = (target.port(), target.protocol());
+            let status = match target.machine() {
+                Machine::WithProxy => &with_proxy,
+                Machine::WithoutProxy => &without_proxy,
+            };
+            let [steered, direct] =
+                ["steered_flows", "direct_flows"].map(|counter| status.port(port, protocol, counter));
+            ensure!(direct > 0, "no flow to {port}/{protocol} went straight to the container");
+            Ok((target, [steered, direct]))
+        });
+        let flows = flows.collect::<Result<_>>()?;
+        let translated = [with_proxy.clients("translated")?, without_proxy.clients("translated")?];
+        ensure!(!translated.contains(&0), "no client in Linux was connected straight to a container");
+        Ok(Self { attachment: with_proxy.attachment(), flows, translated: translated.iter().sum() })
+    }
+
+    fn text(&self) -> String {
+        let flows: Vec<_> = self
+            .flows
+            .iter()
+            .map(|(target, [steered, direct])| {
+                format!("  {}/{}: {steered} steered, {direct} direct", target.port(), target.protocol())
+            })
+            .collect();
+        format!(
+            "wsl-mirror status ({}), flows from Windows:\n{}\n\
+             Linux' own clients: {} translated, connected straight to the container",
+            self.attachment,
+            flows.join("\n"),
+            self.translated
+        )
+    }
 }
 
 fn closing(broken: &[Broken], engine: &str, started: Instant) -> String {
     if broken.is_empty() {
         let seconds = started.elapsed().as_secs_f32();
         return format!(
-            "\nAs promised: while wsl-mirror is loaded, what {engine} publishes answers on Windows' 127.0.0.1:\n\
-             loaded: by docker-proxy, the default; direct: by the container itself, past docker-proxy.\n\
-             An exempt port is left alone, everything else is as without it, and so is all after unload \
-             ({seconds:.0} s).\n\
+            "\nAs promised. While wsl-mirror is loaded, what {engine} publishes answers on\n\
+             127.0.0.1, Windows' and Linux'. loaded: from Windows by docker-proxy, the default;\n\
+             direct: by the container itself. Linux clients are connected to the container.\n\
+             An exempt port is left alone, and so is everything after unload ({seconds:.0} s).\n\
              Next: `cargo xtask test` proves it in detail; on WSL, `sudo wsl-mirror load`."
         );
     }
@@ -199,6 +190,7 @@ fn closing(broken: &[Broken], engine: &str, started: Instant) -> String {
         let found = match outcome {
             Outcome::Answered(_) => "an answer",
             Outcome::Hung => "no answer",
+            Outcome::Reset => "a reset",
             Outcome::Refused => "a refusal",
             Outcome::Other(text) => text,
         };
@@ -232,8 +224,13 @@ fn major(engine: &str) -> u32 {
 /// Why a cell may differ without anything being wrong with this machine.
 fn known_reason(call: Call, stage: Stage, outcome: &Outcome, engine: &str) -> Option<&'static str> {
     match (call.caller, call.target, stage, outcome) {
-        (Caller::Linux, Target::WebOnLoopback, _, Outcome::Hung) if major(engine) >= 28 => {
+        (Caller::Linux, Target::WebOnLoopback, Stage::Without | Stage::Unloaded, Outcome::Hung)
+            if major(engine) >= 28 =>
+        {
             Some("Docker 28 and later drops what is published on 127.0.0.1 and does not come in on lo")
+        }
+        (Caller::Linux, _, Stage::Without | Stage::Exempt | Stage::Unloaded, Outcome::Answered(_)) => {
+            Some("before Linux 6.7 such a port answers a Linux client by itself")
         }
         (_, _, Stage::Without | Stage::Unloaded, Outcome::Answered(_)) => {
             Some("something else on this machine helps already: this Docker itself, or its proxy is off")
@@ -254,6 +251,7 @@ mod tests {
             let outcome = |call: &Call| match call.promised[stage] {
                 Promised::Answer => Outcome::Answered(Duration::from_micros(1234)),
                 Promised::Hang => Outcome::Hung,
+                Promised::Nothing => Outcome::Reset,
             };
             CALLS.iter().map(outcome).collect()
         })
@@ -263,14 +261,16 @@ mod tests {
     fn what_is_promised_is_kept() {
         assert!(broken_promises(&kept()).is_empty());
         let text = anstream::adapter::strip_str(&show(&kept())).to_string();
-        assert!(text.contains("✓ 1.2 ms") && text.contains("hangs") && !text.contains("(!)"), "{text}");
+        assert!(text.contains("✓ 1.2") && text.contains("hangs") && !text.contains("(!)"), "{text}");
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        assert!(widest.is_some_and(|widest| widest <= 80), "{widest:?} columns:\n{text}");
     }
 
     #[test]
     fn a_cell_that_differs_is_marked_and_named() {
         let mut outcomes = kept();
         outcomes[1][0] = Outcome::Hung;
-        outcomes[0][4] = Outcome::Refused;
+        outcomes[0][6] = Outcome::Refused;
         let broken = broken_promises(&outcomes);
         assert_eq!(broken.len(), 2);
         assert_eq!(show(&outcomes).matches("(!)").count(), 2);
@@ -287,17 +287,18 @@ mod tests {
 
     #[test]
     fn a_reason_is_given_only_where_it_can_be_true() {
-        let reason = |caller, engine| {
+        let reason = |caller, stage, engine| {
             let call = Call {
                 caller,
                 target: Target::WebOnLoopback,
                 promised: [Promised::Answer; Stage::ALL.len()],
             };
-            known_reason(call, Stage::With, &Outcome::Hung, engine)
+            known_reason(call, stage, &Outcome::Hung, engine)
         };
-        assert!(reason(Caller::Linux, "Docker 28.5.1").is_some());
-        assert!(reason(Caller::Windows, "Docker 28.5.1").is_none(), "wsl-mirror carries it past the rule");
-        assert!(reason(Caller::Linux, "Docker 20.10.24+dfsg1").is_none());
-        assert!(reason(Caller::Linux, "Docker").is_none());
+        assert!(reason(Caller::Linux, Stage::Without, "Docker 28.5.1").is_some());
+        assert!(reason(Caller::Linux, Stage::With, "Docker 28.5.1").is_none(), "wsl-mirror heals it");
+        assert!(reason(Caller::Windows, Stage::Without, "Docker 28.5.1").is_none());
+        assert!(reason(Caller::Linux, Stage::Without, "Docker 20.10.24+dfsg1").is_none());
+        assert!(reason(Caller::Linux, Stage::Without, "Docker").is_none());
     }
 }

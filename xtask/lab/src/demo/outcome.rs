@@ -11,6 +11,8 @@ pub(super) enum Outcome {
     Answered(Duration),
     /// Nothing, for longer than a retransmission takes.
     Hung,
+    /// The connection was made, and ended before an answer came.
+    Reset,
     /// Nobody is there.
     Refused,
     /// Whatever else.
@@ -21,6 +23,7 @@ impl From<tcp::Failure> for Outcome {
     fn from(failure: tcp::Failure) -> Self {
         match failure {
             tcp::Failure::ConnectTimedOut | tcp::Failure::Stalled { .. } => Self::Hung,
+            tcp::Failure::Reset => Self::Reset,
             tcp::Failure::Refused => Self::Refused,
             other => Self::Other(other.to_string()),
         }
