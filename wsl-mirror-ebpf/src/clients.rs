@@ -16,6 +16,7 @@ use wsl_mirror_core::packet::LOCALHOST;
 use wsl_mirror_core::verdict::Listener;
 
 use crate::maps::{LOCAL_ADDRESSES, PORT_POLICY};
+use crate::translations::Scope;
 use crate::tuple::Tuple;
 use crate::{instructions, tags, translations};
 
@@ -186,6 +187,19 @@ impl Client {
             stays_on_lo: same >> 16 & 1 != 0,
             container: decision.container,
         }
+    }
+
+    /// Sends the client to the container if the decision says so and the socket can remember it; gives the outcome.
+    #[inline(always)]
+    pub fn translate(&self, attempt: &Attempt, decision: &Decision, scope: Scope) -> ClientOutcome {
+        if !matches!(decision.outcome, ClientOutcome::Translated) {
+            return decision.outcome;
+        }
+        if !translations::remember(self.socket(), attempt.resolved(), decision.container, scope) {
+            return ClientOutcome::NotRemembered;
+        }
+        self.redirect(decision.container);
+        ClientOutcome::Translated
     }
 
     /// Sets the bit that keeps the socket's packets on `lo`; gives whether it is set. The program's own bits stay.

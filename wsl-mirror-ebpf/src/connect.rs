@@ -38,15 +38,7 @@ fn connecting(client: Option<Client>) {
         client.leave_lo(settings.lo_mark);
         return;
     }
-    let mut outcome = decision.outcome;
-    if matches!(outcome, ClientOutcome::Translated) {
-        let named = attempt.resolved();
-        if translations::remember(client.socket(), named, decision.container, Scope::Only) {
-            client.redirect(decision.container);
-        } else {
-            outcome = ClientOutcome::NotRemembered;
-        }
-    }
+    let outcome = client.translate(&attempt, &decision, Scope::Only);
     if decision.stays_on_lo && !matches!(outcome, ClientOutcome::Translated) {
         if client.stay_on_lo(settings.lo_mark) {
             counters::count_client(ClientOutcome::KeptOnLo);

@@ -17,30 +17,34 @@ pub fn port_key(packet: &Packet) -> PortKey {
 #[inline(always)]
 pub fn count(reason: Reason) {
     let Some(verdicts) = VERDICTS.get_ptr_mut(0) else { return };
-    // The verifier wants to see the bound at this place, where the compiler knows it already.
-    let number = instructions::forget(reason as u64);
-    if number >= Reason::ALL.len() as u64 {
-        return;
-    }
-    // `Verdicts::counter` would become a tail of 30 comparisons here.
     // SAFETY: `Verdicts` has one u64 for each reason, in the order of the reasons (tested in abi/reason.rs).
-    let counter = unsafe { verdicts.cast::<u64>().add(number as usize) };
-    // SAFETY: as above, and each CPU has its own.
-    unsafe { *counter += 1 };
+    unsafe { increment(verdicts.cast(), reason as u64, Reason::ALL.len() as u64) };
 }
 
 /// Counts what a Linux client got in `CLIENTS`.
 #[inline(always)]
 pub fn count_client(outcome: ClientOutcome) {
     let Some(counts) = CLIENTS.get_ptr_mut(0) else { return };
-    // As above.
-    let number = instructions::forget(outcome as u64);
-    if number >= ClientOutcome::ALL.len() as u64 {
+    // SAFETY: `ClientCounts` has one u64 for each outcome, in their order (tested in abi/client.rs).
+    unsafe { increment(counts.cast(), outcome as u64, ClientOutcome::ALL.len() as u64) };
+}
+
+/// Adds 1 to the counter of this number. `Verdicts::counter` would become a tail of 30 comparisons here.
+///
+/// Each CPU has its own counters. A process that is preempted here may lose a count.
+///
+/// # Safety
+/// `counters` are as many as `length` says.
+#[inline(always)]
+unsafe fn increment(counters: *mut u64, number: u64, length: u64) {
+    // The verifier wants to see the bound at this place, where the compiler knows it already.
+    let number = instructions::forget(number);
+    if number >= length {
         return;
     }
-    // SAFETY: `ClientCounts` has one u64 for each outcome, in their order (tested in abi/client.rs).
-    let counter = unsafe { counts.cast::<u64>().add(number as usize) };
-    // SAFETY: as above, and each CPU has its own. A process that is preempted here may lose a count.
+    // SAFETY: the caller's promise, and the bound.
+    let counter = unsafe { counters.add(number as usize) };
+    // SAFETY: as above.
     unsafe { *counter += 1 };
 }
 

@@ -6,7 +6,6 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use wsl_mirror_core::abi::ClientOutcome;
 
 use crate::clients::Client;
 use crate::tags::ALLOW;
@@ -51,14 +50,5 @@ fn sending(client: &Client) {
         translations::forget(client.socket(), attempt.destination);
         return;
     }
-    let mut outcome = decision.outcome;
-    if matches!(outcome, ClientOutcome::Translated) {
-        let named = attempt.resolved();
-        if translations::remember(client.socket(), named, decision.container, Scope::Another) {
-            client.redirect(decision.container);
-        } else {
-            outcome = ClientOutcome::NotRemembered;
-        }
-    }
-    counters::count_client(outcome);
+    counters::count_client(client.translate(&attempt, &decision, Scope::Another));
 }

@@ -91,10 +91,7 @@ fn owner_policy(owner: &Owner) -> Policy {
 /// socket has a target.
 #[inline(always)]
 pub fn read_target(socket: *mut bpf_sock, copy: &mut Target, unanswered_at: u64) -> bool {
-    let map = ptr::from_ref(&SOCKET_TARGET).cast_mut().cast();
-    let none = ptr::null_mut();
-    // SAFETY: the socket is held.
-    let target: *mut Target = unsafe { bpf_sk_storage_get(map, socket.cast(), none, 0) }.cast();
+    let target = target_of(socket);
     if target.is_null() {
         return false;
     }
@@ -111,12 +108,19 @@ pub fn read_target(socket: *mut bpf_sock, copy: &mut Target, unanswered_at: u64)
 /// port in the next two, then the flags. 0: there is no target.
 #[inline(always)]
 pub fn read_container(socket: *mut bpf_sock) -> u64 {
+    // SAFETY: the element stays until the program ends.
+    let Some(&Target { address, port, flags, .. }) = (unsafe { target_of(socket).as_ref() }) else {
+        return 0;
+    };
+    u64::from(u32::from_ne_bytes(address)) | u64::from(port) << 32 | u64::from(flags) << 48
+}
+
+/// The target of a socket from a lookup, or null.
+#[inline(always)]
+fn target_of(socket: *mut bpf_sock) -> *mut Target {
     let map = ptr::from_ref(&SOCKET_TARGET).cast_mut().cast();
     // SAFETY: the socket is held.
-    let target: *const Target = unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), 0) }.cast();
-    // SAFETY: the element stays until the program ends.
-    let Some(&Target { address, port, flags, .. }) = (unsafe { target.as_ref() }) else { return 0 };
-    u64::from(u32::from_ne_bytes(address)) | u64::from(port) << 32 | u64::from(flags) << 48
+    unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), 0) }.cast()
 }
 
 /// The socket's tag. The kernel reads `first` only where it creates one.
