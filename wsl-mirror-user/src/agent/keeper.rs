@@ -196,9 +196,9 @@ impl Keeper {
     }
 
     /// Renews this machine's addresses whose clients are translated. Gives a note if that has failed.
-    fn write_addresses(&self) -> Option<String> {
+    fn write_addresses(&self, state: &State) -> Option<String> {
         let written = match self.config.linux_clients {
-            Switch::Auto => local_addresses::write(),
+            Switch::Auto => local_addresses::write(&state.local_addresses),
             Switch::Off => local_addresses::clear(),
         };
         let error = written.err()?;
@@ -249,7 +249,7 @@ impl Keeper {
         if changes.unwatched {
             self.unwritten = self.follow(Look::Everything)?;
         }
-        self.unwritten_addresses = self.write_addresses();
+        self.unwritten_addresses = self.write_addresses(state);
         self.is_active = true;
         let had_loaded = std::mem::replace(&mut self.has_loaded, true);
         self.is_loaded = true;

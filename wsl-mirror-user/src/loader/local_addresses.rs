@@ -11,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wsl_mirror_core::abi::LocalAddresses;
 
 use super::{maps, pins};
-use crate::host::routing::{self, Route, Routing};
+use crate::host::routing::{Route, Routing};
 
 /// The table that WSL makes for `hostAddressLoopback`.
 const TABLE: u32 = 128;
@@ -20,11 +20,11 @@ const SINGLE: u8 = 32;
 /// How long an entry counts: an agent that was killed takes none away. The agent looks twice a minute.
 const VALIDITY: Duration = Duration::from_secs(150);
 
-/// Writes the addresses of this moment in the place of those before.
-pub fn write() -> Result<()> {
+/// Writes these addresses in the place of those before.
+pub fn write(addresses: &BTreeSet<[u8; 4]>) -> Result<()> {
     let now = clock_gettime(ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.cast_unsigned(), now.tv_nsec.try_into().unwrap_or_default());
-    maps::LOCAL_ADDRESSES.pinned()?.set(value(&of(&routing::read()?), now))
+    maps::LOCAL_ADDRESSES.pinned()?.set(value(addresses, now))
 }
 
 /// Removes all of them.
@@ -36,7 +36,7 @@ pub fn clear() -> Result<()> {
 }
 
 /// The addresses of this machine to which table 128 has a route of their own.
-fn of(routing: &Routing) -> BTreeSet<[u8; 4]> {
+pub fn of(routing: &Routing) -> BTreeSet<[u8; 4]> {
     let routed = routing.routes.iter().filter(|route| route.table() == TABLE).map(Route::destination);
     let single = routed.filter(|(_, length)| *length == SINGLE).map(|(address, _)| address);
     let is_ours = |address: &_| routing.addresses.iter().any(|(ours, _)| ours == address);

@@ -1,6 +1,6 @@
 //! Reads the state: pins, maps, links, the interface and its hooks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::instances::{self, Instance};
 use super::local_rules::{Conditions, Filters, Follower, LocalRules};
 use super::pins::{self, Pins, bpffs};
 use super::source_alias::SourceAlias;
-use super::{cgroup, maps, tcx};
+use super::{cgroup, local_addresses, maps, tcx};
 use crate::config::{Config, HookChoice};
 use crate::host::firewall::{self, Firewall, Obstacle};
 use crate::host::{interface, netns, routing};
@@ -47,6 +47,8 @@ pub struct State {
     pub source_alias: SourceAlias,
     /// The policy route rules that keep connections within Linux on `lo`.
     pub local_rules: LocalRules,
+    /// This machine's LAN addresses whose clients are translated under an agent.
+    pub local_addresses: BTreeSet<[u8; 4]>,
     /// The cookie of the network namespace.
     pub netns_cookie: u64,
     /// The packet filters. Large: an agent reads them once and shares them.
@@ -122,6 +124,7 @@ fn read_at(
         netns_cookie: netns::cookie()?,
         firewall,
         source_alias: SourceAlias::find(&routing, config.source_alias, name, index, &others),
+        local_addresses: local_addresses::of(&routing),
         local_rules: LocalRules::find(&routing, &conditions, &others),
         steered_by_others: others.into_iter().find(|other| index != 0 && other.ifindex == index),
         settings,

@@ -16,10 +16,8 @@ use std::ops::RangeInclusive;
 use anyhow::Result;
 
 use super::instances::Instance;
-use super::source_alias::{Change, TABLE, leads_to_windows};
+use super::source_alias::{Change, TABLE, leads_to_windows, remove_all};
 use crate::config::Switch;
-use crate::errors::Errors;
-use crate::exit::Exit;
 use crate::host::firewall::Firewall;
 use crate::host::routing::{self, Routing, Rule};
 
@@ -249,13 +247,7 @@ pub fn remove(others: &[Instance]) -> Result<bool> {
     if are_anothers(&routing, &steered) {
         return Ok(false);
     }
-    let removal = removal(&ours(&routing));
-    let mut errors = Errors::default();
-    for change in &removal {
-        errors.keep(change.carry_out());
-    }
-    errors.into_failure(Exit::Kernel, "could not be taken away")?;
-    Ok(!removal.is_empty())
+    remove_all(&removal(&ours(&routing)))
 }
 
 /// The rule for TCP's replies, which is added last, goes first.

@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use rustix::io::Errno;
 
+use crate::errors::Errors;
 use crate::exit::{Exit, OrExit as _};
 use crate::host::netlink;
 use crate::host::routing::{Route, Rule};
@@ -58,6 +59,16 @@ impl Change {
             Self::RemoveRoute(route) => Self::AddRoute(route),
         }
     }
+}
+
+/// Does all of them. An error does not stop it. Gives whether there were any.
+pub fn remove_all(removal: &[Change]) -> Result<bool> {
+    let mut errors = Errors::default();
+    for change in removal {
+        errors.keep(change.carry_out());
+    }
+    errors.into_failure(Exit::Kernel, "could not be taken away")?;
+    Ok(!removal.is_empty())
 }
 
 impl fmt::Display for Change {

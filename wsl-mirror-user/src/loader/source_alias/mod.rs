@@ -14,12 +14,10 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 
 use super::instances::Instance;
-use crate::errors::Errors;
-use crate::exit::Exit;
 use crate::host::interface;
 use crate::host::routing::{self, Route, Routing, Rule};
 
-pub use self::change::Change;
+pub use self::change::{Change, remove_all};
 pub use self::objects::{PROTOCOL, TABLE, leads_to_windows};
 
 /// The prefix length of half a default route, of which VPNs make two (`redirect-gateway def1`).
@@ -188,13 +186,7 @@ pub fn remove(others: &[Instance]) -> Result<bool> {
     if is_anothers(&rules, &routes, &interfaces_of(others)) {
         return Ok(false);
     }
-    let mut errors = Errors::default();
-    let removal = removal(&rules, &routes);
-    for change in &removal {
-        errors.keep(change.carry_out());
-    }
-    errors.into_failure(Exit::Kernel, "could not be taken away")?;
-    Ok(!removal.is_empty())
+    remove_all(&removal(&rules, &routes))
 }
 
 /// The route goes first: no direct flow begins without it.
